@@ -172,4 +172,130 @@ inline void check_sgd_step(const at::Tensor& parameters, const at::Tensor& momen
                       ": rows must be contiguous, got strides ", tensor->strides());
 }
 
+inline void check_real(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType type,
+                       at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(tensor.scalar_type() == type && tensor.sizes() == shape, op, ": ", name, " must be ",
+                    type, " of shape ", shape, ", got ", tensor.scalar_type(), " of shape ", tensor.sizes());
+}
+
+// Whether the values of each device lie side by side, as they do in a view of a row of parameters.
+inline bool rows_are_contiguous(const at::Tensor& tensor) {
+  int64_t stride = 1;
+  for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
+    if (tensor.size(dim) != 1 && tensor.stride(dim) != stride) return false;
+    stride *= tensor.size(dim);
+  }
+  return true;
+}
+
+inline void check_written(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType type,
+                          at::IntArrayRef shape) {
+  check_real(op, name, tensor, type, shape);
+  TORCH_CHECK_VALUE(rows_are_contiguous(tensor), op, ": ", name,
+                    " must be contiguous in each device, got strides ", tensor.strides());
+}
+
+inline void check_linear(const at::Tensor& inputs, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias) {
+  const char* op = "linear";
+  const auto type = inputs.scalar_type();
+  TORCH_CHECK_VALUE(inputs.dim() == 3 && (type == at::kFloat || type == at::kDouble), op,
+                    ": inputs must be float32 or float64 of shape [devices, samples, in], got ", type,
+                    " of shape ", inputs.sizes());
+  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.scalar_type() == type && weight.size(0) == inputs.size(0) &&
+                        weight.size(1) == inputs.size(2),
+                    op, ": weight must be ", type, " of shape [", inputs.size(0), ", ", inputs.size(2),
+                    ", out], got ", weight.scalar_type(), " of shape ", weight.sizes());
+  if (bias) check_real(op, "bias", *bias, type, {weight.size(0), weight.size(2)});
+}
+
+inline void check_linear_gradient(const at::Tensor& inputs, const at::Tensor& weight,
+                                  const std::optional<at::Tensor>& outputs, const at::Tensor& gradient,
+                                  const at::Tensor& weight_gradient,
+                                  const std::optional<at::Tensor>& bias_gradient) {
+  const char* op = "linear";
+  const auto type = inputs.scalar_type();
+  const int64_t made[] = {inputs.size(0), inputs.size(1), weight.size(2)};
+  check_real(op, "gradient", gradient, type, made);
+  if (outputs) check_real(op, "outputs", *outputs, type, made);
+  check_written(op, "weight_gradient", weight_gradient, type, weight.sizes());
+  if (bias_gradient)
+    check_written(op, "bias_gradient", *bias_gradient, type, {weight.size(0), weight.size(2)});
+}
+
+inline void check_objective(at::TensorList features, at::TensorList heads, at::TensorList positions,
+                            const at::Tensor& shared_head, const at::Tensor& labels,
+                            const at::Tensor& present, at::ArrayRef<double> weights,
+                            at::TensorList head_gradients, const at::Tensor& shared_head_gradient) {
+  const char* op = "objective";
+  const auto type = shared_head.scalar_type();
+  TORCH_CHECK_VALUE(shared_head.dim() == 3 && (type == at::kFloat || type == at::kDouble) &&
+                        rows_are_contiguous(shared_head),
+                    op, ": shared_head must be float32 or float64 of shape [devices, width, classes], got ",
+                    type, " of shape ", shared_head.sizes());
+  TORCH_CHECK_VALUE(
+      labels.dim() == 2 && labels.scalar_type() == at::kLong && labels.size(0) == shared_head.size(0), op,
+      ": labels must be int64 of shape [", shared_head.size(0), ", batch], got ", labels.scalar_type(),
+      " of shape ", labels.sizes());
+  const size_t modalities = features.size();
+  TORCH_CHECK_VALUE(modalities > 0 && heads.size() == modalities && positions.size() == modalities &&
+                        head_gradients.size() == modalities,
+                    op,
+                    ": features, heads, positions and head_gradients must hold one tensor a modality, got ",
+                    modalities, ", ", heads.size(), ", ", positions.size(), " and ", head_gradients.size());
+  TORCH_CHECK_VALUE(weights.size() == 5, op, ": weights must be 5 numbers, got ", weights.size());
+  check_real(op, "present", present, at::kBool,
+             {labels.size(0), labels.size(1), static_cast<int64_t>(modalities)});
+  check_written(op, "shared_head_gradient", shared_head_gradient, type, shared_head.sizes());
+  for (size_t m = 0; m < modalities; ++m) {
+    TORCH_CHECK_VALUE(positions[m].dim() == 1 && positions[m].scalar_type() == at::kLong, op,
+                      ": positions must be int64 of shape [devices], got ", positions[m].scalar_type(),
+                      " of shape ", positions[m].sizes());
+    const int64_t devices = positions[m].size(0),
+                  head[] = {devices, shared_head.size(1), shared_head.size(2)};
+    check_real(op, "features", features[m], type, {devices, labels.size(1), 2 * shared_head.size(1)});
+    check_written(op, "heads", heads[m], type, head);
+    check_written(op, "head_gradients", head_gradients[m], type, head);
+  }
+}
+
+inline void check_objective_guidance(const at::Tensor& shared_head, const at::Tensor& labels,
+                                     const std::optional<at::Tensor>& waiting_logits,
+                                     const std::optional<at::Tensor>& waiting_count,
+                                     const std::optional<at::Tensor>& target,
+                                     const std::optional<at::Tensor>& known,
+                                     const std::optional<at::Tensor>& rehearsal,
+                                     const std::optional<at::Tensor>& rehearsal_labels) {
+  const char* op = "objective";
+  const auto type = shared_head.scalar_type();
+  const int64_t devices = labels.size(0), samples = labels.size(1), width = shared_head.size(1);
+  TORCH_CHECK_VALUE(waiting_logits.has_value() == waiting_count.has_value(), op,
+                    ": waiting_logits and waiting_count must be given together");
+  TORCH_CHECK_VALUE(target.has_value() == known.has_value(), op, ": target and known must be given together");
+  TORCH_CHECK_VALUE(rehearsal.has_value() == rehearsal_labels.has_value(), op,
+                    ": rehearsal and rehearsal_labels must be given together");
+  if (waiting_logits) {
+    check_real(op, "waiting_logits", *waiting_logits, type, {devices, samples, shared_head.size(2)});
+    check_real(op, "waiting_count", *waiting_count, at::kLong, {devices, samples});
+  }
+  if (target) {
+    check_real(op, "target", *target, type, {devices, samples, width});
+    check_real(op, "known", *known, at::kBool, {devices, samples});
+  }
+  if (rehearsal) {
+    TORCH_CHECK_VALUE(rehearsal->dim() == 3, op, ": rehearsal must have shape [devices, n, width], got ",
+                      rehearsal->sizes());
+    check_real(op, "rehearsal", *rehearsal, type, {devices, rehearsal->size(1), width});
+    check_real(op, "rehearsal_labels", *rehearsal_labels, at::kLong, {rehearsal->size(1)});
+  }
+}
+
+// Refuses labels that would index outside of the classes; reads host memory.
+inline void check_classes(const char* name, const at::Tensor& labels, int64_t classes) {
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i)
+    TORCH_CHECK_VALUE(label[i] >= 0 && label[i] < classes, "objective: ", name, " must be in [0, ", classes,
+                      "), got ", label[i], " at position ", i);
+}
+
 }  // namespace dmmlkd

@@ -40,4 +40,21 @@ TORCH_LIBRARY(dmmlkd, m) {
       "sgd_step_(Tensor(a!) parameters, Tensor(b!) momentum, Tensor gradient, Tensor scale, float "
       "learning_rate, "
       "float momentum_factor, float weight_decay) -> ()");
+
+  // Each device's own linear layer: inputs [devices, samples, in], weight [devices, in, out], bias [devices,
+  // out].
+  m.def("linear_forward(Tensor inputs, Tensor weight, Tensor? bias, bool rectify) -> Tensor");
+  // Writes the gradients of the parameters, and returns that of the inputs (empty unless asked for).
+  // `outputs` are those of a rectified layer.
+  m.def(
+      "linear_backward_(Tensor inputs, Tensor weight, Tensor? outputs, Tensor gradient, Tensor(a!) "
+      "weight_gradient, Tensor(b!)? bias_gradient, bool with_input_gradient) -> Tensor");
+
+  // The loss terms of all devices [terms, devices] and the gradients of their weighted sum (METHOD 3): those
+  // of the heads are written, those of each modality's features come back. Terms of weight 0 are left out.
+  m.def(
+      "objective_(Tensor[] features, Tensor[] heads, Tensor[] positions, Tensor shared_head, Tensor labels, "
+      "Tensor present, Tensor? waiting_logits, Tensor? waiting_count, Tensor? target, Tensor? known, Tensor? "
+      "rehearsal, Tensor? rehearsal_labels, float[] weights, float strength, bool by_distance, Tensor(a!)[] "
+      "head_gradients, Tensor(b!) shared_head_gradient) -> (Tensor, Tensor[])");
 }

@@ -5,9 +5,14 @@ namespace dmmlkd {
 namespace {
 #include "simd.h"
 
+#include "small_product.inl"
+
 #include "gossip_mix.inl"
+#include "linear.inl"
 #include "orthogonality.inl"
 #include "pairwise_kl.inl"
+
+#include "objective.inl"
 #include "sgd_step.inl"
 }  // namespace
 
@@ -23,5 +28,11 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 gossip_mix<bfloat16_bits, float>,
                                 gossip_mix<float16_bits, float>,
                                 sgd_step<float>,
-                                sgd_step<double>};
+                                sgd_step<double>,
+                                linear_forward<float>,
+                                linear_forward<double>,
+                                linear_backward<float>,
+                                linear_backward<double>,
+                                objective<float>,
+                                objective<double>};
 }  // namespace dmmlkd

@@ -58,6 +58,56 @@ struct SgdRows {
   T learning_rate, momentum_factor, weight_decay;
 };
 
+// One device's linear layer on its samples; all matrices are contiguous.
+template <class T>
+struct LinearLayer {
+  const T *inputs, *weight, *bias;  // bias: null: none
+  int64_t samples, inputs_width, outputs_width;
+  bool rectify;
+  T* outputs;
+  T* scratch;  // linear_scratch() values
+};
+
+template <class T>
+struct LinearGradient {
+  const T *inputs, *weight, *gradient;
+  const T* outputs;  // of a rectified layer; null: the layer is not rectified
+  int64_t samples, inputs_width, outputs_width;
+  T *weight_gradient, *bias_gradient, *input_gradient;  // overwritten; null: not wanted, but for the first
+  T* scratch;                                           // linear_scratch() values
+};
+
+// What one modality of a device gives for its batch, and where the gradients go. All is contiguous.
+template <class T>
+struct ModalityOutputs {
+  const T* features;  // [samples, 2 width]: common, specific; null: the device does not train it
+  const T* head;      // [width, classes]
+  T *feature_gradient, *head_gradient;
+};
+
+// A device's objective for one batch (METHOD 3). All is contiguous; what a null pointer stands for is left
+// out.
+template <class T>
+struct DeviceObjective {
+  const ModalityOutputs<T>* modalities;
+  int64_t num_modalities, samples, width, classes;
+  const T* shared_head;  // [width, classes]
+  T* shared_head_gradient;
+  const int64_t* labels;  // [samples]
+  const bool* present;    // [samples, modalities]
+  const T* waiting_logits;
+  const int64_t* waiting_count;
+  const T* target;  // [samples, width]
+  const bool* known;
+  const T* rehearsal;  // [rehearsed, width]
+  const int64_t* rehearsal_labels;
+  int64_t rehearsed;
+  bool by_distance, by_samples;
+  T classification, similarity, difference, generator, rehearsing, strength;  // weights; 0: left out
+  T losses[6];  // written: task, classification, similarity, difference, generator, rehearsal
+  T* scratch;   // objective_scratch() values
+};
+
 struct bfloat16_bits {
   uint16_t bits;
 };
@@ -82,6 +132,12 @@ struct Kernels {
   void (*gossip_float16)(const GossipColumns<float16_bits, float>&);
   void (*sgd_step_float)(const SgdRows<float>&);
   void (*sgd_step_double)(const SgdRows<double>&);
+  void (*linear_forward_float)(const LinearLayer<float>&);
+  void (*linear_forward_double)(const LinearLayer<double>&);
+  void (*linear_backward_float)(const LinearGradient<float>&);
+  void (*linear_backward_double)(const LinearGradient<double>&);
+  void (*objective_float)(DeviceObjective<float>&);
+  void (*objective_double)(DeviceObjective<double>&);
 };
 
 extern const Kernels base_kernels;
@@ -120,6 +176,22 @@ inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool
   const int64_t rows = 2 * samples * (whole_vectors(d) + whole_vectors(e));
   if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
   return rows + d * whole_vectors(e) + e * whole_vectors(d);
+}
+
+// Of the forward or of the backward pass, whichever is more.
+inline int64_t linear_scratch(int64_t samples, int64_t inputs, int64_t outputs) {
+  return (2 * inputs + samples + 1) * whole_vectors(outputs) + (outputs + samples) * whole_vectors(inputs);
+}
+
+inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t modalities, int64_t width,
+                                 int64_t classes, bool by_samples) {
+  const int64_t padded = whole_vectors(classes), padded_width = whole_vectors(width);
+  const int64_t heads = (3 * width + 1) * padded + 2 * classes * padded_width;
+  const int64_t logits = 5 * samples * modalities * padded + (samples + rehearsed + 2) * padded;
+  const int64_t gradients = 2 * samples * padded_width + 2 * whole_vectors(samples * width);
+  const int64_t gram = whole_vectors(by_samples ? 2 * samples * samples : width * width);
+  return heads + logits + gradients + gram + 4 * whole_vectors(samples) +
+         pairwise_kl_scratch(modalities, classes) + orthogonality_scratch(samples, width, width, by_samples);
 }
 
 inline int64_t gossip_scratch(int64_t rows_in, int64_t rows_out) {

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
 from dmmlkd_ext.models.layers import convolve, linear
 from dmmlkd_ext.models.layout import ParameterSpec
 
@@ -29,6 +30,9 @@ class Encoder(Protocol):
 
     def forward(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Return z [devices, samples, output_features] of inputs [devices, samples, *shape]."""
+
+    def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
+        """Return z, and what writes the gradients of the encoder's parameters for a gradient of z."""
 
 
 def rectifier_scale(fan_in: int) -> float:
@@ -72,6 +76,19 @@ class PerceptronEncoder:
         """Return z [devices, samples, hidden_width] of inputs [devices, samples, input_features]."""
         hidden = linear(inputs, weights["weight1"], weights["bias1"]).relu()
         return linear(hidden, weights["weight2"], weights["bias2"]).relu()
+
+    def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
+        """Return z, and what writes the gradients of the encoder's parameters for a gradient of z."""
+        hidden = linear_forward(inputs, weights["weight1"], weights["bias1"], rectify=True)
+        encoding = linear_forward(hidden, weights["weight2"], weights["bias2"], rectify=True)
+
+        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
+            weight = weights["weight2"]
+            inner = linear_backward(hidden, weight, encoding, gradient, into["weight2"], into["bias2"])
+            first = weights["weight1"]
+            linear_backward(inputs, first, hidden, inner, into["weight1"], into["bias1"], with_input_gradient=False)
+
+        return encoding, pull_back
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,19 @@ class ConvolutionalEncoder:
             weight, bias = weights[f"weight{layer}"], weights[f"bias{layer}"]
             hidden = convolve(hidden, weight, bias, self.kernel, self.stride).relu()
         return hidden.mean(2) if self.dimensions == 1 else hidden.flatten(2)
+
+    def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
+        """Return z, and what writes the gradients of the encoder's parameters for a gradient of z."""
+        leaves = {name: weights[name].detach().requires_grad_() for name in self.parameters()}
+        with torch.enable_grad():
+            encoding = self.forward(leaves, inputs)
+
+        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
+            gradients = torch.autograd.grad(encoding, list(leaves.values()), gradient, retain_graph=True)
+            for name, value in zip(leaves, gradients, strict=True):
+                into[name].copy_(value)
+
+        return encoding.detach(), pull_back
 
 
 def make_encoder(shape: tuple[int, ...], hidden_width: int) -> Encoder:

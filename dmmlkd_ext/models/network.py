@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
 from dmmlkd_ext.models.encoders import Encoder, make_encoder
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
@@ -98,3 +99,25 @@ class MultiModalNetwork:
         features = linear(encoding, weights["projection"])
         common, specific = features.split(self.feature_width, -1)
         return ModalityFeatures(common, specific, linear(common, shared_head), linear(specific, weights["head"]))
+
+    def trace(
+        self, modality: str, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, PullBack]:
+        """Return one modality's features, and what writes the gradients of its block, but for the head's.
+
+        Args:
+            modality: its name.
+            weights: parameters of its block, each [devices, *shape].
+            inputs: [devices, samples, *shape].
+
+        Returns:
+            [devices, samples, 2 d], the common feature, then the specific one; and the function.
+        """
+        encoding, encoder_pull_back = self.encoders[modality].trace(weights, inputs)
+        features = linear_forward(encoding, weights["projection"])
+
+        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
+            inner = linear_backward(encoding, weights["projection"], None, gradient, into["projection"])
+            encoder_pull_back(inner, into)
+
+        return features, pull_back

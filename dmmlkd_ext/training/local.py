@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,37 +10,38 @@ import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.balance import Plan
-from dmmlkd_ext.models.network import SHARED, ModalityFeatures
+from dmmlkd_ext.models.direct import PullBack
+from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.training.batches import RoundBatches
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.guidance import GuidanceRound
-from dmmlkd_ext.training.losses import TERMS, BatchOutputs, device_losses, modality_entropy
+from dmmlkd_ext.training.losses import TERMS, modality_entropy
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.modulation import ogm_coefficients, ogm_gradient, pareto_gradient
-from dmmlkd_ext.training.optimizer import sgd_step
-from dmmlkd_ext.training.population import Block, Population
+from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, differentiate, objective
+from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.training.rows import TrainedRows, WorkingRows
 
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+CHUNK_VALUES = 2**21  # parameters that train together, a thread: with momentum and gradient they fit the cache
 
 
-@dataclass
-class TrainedBlock:
-    """The rows of a block that train in an iteration, with their parameters as leaves of the graph."""
+@dataclass(frozen=True)
+class Training:
+    """What a round's local iterations are made of; see `train`."""
 
-    block: Block
-    rows: torch.Tensor | None  # None: all of them, without a copy
-    matrix: torch.Tensor
-    weights: dict[str, torch.Tensor]
-
-    def step(self, gradient: torch.Tensor, scale: torch.Tensor, rate: float, config: TrainingConfig) -> None:
-        """Apply SGD with momentum and weight decay to the rows, [rows, parameters]."""
-        momentum = self.block.momentum if self.rows is None else self.block.momentum[self.rows]
-        sgd_step(self.matrix, momentum, gradient, scale, rate, config.momentum, config.weight_decay)
-        if self.rows is not None:
-            self.block.momentum[self.rows] = momentum
-            self.block.local[self.rows] = self.matrix
+    population: Population
+    batches: RoundBatches
+    plan: Plan
+    method: MethodConfig
+    config: TrainingConfig
+    learning_rate: float
+    guidance: GuidanceRound | None
 
 
+@torch.no_grad()
 def train(
     population: Population,
     batches: RoundBatches,
@@ -52,215 +54,206 @@ def train(
     """Run a round's local iterations on every device (METHOD 3 and 5).
 
     In local iteration i the modalities with i in their span of the plan train. The others leave the forward pass or,
-    with `pause="keep"`, only feed the prediction; their blocks, momentum included, keep their bits.
+    with `pause="keep"`, only feed the prediction; their blocks, momentum included, keep their bits. Devices take all
+    their iterations in chunks, whose parameters and activations stay in the cache; no device depends on another.
 
     Returns:
         Each loss term as a mean over the iterations that a device trained, float64 [devices]; NaN where it trained
         none, and where the method lacks the term.
     """
+    training = Training(population, batches, plan, method, config, learning_rate, guidance)
     sums = torch.zeros(len(TERMS), population.num_devices, dtype=torch.float64)
     counts = torch.zeros(population.num_devices, dtype=torch.float64)
-    has = [term == "task" or getattr(method.losses, term) > 0 for term in TERMS]
-    for iteration in range(plan.num_iterations):
-        active = plan.active(iteration) & population.holds
-        if not active.any():
-            continue
-        devices = np.flatnonzero(active.any(axis=1))
-        losses = _iterate(population, batches, iteration, active, method, config, learning_rate, guidance)
-        index = torch.from_numpy(devices)
-        counts[index] += 1
-        for row, term in enumerate(TERMS):
-            if term in losses:
-                sums[row, index] += losses[term].detach().double()
+    for chunk in _chunks(population, method):
+        _train_chunk(training, chunk, sums, counts)
     means = (sums / counts).numpy()  # 0 / 0: a device that trained nothing
+    has = [term == "task" or getattr(method.losses, term) > 0 for term in TERMS]
     return {term: means[row] if has[row] else np.full(population.num_devices, np.nan) for row, term in enumerate(TERMS)}
 
 
-def _iterate(
-    population: Population,
-    batches: RoundBatches,
-    iteration: int,
-    active: BoolArray,
-    method: MethodConfig,
-    config: TrainingConfig,
-    learning_rate: float,
-    guidance: GuidanceRound | None,
-) -> dict[str, torch.Tensor]:
-    """Run one local iteration of the devices that train and return their losses, each [devices that train]."""
-    devices = np.flatnonzero(active.any(axis=1))
-    trained = {SHARED: _trained(population, SHARED, devices)}
+def _chunks(population: Population, method: MethodConfig) -> Iterator[IntArray]:
+    """Give the devices in runs; all at once where their draws come from one stream."""
+    devices = population.num_devices
+    names = (SHARED, *population.network.modalities)
+    parameters = sum(population.blocks[name].local.numel() for name in names) / max(1, devices)
+    size = devices
+    if method.modulation != "ogm-ge":
+        size = max(1, int(CHUNK_VALUES * torch.get_num_threads() / max(1.0, parameters)))
+    for begin in range(0, devices, max(1, size)):
+        yield np.arange(begin, min(begin + size, devices))
+
+
+def _train_chunk(training: Training, chunk: IntArray, sums: torch.Tensor, counts: torch.Tensor) -> None:
+    """Run all iterations of some devices, and add up their losses [terms, devices] and iterations [devices]."""
+    population, plan = training.population, training.plan
+    here = np.zeros((population.num_devices, 1), dtype=np.bool_)
+    here[chunk] = True
+    last = np.where(population.holds & here, plan.start + plan.iterations, 0) * (plan.iterations > 0)
+    if not last.any():
+        return
+    working = {SHARED: _working(population, SHARED, chunk, last.max(axis=1))}
     for column, name in enumerate(population.network.modalities):
+        working[name] = _working(population, name, chunk[population.holds[chunk, column]], last[:, column])
+    for iteration in range(int(last.max())):
+        active = plan.active(iteration) & population.holds & here
+        if active.any():
+            devices, losses = _iterate(training, working, iteration, active)
+            sums.index_add_(1, devices, losses.double())
+            counts[devices] += 1
+    for rows in working.values():
+        rows.store()
+
+
+def _working(population: Population, name: str, devices: IntArray, last: IntArray) -> WorkingRows:
+    return WorkingRows(population.blocks[name], population.network.layouts[name], devices, last[devices])
+
+
+def _iterate(
+    training: Training, working: dict[str, WorkingRows], iteration: int, active: BoolArray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run one local iteration of the devices that train; return them, and their losses [terms, devices]."""
+    method = training.method
+    trained = {SHARED: working[SHARED].first(np.flatnonzero(active.any(axis=1)))}
+    for column, name in enumerate(training.population.network.modalities):
         if active[:, column].any():
-            trained[name] = _trained(population, name, np.flatnonzero(active[:, column]))
-    waiting = None
-    if method.balance.pause == "keep":
-        waiting = population.holds & ~active & active.any(axis=1, keepdims=True)
-    outputs = _forward(population, batches, iteration, active, devices, trained, waiting)
-    batch = None
-    if guidance is not None:
-        batch = guidance.batch(iteration, torch.from_numpy(devices), outputs.labels)
-        _observe(guidance, outputs, torch.from_numpy(devices))
-    losses = device_losses(outputs, method.losses, batch, trained[SHARED].weights["head"])
-    gradients = _gradients(trained, outputs, losses, method)
-    if method.modulation == "ogm-ge":
-        coefficients = ogm_coefficients(outputs, method.modulation_strength)
-        for column, name in enumerate(name for name in trained if name != SHARED):
-            own = coefficients[outputs.positions[column], column]
-            gradients[name] = ogm_gradient(gradients[name], own, batches.draw)
+            trained[name] = working[name].first(np.flatnonzero(active[:, column]))
+    devices = torch.from_numpy(trained[SHARED].devices)
+    batch, pull_backs = _forward(training, working, iteration, active, trained)
+    guided = None
+    if training.guidance is not None:
+        guided = training.guidance.batch(iteration, devices, batch.labels)
+        _observe(training.guidance, batch, devices)
+    losses, gradients = objective(batch, method.losses, guided, _head_gradients(trained))
+    _pull_back(trained, pull_backs, gradients)
+    _modulate(training, batch, trained, pull_backs)
     if method.proximal:
-        for name, part in trained.items():
-            start = part.block.start if part.rows is None else part.block.start[part.rows]
-            gradients[name] = gradients[name] + method.proximal * (part.matrix - start)
-    _step(trained, gradients, devices, learning_rate, config)
-    return losses
-
-
-def _observe(guidance: GuidanceRound, outputs: BatchOutputs, devices: torch.Tensor) -> None:
-    """Put down the common features of the batch for what learns from them."""
-    for column, (common, position) in enumerate(zip(outputs.common, outputs.positions, strict=True)):
-        present = outputs.present[position, :, column]
-        guidance.moments.add(devices[position], common, outputs.labels[position], present)
-
-
-def _gradients(
-    trained: dict[str, TrainedBlock],
-    outputs: BatchOutputs,
-    losses: dict[str, torch.Tensor],
-    method: MethodConfig,
-) -> dict[str, torch.Tensor]:
-    """Return the gradient of each block's rows, [rows, parameters]."""
-    weighted = [value if name == "task" else getattr(method.losses, name) * value for name, value in losses.items()]
-    joint = torch.stack(weighted).sum()
-    if method.modulation != "mmpareto":
-        return _flat_gradients(trained, joint)
-    # One sum serves for all the unimodal losses: no modality's block sees another's.
-    alone = modality_entropy(outputs, specific=True).sum() / outputs.labels.shape[1]
-    unimodal = _flat_gradients(trained, alone, keep=True)
-    together = _flat_gradients(trained, joint)
-    return {
-        name: gradient + unimodal[name]
-        if name == SHARED
-        else pareto_gradient(gradient, unimodal[name], method.modulation_strength)
-        for name, gradient in together.items()
-    }
-
-
-def _flat_gradients(
-    trained: dict[str, TrainedBlock], objective: torch.Tensor, keep: bool = False
-) -> dict[str, torch.Tensor]:
-    leaves = [weight for part in trained.values() for weight in part.weights.values()]
-    gradients = torch.autograd.grad(objective, leaves, retain_graph=keep)
-    flat, begin = {}, 0
-    for name, part in trained.items():
-        own = gradients[begin : begin + len(part.weights)]
-        flat[name] = torch.cat([gradient.flatten(1) for gradient in own], 1)
-        begin += len(part.weights)
-    return flat
-
-
-def _trained(population: Population, name: str, devices: npt.NDArray[np.int64]) -> TrainedBlock:
-    block = population.blocks[name]
-    whole = len(devices) == len(block.devices)
-    rows = None if whole else block.rows_of(devices)
-    matrix = block.local if rows is None else block.local[rows]
-    views = population.network.layouts[name].views(matrix)
-    return TrainedBlock(block, rows, matrix, {key: view.detach().requires_grad_() for key, view in views.items()})
+        for rows in trained.values():
+            rows.gradient.add_(rows.parameters - rows.start(), alpha=method.proximal)
+    _step(training, trained, batch)
+    return devices, losses
 
 
 def _forward(
-    population: Population,
-    batches: RoundBatches,
+    training: Training,
+    working: dict[str, WorkingRows],
     iteration: int,
     active: BoolArray,
-    devices: npt.NDArray[np.int64],
-    trained: dict[str, TrainedBlock],
-    waiting: BoolArray | None,
-) -> BatchOutputs:
-    network, index = population.network, torch.from_numpy(devices)
-    head = trained[SHARED].weights["head"]
+    trained: dict[str, TrainedRows],
+) -> tuple[BatchFeatures, list[PullBack]]:
+    """Return what the modalities give for the batch, and what takes their gradients back to the parameters."""
+    network, batches, shared = training.population.network, training.batches, trained[SHARED]
+    index, place = torch.from_numpy(shared.devices), _places(shared.devices, len(active))
     names = [name for name in network.modalities if name in trained]
     columns = [network.modalities.index(name) for name in names]
-    parts: list[ModalityFeatures] = []
-    positions = []
-    for name, column in zip(names, columns, strict=True):
-        members = np.flatnonzero(active[:, column])
-        position = torch.from_numpy(np.searchsorted(devices, members))
-        inputs = batches.features(iteration, name, torch.from_numpy(members))
-        own_head = head if len(members) == len(devices) else head[position]
-        parts.append(network.forward(name, trained[name].weights, own_head, inputs))
-        positions.append(position)
-    present = batches.present(iteration, index)[:, :, columns]
-    present = present & torch.from_numpy(active[devices][:, columns]).unsqueeze(1)
+    traces = [
+        network.trace(
+            name, trained[name].weights, batches.features(iteration, name, torch.from_numpy(trained[name].devices))
+        )
+        for name in names
+    ]
+    present = batches.present(iteration, index)
     waiting_logits, waiting_count = None, None
-    if waiting is not None and waiting.any():
-        waiting_logits, waiting_count = _forward_waiting(population, batches, iteration, devices, waiting)
-    return BatchOutputs(
+    if training.method.balance.pause == "keep":
+        waiting = training.population.holds & ~active & active.any(axis=1, keepdims=True)
+        if waiting.any():
+            waiting_logits, waiting_count = _forward_waiting(training, working, iteration, shared, waiting)
+    batch = BatchFeatures(
         labels=batches.labels(iteration, index),
-        common_logits=_stack([part.common_logits for part in parts], positions, len(devices)),
-        specific_logits=_stack([part.specific_logits for part in parts], positions, len(devices)),
-        present=present,
-        common=[part.common for part in parts],
-        specific=[part.specific for part in parts],
-        positions=positions,
+        present=present[:, :, columns] & torch.from_numpy(active[shared.devices][:, columns]).unsqueeze(1),
+        features=[features for features, _ in traces],
+        heads=[trained[name].weights["head"] for name in names],
+        positions=[torch.from_numpy(place[trained[name].devices]) for name in names],
+        shared_head=shared.weights["head"],
         waiting_logits=waiting_logits,
         waiting_count=waiting_count,
     )
+    return batch, [pull_back for _, pull_back in traces]
 
 
-@torch.no_grad()
+def _places(devices: IntArray, number: int) -> IntArray:
+    """Return where each of `number` devices lies in `devices`; -1 where it does not."""
+    place = np.full(number, -1)
+    place[devices] = np.arange(len(devices))
+    return place
+
+
 def _forward_waiting(
-    population: Population,
-    batches: RoundBatches,
-    iteration: int,
-    devices: npt.NDArray[np.int64],
-    waiting: BoolArray,
+    training: Training, working: dict[str, WorkingRows], iteration: int, shared: TrainedRows, waiting: BoolArray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits' sum over the modalities that only run forward, and their number, for each sample."""
-    network, index = population.network, torch.from_numpy(devices)
-    labels = batches.labels(iteration, index)
-    present = batches.present(iteration, index)
-    logits = torch.zeros(*labels.shape, network.num_classes)
+    network, batches = training.population.network, training.batches
+    index, place = torch.from_numpy(shared.devices), _places(shared.devices, len(waiting))
+    labels, present = batches.labels(iteration, index), batches.present(iteration, index)
+    logits = shared.parameters.new_zeros(*labels.shape, network.num_classes)
     count = torch.zeros_like(labels)
     for column, name in enumerate(network.modalities):
         members = np.flatnonzero(waiting[:, column])
         if not len(members):
             continue
-        block, shared = population.blocks[name], population.blocks[SHARED]
-        weights = network.layouts[name].views(block.local[block.rows_of(members)])
-        head = network.layouts[SHARED].views(shared.local[shared.rows_of(members)])["head"]
-        inputs = batches.features(iteration, name, torch.from_numpy(members))
-        part = network.forward(name, weights, head, inputs)
-        position = torch.from_numpy(np.searchsorted(devices, members))
+        rows = working[name].first(members)
+        position = torch.from_numpy(place[rows.devices])
+        inputs = batches.features(iteration, name, torch.from_numpy(rows.devices))
+        part = network.forward(name, rows.weights, shared.weights["head"][position], inputs)
         here = present[position, :, column]
         logits[position] += (part.common_logits + part.specific_logits) * here.unsqueeze(-1)
         count[position] += here
     return logits, count
 
 
-def _stack(values: list[torch.Tensor], positions: list[torch.Tensor], devices: int) -> torch.Tensor:
-    """Lay the modalities side by side, [devices, batch, modalities, classes], with zeros where one is absent."""
-    full = [
-        value if len(value) == devices else value.new_zeros(devices, *value.shape[1:]).index_copy(0, rows, value)
-        for value, rows in zip(values, positions, strict=True)
-    ]
-    return torch.stack(full, 2)
+def _observe(guidance: GuidanceRound, batch: BatchFeatures, devices: torch.Tensor) -> None:
+    """Put down the common features of the batch for what learns from them."""
+    width, rows = batch.shared_head.shape[1], torch.cat(list(batch.positions))
+    common = torch.cat([features[..., :width] for features in batch.features])
+    present = [batch.present[position, :, column] for column, position in enumerate(batch.positions)]
+    guidance.moments.add(devices[rows], common, batch.labels[rows], torch.cat(present))
 
 
-@torch.no_grad()
-def _step(
-    trained: dict[str, TrainedBlock],
-    gradients: dict[str, torch.Tensor],
-    devices: npt.NDArray[np.int64],
-    learning_rate: float,
-    config: TrainingConfig,
+def _head_gradients(trained: dict[str, TrainedRows]) -> HeadGradients:
+    own = [rows.gradients["head"] for name, rows in trained.items() if name != SHARED]
+    return HeadGradients(own, trained[SHARED].gradients["head"])
+
+
+def _pull_back(trained: dict[str, TrainedRows], pull_backs: list[PullBack], gradients: list[torch.Tensor]) -> None:
+    modalities = [rows for name, rows in trained.items() if name != SHARED]
+    for rows, pull_back, gradient in zip(modalities, pull_backs, gradients, strict=True):
+        pull_back(gradient, rows.gradients)
+
+
+def _modulate(
+    training: Training, batch: BatchFeatures, trained: dict[str, TrainedRows], pull_backs: list[PullBack]
 ) -> None:
+    """Let a rival change the gradients of the modalities' blocks."""
+    method = training.method
+    modalities = [rows for name, rows in trained.items() if name != SHARED]
+    if method.modulation == "ogm-ge":
+        coefficients = ogm_coefficients(batch.outputs(), method.modulation_strength)
+        for column, (rows, position) in enumerate(zip(modalities, batch.positions, strict=True)):
+            own = coefficients[position, column]
+            rows.gradient.copy_(ogm_gradient(rows.gradient, own, training.batches.draw))
+    if method.modulation == "mmpareto":
+        joint = {name: rows.gradient.clone() for name, rows in trained.items()}
+        # One sum serves for all the unimodal losses: no modality's block sees another's.
+        unimodal = differentiate(
+            batch,
+            lambda outputs, _: modality_entropy(outputs, specific=True).sum() / outputs.labels.shape[1],
+            _head_gradients(trained),
+        )
+        _pull_back(trained, pull_backs, unimodal)
+        for name, rows in trained.items():
+            if name == SHARED:
+                rows.gradient.add_(joint[name])
+            else:
+                rows.gradient.copy_(pareto_gradient(joint[name], rows.gradient, method.modulation_strength))
+
+
+def _step(training: Training, trained: dict[str, TrainedRows], batch: BatchFeatures) -> None:
     """Clip each device's gradient by its norm over all of its blocks, then update."""
-    places = {}
-    squares = torch.zeros(len(devices))
-    for name, part in trained.items():
-        members = part.block.devices if part.rows is None else part.block.devices[part.rows.numpy()]
-        places[name] = torch.from_numpy(np.searchsorted(devices, members))
-        squares.index_add_(0, places[name], torch.linalg.vector_norm(gradients[name], dim=1).square())
+    config = training.config
+    squares = torch.linalg.vector_norm(trained[SHARED].gradient, dim=1).square()
+    modalities = [rows for name, rows in trained.items() if name != SHARED]
+    for rows, position in zip(modalities, batch.positions, strict=True):
+        squares.index_add_(0, position, torch.linalg.vector_norm(rows.gradient, dim=1).square())
     scale = (config.clip_norm / (squares.sqrt() + 1e-6)).clamp_max(1)
-    for name, part in trained.items():
-        part.step(gradients[name], scale[places[name]], learning_rate, config)
+    trained[SHARED].step(scale, training.learning_rate, config)
+    for rows, position in zip(modalities, batch.positions, strict=True):
+        rows.step(scale[position], training.learning_rate, config)

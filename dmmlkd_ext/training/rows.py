@@ -1,0 +1,86 @@
+"""Rows of a block while they train: laid out so that those that train in an iteration need no copy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmmlkd_ext.models.layout import BlockLayout
+from dmmlkd_ext.training.config import TrainingConfig
+from dmmlkd_ext.training.optimizer import sgd_step
+from dmmlkd_ext.training.population import Block
+
+IntArray = npt.NDArray[np.int64]
+
+
+class WorkingRows:
+    """The rows of some devices in one block, those that train longest first.
+
+    Where all train alike, the rows are a part of the block itself. Else they are copied once, and go back with
+    `store`; those that train in an iteration are then the first ones, unless a modality starts later than another.
+
+    Args:
+        block: of the population.
+        layout: of the block.
+        devices: that have the block.
+        last: int64 [devices], how many iterations pass until each is done.
+    """
+
+    def __init__(self, block: Block, layout: BlockLayout, devices: IntArray, last: IntArray) -> None:
+        self.block, self.layout = block, layout
+        self.devices = devices[np.argsort(-last, kind="stable")]
+        rows = block.rows_of(self.devices)
+        self._rows = None if bool((rows.diff() == 1).all()) else rows
+        if self._rows is None:
+            here = slice(int(rows[0]) if len(rows) else 0, int(rows[-1]) + 1 if len(rows) else 0)
+            self.parameters, self.momentum = block.local[here], block.momentum[here]
+        else:
+            self.parameters, self.momentum = block.local[rows], block.momentum[rows]
+        self.gradient = torch.empty_like(self.parameters)
+
+    def first(self, members: IntArray) -> TrainedRows:
+        """Return the rows of `members`, in an order of their own."""
+        place = np.flatnonzero(np.isin(self.devices, members, assume_unique=True))
+        return TrainedRows(self, place)
+
+    def store(self) -> None:
+        """Put the rows back into the block."""
+        if self._rows is not None:
+            self.block.local[self._rows] = self.parameters
+            self.block.momentum[self._rows] = self.momentum
+
+
+class TrainedRows:
+    """The rows that train in one iteration.
+
+    Attributes:
+        devices: whose rows they are, int64 [rows].
+        parameters: [rows, parameters].
+        gradient: likewise, to be written.
+        weights: views of `parameters`, each [rows, *shape].
+        gradients: views of `gradient`.
+    """
+
+    def __init__(self, whole: WorkingRows, place: IntArray) -> None:
+        self._whole, number = whole, len(place)
+        self.devices = whole.devices[place]
+        self._place = None if number == 0 or place[-1] == number - 1 else torch.from_numpy(place)
+        self.parameters = whole.parameters[:number] if self._place is None else whole.parameters[self._place]
+        self.gradient = whole.gradient[:number]
+        self.weights = whole.layout.views(self.parameters)
+        self.gradients = whole.layout.views(self.gradient)
+
+    def start(self) -> torch.Tensor:
+        """Return what the rows were at the round's start."""
+        block = self._whole.block
+        return block.start[block.rows_of(self.devices)]
+
+    def step(self, scale: torch.Tensor, rate: float, config: TrainingConfig) -> None:
+        """Apply SGD with momentum and weight decay, the gradient of each row being scaled."""
+        whole, place = self._whole, self._place
+        momentum = whole.momentum[: len(self.devices)] if place is None else whole.momentum[place]
+        sgd_step(self.parameters, momentum, self.gradient, scale, rate, config.momentum, config.weight_decay)
+        if place is not None:
+            whole.parameters[place] = self.parameters
+            whole.momentum[place] = momentum
