@@ -57,4 +57,10 @@ TORCH_LIBRARY(dmmlkd, m) {
       "Tensor present, Tensor? waiting_logits, Tensor? waiting_count, Tensor? target, Tensor? known, Tensor? "
       "rehearsal, Tensor? rehearsal_labels, float[] weights, float strength, bool by_distance, Tensor(a!)[] "
       "head_gradients, Tensor(b!) shared_head_gradient) -> (Tensor, Tensor[])");
+
+  // Each device's mean cross-entropy over its features [devices, samples, width] and over the heads that it
+  // received, rows of heads [n, width, classes]; and the gradient for the features.
+  m.def(
+      "heads_entropy(Tensor features, Tensor heads, Tensor row_pointers, Tensor rows, Tensor labels) -> "
+      "(Tensor, Tensor)");
 }

@@ -13,6 +13,8 @@ namespace {
 #include "pairwise_kl.inl"
 
 #include "objective.inl"
+
+#include "heads_entropy.inl"
 #include "sgd_step.inl"
 }  // namespace
 
@@ -34,5 +36,7 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 linear_backward<float>,
                                 linear_backward<double>,
                                 objective<float>,
-                                objective<double>};
+                                objective<double>,
+                                heads_entropy<float>,
+                                heads_entropy<double>};
 }  // namespace dmmlkd

@@ -108,6 +108,19 @@ struct DeviceObjective {
   T* scratch;   // objective_scratch() values
 };
 
+// One device's features under the heads that it received. All is contiguous but for the heads' distance.
+template <class T>
+struct HeadsEntropy {
+  const T* features;  // [samples, width]
+  const T* heads;     // each [width, classes]
+  int64_t head_stride;
+  const int64_t* rows;    // [num_heads] of heads
+  const int64_t* labels;  // [samples]
+  int64_t num_heads, samples, width, classes;
+  T* gradient;  // [samples, width], overwritten
+  T* scratch;   // heads_entropy_scratch() values
+};
+
 struct bfloat16_bits {
   uint16_t bits;
 };
@@ -138,6 +151,9 @@ struct Kernels {
   void (*linear_backward_double)(const LinearGradient<double>&);
   void (*objective_float)(DeviceObjective<float>&);
   void (*objective_double)(DeviceObjective<double>&);
+  // Returns the loss.
+  float (*heads_entropy_float)(const HeadsEntropy<float>&);
+  double (*heads_entropy_double)(const HeadsEntropy<double>&);
 };
 
 extern const Kernels base_kernels;
@@ -192,6 +208,10 @@ inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t mod
   const int64_t gram = whole_vectors(by_samples ? 2 * samples * samples : width * width);
   return heads + logits + gradients + gram + 4 * whole_vectors(samples) +
          pairwise_kl_scratch(modalities, classes) + orthogonality_scratch(samples, width, width, by_samples);
+}
+
+inline int64_t heads_entropy_scratch(int64_t samples, int64_t width, int64_t classes) {
+  return (3 * width + classes) * whole_vectors(samples);
 }
 
 inline int64_t gossip_scratch(int64_t rows_in, int64_t rows_out) {

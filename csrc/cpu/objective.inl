@@ -54,17 +54,30 @@ inline void add_entropy_gradient(T factor, const T* probabilities, int64_t label
   target[label] -= factor;
 }
 
-// The inverse length of a row; see the peak in orthogonality.cpp.
+// The inverse length of a row; see the peak in orthogonality.cpp. A row with NaN gives NaN.
 template <class T>
 inline T inverse_row_length(const T* row, int64_t features) {
-  T peak = 0, sum = 0;
-  for (int64_t i = 0; i < features; ++i) {
-    const T size = row[i] < 0 ? -row[i] : row[i];
-    peak = size > peak || size != size ? size : peak;
+  constexpr int width = Simd<T>::width;
+  const int64_t whole = features / width * width;
+  Vector<T> most{};
+  for (int64_t i = 0; i < whole; i += width) {
+    const Vector<T> value = load(row + i);
+    most = maximum<T>(most, value < 0 ? -value : value);
   }
-  if (peak == T(0)) return T(0);
-  for (int64_t i = 0; i < features; ++i) sum += (row[i] / peak) * (row[i] / peak);
-  return T(1) / square_root(sum) / peak;
+  T peak = max_lanes<T>(most);
+  for (int64_t i = whole; i < features; ++i) {
+    const T size = row[i] < 0 ? -row[i] : row[i];
+    peak = size > peak ? size : peak;
+  }
+  const T divisor = peak > 0 ? peak : T(1);
+  Vector<T> squares{};
+  for (int64_t i = 0; i < whole; i += width) {
+    const Vector<T> value = load(row + i) / divisor;
+    squares += value * value;
+  }
+  T sum = sum_lanes<T>(squares);
+  for (int64_t i = whole; i < features; ++i) sum += (row[i] / divisor) * (row[i] / divisor);
+  return sum == T(0) ? T(0) : T(1) / square_root(sum) / divisor;
 }
 
 template <class T>

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import one_hot
 
+from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
 from dmmlkd_ext.models.encoders import rectifier_scale
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
@@ -52,7 +53,24 @@ class FeatureGenerator:
 
     def forward(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return features [devices, n, d] from noise [n, noise_width] and labels [n], the same for all devices."""
-        inputs = torch.cat([noise, one_hot(labels, self.num_classes).to(noise.dtype)], 1)
-        devices = len(weights["bias1"])
-        hidden = linear(inputs.expand(devices, *inputs.shape), weights["weight1"], weights["bias1"]).relu()
+        hidden = linear(self._inputs(weights, noise, labels), weights["weight1"], weights["bias1"]).relu()
         return linear(hidden, weights["weight2"], weights["bias2"])
+
+    def trace(
+        self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, PullBack]:
+        """Return what `forward` returns, and what writes the gradients of the parameters for a gradient of it."""
+        inputs = self._inputs(weights, noise, labels)
+        hidden = linear_forward(inputs, weights["weight1"], weights["bias1"], rectify=True)
+        features = linear_forward(hidden, weights["weight2"], weights["bias2"])
+
+        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
+            second, first = weights["weight2"], weights["weight1"]
+            inner = linear_backward(hidden, second, None, gradient, into["weight2"], into["bias2"])
+            linear_backward(inputs, first, hidden, inner, into["weight1"], into["bias1"], with_input_gradient=False)
+
+        return features, pull_back
+
+    def _inputs(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        inputs = torch.cat([noise, one_hot(labels, self.num_classes).to(noise.dtype)], 1)
+        return inputs.expand(len(weights["bias1"]), *inputs.shape)

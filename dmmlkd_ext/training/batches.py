@@ -40,7 +40,9 @@ class RoundBatches:
     def features(self, iteration: int, modality: str, devices: torch.Tensor) -> torch.Tensor:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
         column = list(self._split.features).index(modality)
-        values = self._split.features[modality][self._indices[iteration, devices]]
+        indices = self._indices[iteration, devices]
+        rows = self._split.features[modality].index_select(0, indices.flatten())  # copies whole rows
+        values = rows.unflatten(0, indices.shape)
         if self._noise is None:
             return values
         windows = self._noise.unfold(0, values[0].numel(), 1)

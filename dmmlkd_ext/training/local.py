@@ -94,12 +94,15 @@ def _train_chunk(training: Training, chunk: IntArray, sums: torch.Tensor, counts
     working = {SHARED: _working(population, SHARED, chunk, last.max(axis=1))}
     for column, name in enumerate(population.network.modalities):
         working[name] = _working(population, name, chunk[population.holds[chunk, column]], last[:, column])
+    members = None
     for iteration in range(int(last.max())):
         active = plan.active(iteration) & population.holds & here
         if active.any():
-            devices, losses = _iterate(training, working, iteration, active)
-            sums.index_add_(1, devices, losses.double())
-            counts[devices] += 1
+            if members is None or not members.are(active):
+                members = Members.of(population, working, active)
+            losses = _iterate(training, working, iteration, members)
+            sums.index_add_(1, members.shared.index, losses.double())
+            counts[members.shared.index] += 1
     for rows in working.values():
         rows.store()
 
@@ -108,61 +111,97 @@ def _working(population: Population, name: str, devices: IntArray, last: IntArra
     return WorkingRows(population.blocks[name], population.network.layouts[name], devices, last[devices])
 
 
-def _iterate(
-    training: Training, working: dict[str, WorkingRows], iteration: int, active: BoolArray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one local iteration of the devices that train; return them, and their losses [terms, devices]."""
+@dataclass(frozen=True)
+class Members:
+    """Who trains in an iteration.
+
+    Attributes:
+        active: bool [devices, modalities].
+        shared: the rows of the shared block, of all devices that train.
+        modalities: the rows of each modality that trains.
+        columns: the numbers of those modalities.
+        positions: for each of them, which rows of `shared` its devices are.
+        counted: bool [devices that train, 1, modalities that train].
+    """
+
+    active: BoolArray
+    shared: TrainedRows
+    modalities: dict[str, TrainedRows]
+    columns: list[int]
+    positions: list[torch.Tensor]
+    counted: torch.Tensor
+
+    @classmethod
+    def of(cls, population: Population, working: dict[str, WorkingRows], active: BoolArray) -> Members:
+        """Look up the rows of the modalities in `active`."""
+        shared = working[SHARED].of(np.flatnonzero(active.any(axis=1)))
+        columns = [int(column) for column in np.flatnonzero(active.any(axis=0))]
+        names = [population.network.modalities[column] for column in columns]
+        modalities = {
+            name: working[name].of(np.flatnonzero(active[:, column]))
+            for name, column in zip(names, columns, strict=True)
+        }
+        place = _places(shared.devices, len(active))
+        positions = [torch.from_numpy(place[rows.devices]) for rows in modalities.values()]
+        counted = torch.from_numpy(active[np.ix_(shared.devices, columns)]).unsqueeze(1)
+        return cls(active, shared, modalities, columns, positions, counted)
+
+    def are(self, active: BoolArray) -> bool:
+        """Whether these are still the ones, and their rows still valid."""
+        views = all(rows.is_view for rows in (self.shared, *self.modalities.values()))
+        return views and np.array_equal(self.active, active)
+
+    @property
+    def blocks(self) -> list[TrainedRows]:
+        """The rows of all blocks."""
+        return [self.shared, *self.modalities.values()]
+
+    @property
+    def head_gradients(self) -> HeadGradients:
+        """Where the gradients of the heads are written."""
+        return HeadGradients(
+            [rows.gradients["head"] for rows in self.modalities.values()], self.shared.gradients["head"]
+        )
+
+
+def _iterate(training: Training, working: dict[str, WorkingRows], iteration: int, members: Members) -> torch.Tensor:
+    """Run one local iteration of the devices that train, and return their losses [terms, devices]."""
     method = training.method
-    trained = {SHARED: working[SHARED].first(np.flatnonzero(active.any(axis=1)))}
-    for column, name in enumerate(training.population.network.modalities):
-        if active[:, column].any():
-            trained[name] = working[name].first(np.flatnonzero(active[:, column]))
-    devices = torch.from_numpy(trained[SHARED].devices)
-    batch, pull_backs = _forward(training, working, iteration, active, trained)
+    batch, pull_backs = _forward(training, working, iteration, members)
     guided = None
     if training.guidance is not None:
-        guided = training.guidance.batch(iteration, devices, batch.labels)
-        _observe(training.guidance, batch, devices)
-    losses, gradients = objective(batch, method.losses, guided, _head_gradients(trained))
-    _pull_back(trained, pull_backs, gradients)
-    _modulate(training, batch, trained, pull_backs)
+        guided = training.guidance.batch(iteration, members.shared.index, batch.labels)
+        _observe(training.guidance, batch, members.shared.index)
+    losses, gradients = objective(batch, method.losses, guided, members.head_gradients)
+    _pull_back(members, pull_backs, gradients)
+    _modulate(training, batch, members, pull_backs)
     if method.proximal:
-        for rows in trained.values():
+        for rows in members.blocks:
             rows.gradient.add_(rows.parameters - rows.start(), alpha=method.proximal)
-    _step(training, trained, batch)
-    return devices, losses
+    _step(training, members)
+    return losses
 
 
 def _forward(
-    training: Training,
-    working: dict[str, WorkingRows],
-    iteration: int,
-    active: BoolArray,
-    trained: dict[str, TrainedRows],
+    training: Training, working: dict[str, WorkingRows], iteration: int, members: Members
 ) -> tuple[BatchFeatures, list[PullBack]]:
     """Return what the modalities give for the batch, and what takes their gradients back to the parameters."""
-    network, batches, shared = training.population.network, training.batches, trained[SHARED]
-    index, place = torch.from_numpy(shared.devices), _places(shared.devices, len(active))
-    names = [name for name in network.modalities if name in trained]
-    columns = [network.modalities.index(name) for name in names]
+    network, batches, shared = training.population.network, training.batches, members.shared
     traces = [
-        network.trace(
-            name, trained[name].weights, batches.features(iteration, name, torch.from_numpy(trained[name].devices))
-        )
-        for name in names
+        network.trace(name, rows.weights, batches.features(iteration, name, rows.index))
+        for name, rows in members.modalities.items()
     ]
-    present = batches.present(iteration, index)
     waiting_logits, waiting_count = None, None
     if training.method.balance.pause == "keep":
-        waiting = training.population.holds & ~active & active.any(axis=1, keepdims=True)
+        waiting = training.population.holds & ~members.active & members.active.any(axis=1, keepdims=True)
         if waiting.any():
             waiting_logits, waiting_count = _forward_waiting(training, working, iteration, shared, waiting)
     batch = BatchFeatures(
-        labels=batches.labels(iteration, index),
-        present=present[:, :, columns] & torch.from_numpy(active[shared.devices][:, columns]).unsqueeze(1),
+        labels=batches.labels(iteration, shared.index),
+        present=batches.present(iteration, shared.index)[:, :, members.columns] & members.counted,
         features=[features for features, _ in traces],
-        heads=[trained[name].weights["head"] for name in names],
-        positions=[torch.from_numpy(place[trained[name].devices]) for name in names],
+        heads=[rows.weights["head"] for rows in members.modalities.values()],
+        positions=members.positions,
         shared_head=shared.weights["head"],
         waiting_logits=waiting_logits,
         waiting_count=waiting_count,
@@ -182,17 +221,17 @@ def _forward_waiting(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits' sum over the modalities that only run forward, and their number, for each sample."""
     network, batches = training.population.network, training.batches
-    index, place = torch.from_numpy(shared.devices), _places(shared.devices, len(waiting))
-    labels, present = batches.labels(iteration, index), batches.present(iteration, index)
+    place = _places(shared.devices, len(waiting))
+    labels, present = batches.labels(iteration, shared.index), batches.present(iteration, shared.index)
     logits = shared.parameters.new_zeros(*labels.shape, network.num_classes)
     count = torch.zeros_like(labels)
     for column, name in enumerate(network.modalities):
         members = np.flatnonzero(waiting[:, column])
         if not len(members):
             continue
-        rows = working[name].first(members)
+        rows = working[name].of(members)
         position = torch.from_numpy(place[rows.devices])
-        inputs = batches.features(iteration, name, torch.from_numpy(rows.devices))
+        inputs = batches.features(iteration, name, rows.index)
         part = network.forward(name, rows.weights, shared.weights["head"][position], inputs)
         here = present[position, :, column]
         logits[position] += (part.common_logits + part.specific_logits) * here.unsqueeze(-1)
@@ -208,52 +247,40 @@ def _observe(guidance: GuidanceRound, batch: BatchFeatures, devices: torch.Tenso
     guidance.moments.add(devices[rows], common, batch.labels[rows], torch.cat(present))
 
 
-def _head_gradients(trained: dict[str, TrainedRows]) -> HeadGradients:
-    own = [rows.gradients["head"] for name, rows in trained.items() if name != SHARED]
-    return HeadGradients(own, trained[SHARED].gradients["head"])
-
-
-def _pull_back(trained: dict[str, TrainedRows], pull_backs: list[PullBack], gradients: list[torch.Tensor]) -> None:
-    modalities = [rows for name, rows in trained.items() if name != SHARED]
-    for rows, pull_back, gradient in zip(modalities, pull_backs, gradients, strict=True):
+def _pull_back(members: Members, pull_backs: list[PullBack], gradients: list[torch.Tensor]) -> None:
+    for rows, pull_back, gradient in zip(members.modalities.values(), pull_backs, gradients, strict=True):
         pull_back(gradient, rows.gradients)
 
 
-def _modulate(
-    training: Training, batch: BatchFeatures, trained: dict[str, TrainedRows], pull_backs: list[PullBack]
-) -> None:
+def _modulate(training: Training, batch: BatchFeatures, members: Members, pull_backs: list[PullBack]) -> None:
     """Let a rival change the gradients of the modalities' blocks."""
-    method = training.method
-    modalities = [rows for name, rows in trained.items() if name != SHARED]
-    if method.modulation == "ogm-ge":
-        coefficients = ogm_coefficients(batch.outputs(), method.modulation_strength)
-        for column, (rows, position) in enumerate(zip(modalities, batch.positions, strict=True)):
+    strength, modalities = training.method.modulation_strength, members.modalities.values()
+    if training.method.modulation == "ogm-ge":
+        coefficients = ogm_coefficients(batch.outputs(), strength)
+        for column, (rows, position) in enumerate(zip(modalities, members.positions, strict=True)):
             own = coefficients[position, column]
             rows.gradient.copy_(ogm_gradient(rows.gradient, own, training.batches.draw))
-    if method.modulation == "mmpareto":
-        joint = {name: rows.gradient.clone() for name, rows in trained.items()}
+    if training.method.modulation == "mmpareto":
+        joint = [rows.gradient.clone() for rows in members.blocks]
         # One sum serves for all the unimodal losses: no modality's block sees another's.
         unimodal = differentiate(
             batch,
             lambda outputs, _: modality_entropy(outputs, specific=True).sum() / outputs.labels.shape[1],
-            _head_gradients(trained),
+            members.head_gradients,
         )
-        _pull_back(trained, pull_backs, unimodal)
-        for name, rows in trained.items():
-            if name == SHARED:
-                rows.gradient.add_(joint[name])
-            else:
-                rows.gradient.copy_(pareto_gradient(joint[name], rows.gradient, method.modulation_strength))
+        _pull_back(members, pull_backs, unimodal)
+        members.shared.gradient.add_(joint[0])
+        for rows, together in zip(modalities, joint[1:], strict=True):
+            rows.gradient.copy_(pareto_gradient(together, rows.gradient, strength))
 
 
-def _step(training: Training, trained: dict[str, TrainedRows], batch: BatchFeatures) -> None:
+def _step(training: Training, members: Members) -> None:
     """Clip each device's gradient by its norm over all of its blocks, then update."""
-    config = training.config
-    squares = torch.linalg.vector_norm(trained[SHARED].gradient, dim=1).square()
-    modalities = [rows for name, rows in trained.items() if name != SHARED]
-    for rows, position in zip(modalities, batch.positions, strict=True):
+    config, modalities = training.config, members.modalities.values()
+    squares = torch.linalg.vector_norm(members.shared.gradient, dim=1).square()
+    for rows, position in zip(modalities, members.positions, strict=True):
         squares.index_add_(0, position, torch.linalg.vector_norm(rows.gradient, dim=1).square())
     scale = (config.clip_norm / (squares.sqrt() + 1e-6)).clamp_max(1)
-    trained[SHARED].step(scale, training.learning_rate, config)
-    for rows, position in zip(modalities, batch.positions, strict=True):
+    members.shared.step(scale, training.learning_rate, config)
+    for rows, position in zip(modalities, members.positions, strict=True):
         rows.step(scale[position], training.learning_rate, config)

@@ -39,7 +39,7 @@ class WorkingRows:
             self.parameters, self.momentum = block.local[rows], block.momentum[rows]
         self.gradient = torch.empty_like(self.parameters)
 
-    def first(self, members: IntArray) -> TrainedRows:
+    def of(self, members: IntArray) -> TrainedRows:
         """Return the rows of `members`, in an order of their own."""
         place = np.flatnonzero(np.isin(self.devices, members, assume_unique=True))
         return TrainedRows(self, place)
@@ -56,6 +56,7 @@ class TrainedRows:
 
     Attributes:
         devices: whose rows they are, int64 [rows].
+        index: the same, as a tensor.
         parameters: [rows, parameters].
         gradient: likewise, to be written.
         weights: views of `parameters`, each [rows, *shape].
@@ -66,10 +67,16 @@ class TrainedRows:
         self._whole, number = whole, len(place)
         self.devices = whole.devices[place]
         self._place = None if number == 0 or place[-1] == number - 1 else torch.from_numpy(place)
+        self.index = torch.from_numpy(self.devices)
         self.parameters = whole.parameters[:number] if self._place is None else whole.parameters[self._place]
         self.gradient = whole.gradient[:number]
         self.weights = whole.layout.views(self.parameters)
         self.gradients = whole.layout.views(self.gradient)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether they lie among the working rows themselves, so that later iterations can go on with them."""
+        return self._place is None
 
     def start(self) -> torch.Tensor:
         """Return what the rows were at the round's start."""

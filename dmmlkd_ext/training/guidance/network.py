@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from dmmlkd_ext.models.generator import FeatureGenerator
-from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.guidance.base import GENERATOR, FeatureMoments, GeneratorConfig, Guidance
+from dmmlkd_ext.training.guidance.heads import ReceivedHeads
 
 if TYPE_CHECKING:
     from dmmlkd_ext.training.population import Population
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
+CHUNK = 64  # devices that learn together, a thread: what they hold stays in the cache
 
 
 class NetworkGuidance(Guidance):
@@ -44,7 +44,7 @@ class NetworkGuidance(Guidance):
         """Return features [devices, classes, n, d], all of which mean something."""
         copies, draw = self.config.pool_per_class, torch_generator(self.seed, "generator pool", round_index)
         noise = torch.randn(self.num_classes * copies, self.config.noise_width, generator=draw)
-        features = self.generator.forward(self.layout.views(parameters), noise, self._labels(copies))
+        features, _ = self.generator.trace(self.layout.views(parameters), noise, self._labels(copies))
         pool = features.unflatten(1, (self.num_classes, copies))
         return pool, torch.ones(pool.shape[:2], dtype=torch.bool)
 
@@ -60,48 +60,56 @@ class NetworkGuidance(Guidance):
         block, draw = population.blocks[GENERATOR], torch_generator(self.seed, "generator training", round_index)
         if self._second_moment is None or self._steps is None:
             self._second_moment, self._steps = torch.zeros_like(block.start), torch.zeros(len(block.start), 1)
-        rows = learns.nonzero().flatten()
-        if not len(rows):
-            return
-        steps = self._steps[rows]
-        parameters, first, second = block.start[rows], block.momentum[rows], self._second_moment[rows]
-        received = _ReceivedHeads(population, heads, rows)
-        for step in range(1, self.config.steps + 1):
-            noise = torch.randn(
-                self.num_classes * self.config.samples_per_class, self.config.noise_width, generator=draw
-            )
-            leaf = parameters.requires_grad_()
-            loss = self._loss(leaf, noise, received, moments, rows)
-            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-            with torch.no_grad():
-                first = torch.lerp(gradient, first, ADAM_BETAS[0])
-                second = torch.lerp(gradient.square(), second, ADAM_BETAS[1])
-                scale = (second / (1 - ADAM_BETAS[1] ** (steps + step))).sqrt_().add_(ADAM_EPSILON)
-                mean = first / (1 - ADAM_BETAS[0] ** (steps + step))
-                parameters = torch.addcdiv(parameters, mean, scale, value=-self.config.learning_rate).detach()
-        block.start[rows], block.momentum[rows], self._second_moment[rows] = parameters.detach(), first, second
-        self._steps[rows] = steps + self.config.steps
+        shape = (self.num_classes * self.config.samples_per_class, self.config.noise_width)
+        noise = [torch.randn(shape, generator=draw) for _ in range(self.config.steps)]
+        for rows in learns.nonzero().flatten().split(CHUNK * torch.get_num_threads()):
+            targets = _MomentTargets.of(moments, rows)
+            parameters, first, second = block.start[rows], block.momentum[rows], self._second_moment[rows]
+            received = ReceivedHeads.of(population, heads, rows)
+            self._learn(parameters, first, second, self._steps[rows], received, targets, noise)
+            block.start[rows], block.momentum[rows], self._second_moment[rows] = parameters, first, second
+        self._steps[learns] += self.config.steps
 
-    def _loss(
+    @torch.no_grad()
+    def _learn(
         self,
         parameters: torch.Tensor,
+        first: torch.Tensor,
+        second: torch.Tensor,
+        steps: torch.Tensor,
+        received: ReceivedHeads,
+        targets: _MomentTargets,
+        noises: Sequence[torch.Tensor],
+    ) -> None:
+        """Take steps of Adam, one a noise, on rows of parameters and moments, in place."""
+        labels, gradient = self._labels(self.config.samples_per_class), torch.empty_like(parameters)
+        for step, noise in enumerate(noises, start=1):
+            features, pull_back = self.generator.trace(self.layout.views(parameters), noise, labels)
+            pull_back(self._feature_gradient(features, noise, labels, received, targets), self.layout.views(gradient))
+            first.mul_(ADAM_BETAS[0]).add_(gradient, alpha=1 - ADAM_BETAS[0])
+            second.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
+            scale = (second / (1 - ADAM_BETAS[1] ** (steps + step))).sqrt_().add_(ADAM_EPSILON)
+            scale.mul_(1 - ADAM_BETAS[0] ** (steps + step))
+            parameters.addcdiv_(first, scale, value=-self.config.learning_rate)
+
+    def _feature_gradient(
+        self,
+        features: torch.Tensor,
         noise: torch.Tensor,
-        received: _ReceivedHeads,
-        moments: FeatureMoments,
-        rows: torch.Tensor,
+        labels: torch.Tensor,
+        received: ReceivedHeads,
+        targets: _MomentTargets,
     ) -> torch.Tensor:
-        """Return each device's loss: what the heads say, the moments' distance, and the mode-seeking term."""
-        copies = self.config.samples_per_class
-        labels = self._labels(copies)
-        features = self.generator.forward(self.layout.views(parameters), noise, labels)
-        loss = received.cross_entropy(features, labels)
-        by_class = features.unflatten(1, (self.num_classes, copies))
+        """Return the gradient of each device's loss: what the heads say, the moments' distance, the mode seeking."""
+        shape = (self.num_classes, self.config.samples_per_class)
+        _, gradient = received.entropy(features, labels)
+        by_class = features.unflatten(1, shape)
         if self.config.moment_weight:
-            loss = loss + self.config.moment_weight * _moment_distance(by_class, moments, rows)
+            gradient.add_(targets.distance_gradient(by_class).flatten(1, 2), alpha=self.config.moment_weight)
         if self.config.mode_seeking:
-            by_class_noise = noise.unflatten(0, (self.num_classes, copies))
-            loss = loss + self.config.mode_seeking * _mode_seeking(by_class, by_class_noise)
-        return loss
+            seeking = _mode_seeking_gradient(by_class, noise.unflatten(0, shape))
+            gradient.add_(seeking.flatten(1, 2), alpha=self.config.mode_seeking)
+        return gradient
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rest of Adam's state."""
@@ -114,44 +122,44 @@ class NetworkGuidance(Guidance):
         self._steps = None if steps is None else steps.clone()
 
 
-class _ReceivedHeads:
-    """The heads that each device received in this exchange, its own among them."""
-
-    def __init__(self, population: Population, weights: GossipWeights, devices: torch.Tensor) -> None:
-        sent = population.network.layouts[SHARED].views(population.blocks[SHARED].local)["head"]
-        counts = weights.row_pointers.diff()
-        receiver = torch.repeat_interleave(counts)
-        position = torch.full((len(counts),), -1).index_copy(0, devices, torch.arange(len(devices)))
-        wanted = position[receiver] >= 0
-        self._receiver = position[receiver][wanted]
-        self._heads = sent[weights.columns[wanted]]
-        self._share = (1.0 / counts[receiver][wanted].float()).unsqueeze(1)
-        self._devices = len(devices)
-
-    def cross_entropy(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean over the heads, and over features [devices, n, d], of the cross-entropy, [devices]."""
-        logits = torch.bmm(features[self._receiver], self._heads)
-        entropy = cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-        means = (entropy.view(logits.shape[:2]) * self._share).mean(1)
-        return features.new_zeros(self._devices).index_add(0, self._receiver, means)
-
-
-def _moment_distance(features: torch.Tensor, moments: FeatureMoments, rows: torch.Tensor) -> torch.Tensor:
-    """Return how far generated means and deviations by class are from a device's own, [devices].
+class _MomentTargets(NamedTuple):
+    """Means and deviations by class of a device's own features, [devices, classes, d], and what each class weighs.
 
     Classes of which a device saw fewer than two features do not count. Deviations stand for variances, so that both
-    parts have the features' unit.
+    have the features' unit.
     """
-    seen = (moments.count[rows] > 1).to(features.dtype)
-    mean, variance = moments.mean()[rows], moments.variance()[rows]
-    generated = features.var(2, correction=0).clamp_min(1e-12).sqrt()
-    distance = (features.mean(2) - mean).square() + (generated - variance.sqrt()).square()
-    return (distance.mean(-1) * seen).sum(1) / seen.sum(1).clamp_min(1)
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    weight: torch.Tensor
+
+    @classmethod
+    def of(cls, moments: FeatureMoments, rows: torch.Tensor) -> _MomentTargets:
+        seen = (moments.count[rows] > 1).to(moments.sum.dtype)
+        weight = seen / seen.sum(1, keepdim=True).clamp_min(1) / moments.sum.shape[-1]
+        return cls(moments.mean()[rows], moments.variance()[rows].sqrt(), weight[..., None, None])
+
+    def distance_gradient(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the squared distance of means and deviations of [devices, classes, n, d]."""
+        mean = features.mean(2, keepdim=True)
+        centered = features - mean
+        variance = centered.square().mean(2, keepdim=True)
+        deviation = variance.clamp_min(1e-12).sqrt()
+        # d deviation / d feature = centered / (n deviation), where it is not held at its least
+        slope = (1 - self.deviation.unsqueeze(2) / deviation) * (variance >= 1e-12)
+        apart = (mean - self.mean.unsqueeze(2)) + slope * centered
+        return apart.mul_(self.weight * (2 / features.shape[2]))
 
 
-def _mode_seeking(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Return the inverse of how much features of a class differ for how much their noise differs, [devices]."""
+def _mode_seeking_gradient(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of the mode-seeking term for features [devices, classes, n, d].
+
+    The term is the inverse of how much features of a class differ for how much their noise differs, at most 1000.
+    """
     half = features.shape[2] // 2
-    moved = (features[:, :, :half] - features[:, :, half:]).abs().mean(-1)
-    asked = (noise[:, :half] - noise[:, half:]).abs().mean(-1)
-    return (1 / ((moved / asked.clamp_min(1e-6)).mean((1, 2)) + 1e-5)).clamp_max(1e3)
+    apart = features[:, :, :half] - features[:, :, half:]
+    asked = (noise[:, :half] - noise[:, half:]).abs().mean(-1).clamp_min(1e-6)
+    term = 1 / ((apart.abs().mean(-1) / asked).mean((1, 2)) + 1e-5)
+    slope = -term.square() * (term <= 1e3) / (asked.numel() * features.shape[3])
+    pull = apart.sign_().mul_(slope[:, None, None, None] / asked.unsqueeze(-1))
+    return torch.cat([pull, -pull], 2)

@@ -1,0 +1,75 @@
+"""The heads that each device received in an exchange, and what they say about features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from dmmlkd_ext.models.network import SHARED
+from dmmlkd_ext.ops import GossipWeights, backend
+
+if TYPE_CHECKING:
+    from dmmlkd_ext.training.population import Population
+
+
+class ReceivedHeads(NamedTuple):
+    """The heads that each of some devices received, its own among them.
+
+    Attributes:
+        heads: what all devices sent, [all devices, d, classes].
+        row_pointers: int64 [devices + 1]: device i received `heads[rows[row_pointers[i] : row_pointers[i + 1]]]`.
+        rows: int64.
+
+    Example:
+        >>> heads = ReceivedHeads(torch.eye(2).unsqueeze(0), torch.tensor([0, 1]), torch.tensor([0]))
+        >>> loss, gradient = heads.entropy(torch.zeros(1, 1, 2), torch.tensor([0]))
+        >>> loss, gradient
+        (tensor([0.6931]), tensor([[[-0.5000,  0.5000]]]))
+    """
+
+    heads: torch.Tensor
+    row_pointers: torch.Tensor
+    rows: torch.Tensor
+
+    @classmethod
+    def of(cls, population: Population, weights: GossipWeights, devices: torch.Tensor) -> ReceivedHeads:
+        """Return what `devices`, increasing, received in the exchange by `weights`."""
+        sent = population.network.layouts[SHARED].views(population.blocks[SHARED].local)["head"]
+        counts = weights.row_pointers.diff()
+        wanted = torch.zeros(len(counts), dtype=torch.bool)
+        wanted[devices] = True
+        rows = weights.columns[wanted[torch.repeat_interleave(counts)]]
+        return cls(sent, torch.nn.functional.pad(counts[devices].cumsum(0), (1, 0)), rows)
+
+    def entropy(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each device's mean cross-entropy over its features and heads, and its gradient.
+
+        Args:
+            features: [devices, n, d].
+            labels: int64 [n], the same for all.
+
+        Returns:
+            [devices] and [devices, n, d].
+
+        Raises:
+            ValueError: a shape or dtype does not fit; the message names it.
+        """
+        if backend() != "native" or features.device.type != "cpu":
+            return self.entropy_reference(features, labels)
+        loss, gradient = torch.ops.dmmlkd.heads_entropy(features, self.heads, self.row_pointers, self.rows, labels)
+        return loss, gradient
+
+    def entropy_reference(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `entropy` returns, by automatic differentiation."""
+        counts = self.row_pointers.diff()
+        receiver = torch.repeat_interleave(counts)
+        leaf = features.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = torch.bmm(leaf[receiver], self.heads[self.rows])
+            entropy = cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+            means = entropy.view(logits.shape[:2]).mean(1) / counts[receiver].to(features.dtype)
+            loss = features.new_zeros(len(features)).index_add(0, receiver, means)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), gradient
