@@ -5,6 +5,7 @@ namespace dmmlkd {
 namespace {
 #include "simd.h"
 
+#include "convolution.inl"
 #include "gossip_mix.inl"
 #include "orthogonality.inl"
 #include "pairwise_kl.inl"
@@ -23,5 +24,11 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 gossip_mix<bfloat16_bits, float>,
                                 gossip_mix<float16_bits, float>,
                                 sgd_step<float>,
-                                sgd_step<double>};
+                                sgd_step<double>,
+                                convolution_gather<float>,
+                                convolution_gather<double>,
+                                convolution_outer<float>,
+                                convolution_outer<double>,
+                                convolution_mask<float>,
+                                convolution_mask<double>};
 }  // namespace dmmlkd

@@ -58,6 +58,51 @@ struct SgdRows {
   T learning_rate, momentum_factor, weight_decay;
 };
 
+// Where a row of lanes is read and where it is written, in values.
+struct ConvolutionPlace {
+  int32_t in, out;
+};
+
+// The window of a place: `segment_count` runs of `segment_length` values that begin at `segments` from it.
+struct ConvolutionWindow {
+  const int32_t* segments;
+  int64_t segment_count, segment_length;
+};
+
+// out[place.out + lane] = bias[lane] + sum over the window of in[place.in + ...] * weights[..., lane]
+template <class T>
+struct ConvolutionGather {
+  const T* in;
+  T* out;
+  const ConvolutionPlace* places;
+  int64_t count;
+  ConvolutionWindow window;
+  const T *weights, *bias;  // [segment_count * segment_length, convolution_lanes(lanes)] and such a row
+  int64_t lanes;
+  bool rectify;
+};
+
+// sums[..., lane] += sum over places of in[place.in + ...] * upstream[place.out + lane]
+template <class T>
+struct ConvolutionOuter {
+  const T *in, *upstream;
+  const ConvolutionPlace* places;
+  int64_t count;
+  ConvolutionWindow window;
+  T *sums, *bias_sums;  // like the weights and the bias
+  int64_t lanes;
+};
+
+// target[place.out + lane] = upstream where outputs > 0; outputs are contiguous, null: everywhere
+template <class T>
+struct ConvolutionMask {
+  const T *upstream, *outputs;
+  int64_t samples, height, width, lanes;
+  int64_t sample_stride, height_stride, width_stride, lane_stride;  // of upstream
+  const ConvolutionPlace* places;
+  T* target;
+};
+
 struct bfloat16_bits {
   uint16_t bits;
 };
@@ -82,6 +127,12 @@ struct Kernels {
   void (*gossip_float16)(const GossipColumns<float16_bits, float>&);
   void (*sgd_step_float)(const SgdRows<float>&);
   void (*sgd_step_double)(const SgdRows<double>&);
+  void (*convolution_gather_float)(const ConvolutionGather<float>&);
+  void (*convolution_gather_double)(const ConvolutionGather<double>&);
+  void (*convolution_outer_float)(const ConvolutionOuter<float>&);
+  void (*convolution_outer_double)(const ConvolutionOuter<double>&);
+  void (*convolution_mask_float)(const ConvolutionMask<float>&);
+  void (*convolution_mask_double)(const ConvolutionMask<double>&);
 };
 
 extern const Kernels base_kernels;
@@ -121,6 +172,9 @@ inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool
   if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
   return rows + d * whole_vectors(e) + e * whole_vectors(d);
 }
+
+// Lanes of a row in scratch: whole vectors, of which an instruction set may also use halves.
+inline int64_t convolution_lanes(int64_t lanes) { return (lanes + 7) / 8 * 8; }
 
 inline int64_t gossip_scratch(int64_t rows_in, int64_t rows_out) {
   return rows_in * gossip_tile + 2 * rows_out * largest_vector;

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import torch
 
-from dmmlkd_ext.models.layers import convolve, linear
+from dmmlkd_ext.models.convolution import convolve
+from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import ParameterSpec
 
 
@@ -136,7 +137,7 @@ class ConvolutionalEncoder:
         hidden = inputs.movedim(2, -1)
         for layer in range(1, len(self.channels) + 1):
             weight, bias = weights[f"weight{layer}"], weights[f"bias{layer}"]
-            hidden = convolve(hidden, weight, bias, self.kernel, self.stride).relu()
+            hidden = convolve(hidden, weight, bias, self.kernel, self.stride, rectify=True)
         return hidden.mean(2) if self.dimensions == 1 else hidden.flatten(2)
 
 
