@@ -40,18 +40,18 @@ struct Strides {
         channel(t.stride(-1)) {}
 };
 
-// Consecutive runs of values that begin at some offsets from a place, and the rows of the weight there.
+// Offsets of the window's values from its place, and the rows of the weight there.
 struct Window {
-  std::vector<int32_t> segments;
-  std::vector<int64_t> rows;  // of the weight, one a value of the window
-  int64_t length = 0;         // of a segment
+  std::vector<int32_t> offsets;
+  std::vector<int64_t> rows;
+  int64_t run = 0;  // values that lie one after the other
 
-  ConvolutionWindow view() const { return {segments.data(), static_cast<int64_t>(segments.size()), length}; }
+  ConvolutionWindow view() const { return {offsets.data(), static_cast<int64_t>(offsets.size()), run}; }
 };
 
 // Inputs of one residue of (y, x) by the stride meet the same taps of the window.
 struct InputClass {
-  Window window;  // rows count taps
+  Window window;  // rows: taps, with a run of out channels each
   std::vector<ConvolutionPlace> places;
   int64_t places_a_sample = 0;
 };
@@ -105,14 +105,14 @@ struct Plan {
   int64_t products_a_sample() const { return positions() * fan_in() * out_channels; }
 
   void lay_window() {
-    window.length = planes ? window_width : window_width * channels;
+    window.run = planes ? window_width : window_width * channels;
     for (int64_t plane = 0; plane < (planes ? channels : 1); ++plane)
       for (int64_t tap = 0; tap < window_height; ++tap) {
         const int64_t row = padded_width * (planes ? 1 : channels);
-        window.segments.push_back(static_cast<int32_t>(plane * padded_height * row + tap * row));
-        for (int64_t i = 0; i < window.length; ++i)
-          window.rows.push_back(planes ? (tap * window_width + i) * channels + plane
-                                       : tap * window.length + i);
+        for (int64_t i = 0; i < window.run; ++i) {
+          window.offsets.push_back(static_cast<int32_t>((plane * padded_height + tap) * row + i));
+          window.rows.push_back(planes ? (tap * window_width + i) * channels + plane : tap * window.run + i);
+        }
       }
   }
 
@@ -144,13 +144,14 @@ struct Plan {
 
   InputClass input_class(int64_t top, int64_t left) const {
     InputClass c;
-    c.window.length = out_channels;
+    c.window.run = out_channels;
     for (int64_t i = 0; i < window_height; ++i)
       for (int64_t j = 0; j < window_width; ++j) {
         const int64_t down = top + window_height / 2 - i, right = left + window_width / 2 - j;
         if (down % stride != 0 || right % stride != 0) continue;
-        c.window.segments.push_back(
-            static_cast<int32_t>((down / stride * upstream_row() + right / stride) * out_lanes()));
+        const int64_t begin = (down / stride * upstream_row() + right / stride) * out_lanes();
+        for (int64_t out = 0; out < out_channels; ++out)
+          c.window.offsets.push_back(static_cast<int32_t>(begin + out));
         c.window.rows.push_back(i * window_width + j);
       }
     for (int64_t sample = 0; sample < group; ++sample)

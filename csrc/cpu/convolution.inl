@@ -44,54 +44,56 @@ struct GatherBlock {
   const ConvolutionGather<T>& g;
 
   template <int width, int vectors, int tile>
-  void sum(int64_t first, int64_t lane) const {
+  void sum(const ConvolutionPlace* places, int64_t lane) const {
     using V = LanesOf<T, width>;
     const int64_t row = convolution_lanes(g.lanes);
+    const T *weights = g.weights + lane, *values[tile];
     V sums[tile][vectors];
-    const T* begin[tile];
 #pragma GCC unroll 16
     for (int i = 0; i < tile; ++i) {
-      const int64_t place = first + i < g.count ? first + i : g.count - 1;
-      begin[i] = g.in + g.places[place].in;
+      values[i] = g.in + places[i].in;
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sums[i][v] = load_lanes<T, width>(g.bias + lane + v * width);
     }
-    const T* weights = g.weights + lane;
-    for (int64_t segment = 0; segment < g.window.segment_count; ++segment) {
-      const T* values[tile];
-#pragma GCC unroll 16
-      for (int i = 0; i < tile; ++i) values[i] = begin[i] + g.window.segments[segment];
-      for (int64_t k = 0; k < g.window.segment_length; ++k, weights += row) {
-        V weight[vectors];
+    const int32_t* end = g.window.offsets + g.window.size;
+    for (const int32_t* offset = g.window.offsets; offset != end; ++offset, weights += row) {
+      const int64_t at = *offset;
+      V weight[vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) weight[v] = load_lanes<T, width>(weights + v * width);
+      for (int v = 0; v < vectors; ++v) weight[v] = load_lanes<T, width>(weights + v * width);
 #pragma GCC unroll 16
-        for (int i = 0; i < tile; ++i)
+      for (int i = 0; i < tile; ++i)
 #pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) sums[i][v] += values[i][k] * weight[v];
+        for (int v = 0; v < vectors; ++v) sums[i][v] += values[i][at] * weight[v];
+    }
+    if (g.rectify)
+#pragma GCC unroll 16
+      for (int i = 0; i < tile; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sums[i][v] = sums[i][v] < T(0) ? V{} : sums[i][v];  // NaN stays NaN
+    const bool whole = lane + vectors * width <= g.lanes;
+#pragma GCC unroll 16
+    for (int i = 0; i < tile; ++i) {
+      T* out = g.out + places[i].out + lane;
+      if (whole) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) store_lanes<T, width>(out + v * width, sums[i][v]);
+      } else {
+        __builtin_memcpy(out, &sums[i], (g.lanes - lane) * sizeof(T));
       }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < tile; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) {
-        V value = sums[i][v];
-        if (g.rectify) value = value < T(0) ? V{} : value;  // NaN stays NaN
-        const int64_t place = first + i < g.count ? first + i : g.count - 1;
-        const int64_t at = lane + v * width, there = g.lanes - at;
-        T* out = g.out + g.places[place].out + at;
-        if (there >= width)
-          store_lanes<T, width>(out, value);
-        else if (there > 0)
-          __builtin_memcpy(out, &value, there * sizeof(T));
-      }
   }
 
   template <int width, int vectors>
   void run(int64_t lane) const {
-    // A place that fills up the last tile is summed, and written, again.
     constexpr int tile = vectors == 2 && !many_registers ? 6 : 8;
-    for (int64_t first = 0; first < g.count; first += tile) sum<width, vectors, tile>(first, lane);
+    if (lane >= g.lanes) return;
+    int64_t first = 0;
+    for (; first + tile <= g.count; first += tile) sum<width, vectors, tile>(g.places + first, lane);
+    if (first == g.count) return;
+    ConvolutionPlace last[tile];  // filled up with the last place, which is summed and written again
+    for (int i = 0; i < tile; ++i) last[i] = g.places[first + i < g.count ? first + i : g.count - 1];
+    sum<width, vectors, tile>(last, lane);
   }
 };
 
@@ -104,18 +106,18 @@ template <class T>
 struct OuterBlock {
   const ConvolutionOuter<T>& o;
 
-  // Rows [first, first + rows) of `segments` consecutive segments.
-  template <int width, int vectors, int segments, int rows>
-  void sum(int64_t segment, int64_t first, int64_t lane) const {
+  // Rows [first, first + rows) of `runs` consecutive runs of the window.
+  template <int width, int vectors, int runs, int rows>
+  void sum(int64_t run, int64_t first, int64_t lane) const {
     using V = LanesOf<T, width>;
     const int64_t row = convolution_lanes(o.lanes);
-    T* begin = o.sums + (segment * o.window.segment_length + first) * row + lane;
-    const int64_t apart = o.window.segment_length * row;
-    const T* in[segments];
-    V sums[segments][rows][vectors];
+    const int64_t begin_row = run * o.window.run + first, apart = o.window.run * row;
+    T* begin = o.sums + begin_row * row + lane;
+    const T* in[runs];
+    V sums[runs][rows][vectors];
 #pragma GCC unroll 4
-    for (int s = 0; s < segments; ++s) {
-      in[s] = o.in + o.window.segments[segment + s] + first;
+    for (int s = 0; s < runs; ++s) {
+      in[s] = o.in + o.window.offsets[begin_row + s * o.window.run];
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
@@ -129,14 +131,14 @@ struct OuterBlock {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) upstream[v] = load_lanes<T, width>(source + v * width);
 #pragma GCC unroll 4
-      for (int s = 0; s < segments; ++s)
+      for (int s = 0; s < runs; ++s)
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
           for (int v = 0; v < vectors; ++v) sums[s][r][v] += in[s][at + r] * upstream[v];
     }
 #pragma GCC unroll 4
-    for (int s = 0; s < segments; ++s)
+    for (int s = 0; s < runs; ++s)
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
@@ -144,29 +146,28 @@ struct OuterBlock {
           store_lanes<T, width>(begin + s * apart + r * row + v * width, sums[s][r][v]);
   }
 
-  // The rows of some segments from `first` on, by tiles of the heights given, the highest first.
-  template <int width, int vectors, int segments, int rows, int... lower>
-  void rest(int64_t segment, int64_t first, int64_t lane) const {
-    for (; first + rows <= o.window.segment_length; first += rows)
-      sum<width, vectors, segments, rows>(segment, first, lane);
+  // The rows of some runs from `first` on, by tiles of the heights given, the highest first.
+  template <int width, int vectors, int runs, int rows, int... lower>
+  void rest(int64_t run, int64_t first, int64_t lane) const {
+    for (; first + rows <= o.window.run; first += rows) sum<width, vectors, runs, rows>(run, first, lane);
     if constexpr (sizeof...(lower) > 0)
-      if (first < o.window.segment_length) rest<width, vectors, segments, lower...>(segment, first, lane);
+      if (first < o.window.run) rest<width, vectors, runs, lower...>(run, first, lane);
   }
 
   template <int width, int vectors>
   void run(int64_t lane) const {
-    constexpr int together = 3;
-    int64_t segment = 0;
-    // Short segments by threes, that there are sums enough to hide the latency of a multiply-add.
+    const int64_t runs = o.window.size / o.window.run;
+    int64_t run = 0;
+    // Short runs by threes, that there are sums enough to hide the latency of a multiply-add.
     if constexpr (vectors == 1)
-      if (o.window.segment_length <= 5)
-        for (; segment + together <= o.window.segment_count; segment += together)
-          rest<width, vectors, together, many_registers ? 5 : 4, 3, 2, 1>(segment, 0, lane);
-    for (; segment < o.window.segment_count; ++segment) {
+      if (o.window.run <= 5)
+        for (; run + 3 <= runs; run += 3)
+          rest<width, vectors, 3, many_registers ? 5 : 4, 3, 2, 1>(run, 0, lane);
+    for (; run < runs; ++run) {
       if constexpr (vectors == 2 && !many_registers)
-        rest<width, vectors, 1, 6, 5, 4, 3, 2, 1>(segment, 0, lane);
+        rest<width, vectors, 1, 6, 5, 4, 3, 2, 1>(run, 0, lane);
       else
-        rest<width, vectors, 1, 12, 8, 5, 4, 3, 2, 1>(segment, 0, lane);
+        rest<width, vectors, 1, 12, 8, 5, 4, 3, 2, 1>(run, 0, lane);
     }
     for (int v = 0; v < vectors; ++v) sum_upstream<width>(lane + v * width);
   }

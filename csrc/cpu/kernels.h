@@ -63,10 +63,10 @@ struct ConvolutionPlace {
   int32_t in, out;
 };
 
-// The window of a place: `segment_count` runs of `segment_length` values that begin at `segments` from it.
+// The values of a place's window lie at these offsets from it, `run` by `run` one after the other.
 struct ConvolutionWindow {
-  const int32_t* segments;
-  int64_t segment_count, segment_length;
+  const int32_t* offsets;
+  int64_t size, run;
 };
 
 // out[place.out + lane] = bias[lane] + sum over the window of in[place.in + ...] * weights[..., lane]
@@ -77,7 +77,7 @@ struct ConvolutionGather {
   const ConvolutionPlace* places;
   int64_t count;
   ConvolutionWindow window;
-  const T *weights, *bias;  // [segment_count * segment_length, convolution_lanes(lanes)] and such a row
+  const T *weights, *bias;  // [window.size, convolution_lanes(lanes)] and such a row
   int64_t lanes;
   bool rectify;
 };
