@@ -41,7 +41,7 @@ inline void for_lane_blocks(int64_t lanes, const Body& body) {
 
 template <class T>
 struct GatherBlock {
-  const ConvolutionGather<T>& g;
+  const ConvolutionGather<T> g;  // a copy: what is stored cannot change it
 
   template <int width, int vectors, int tile>
   void sum(const ConvolutionPlace* places, int64_t lane) const {
@@ -49,14 +49,16 @@ struct GatherBlock {
     const int64_t row = convolution_lanes(g.lanes);
     const T *weights = g.weights + lane, *values[tile];
     V sums[tile][vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) sums[0][v] = load_lanes<T, width>(g.bias + lane + v * width);
 #pragma GCC unroll 16
     for (int i = 0; i < tile; ++i) {
       values[i] = g.in + places[i].in;
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sums[i][v] = load_lanes<T, width>(g.bias + lane + v * width);
+      for (int v = 0; v < vectors; ++v) sums[i][v] = sums[0][v];
     }
-    const int32_t* end = g.window.offsets + g.window.size;
-    for (const int32_t* offset = g.window.offsets; offset != end; ++offset, weights += row) {
+    const int32_t *offset = g.window.offsets, *end = offset + g.window.size;
+    for (; offset != end; ++offset, weights += row) {
       const int64_t at = *offset;
       V weight[vectors];
 #pragma GCC unroll 2
@@ -71,16 +73,20 @@ struct GatherBlock {
       for (int i = 0; i < tile; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) sums[i][v] = sums[i][v] < T(0) ? V{} : sums[i][v];  // NaN stays NaN
-    const bool whole = lane + vectors * width <= g.lanes;
+    T* out = g.out + lane;
+    const int64_t lanes = g.lanes - lane;
+    if (lanes >= vectors * width) {
 #pragma GCC unroll 16
-    for (int i = 0; i < tile; ++i) {
-      T* out = g.out + places[i].out + lane;
-      if (whole) {
+      for (int i = 0; i < tile; ++i)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) store_lanes<T, width>(out + v * width, sums[i][v]);
-      } else {
-        __builtin_memcpy(out, &sums[i], (g.lanes - lane) * sizeof(T));
-      }
+        for (int v = 0; v < vectors; ++v) store_lanes<T, width>(out + places[i].out + v * width, sums[i][v]);
+    } else {
+      T copy[tile][vectors * width];  // of its own, so that the sums may stay in registers
+#pragma GCC unroll 16
+      for (int i = 0; i < tile; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) store_lanes<T, width>(copy[i] + v * width, sums[i][v]);
+      for (int i = 0; i < tile; ++i) __builtin_memcpy(out + places[i].out, copy[i], lanes * sizeof(T));
     }
   }
 
@@ -104,7 +110,7 @@ void convolution_gather(const ConvolutionGather<T>& g) {
 
 template <class T>
 struct OuterBlock {
-  const ConvolutionOuter<T>& o;
+  const ConvolutionOuter<T> o;
 
   // Rows [first, first + rows) of `runs` consecutive runs of the window.
   template <int width, int vectors, int runs, int rows>
