@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import conv1d, conv2d
 
+import dmmlkd_ext.ops._convolution  # noqa: F401
 from dmmlkd_ext.ops import backend
 
 
@@ -57,32 +58,3 @@ def convolve_reference(
     outputs = apply(grouped, filters, bias.flatten(), stride=stride, padding=kernel // 2, groups=devices)
     by_device: torch.Tensor = outputs.unflatten(1, (devices, -1)).transpose(0, 1).movedim(2, -1)
     return by_device.relu() if rectify else by_device
-
-
-def _register() -> None:
-    """Tell torch the operators' shapes (fake tensors)."""
-
-    @torch.library.register_fake("dmmlkd::convolve")
-    def _(
-        inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kernel: int, stride: int, rectify: bool
-    ) -> torch.Tensor:
-        space = [(size + stride - 1) // stride for size in inputs.shape[2:-1]]
-        return inputs.new_empty((*inputs.shape[:2], *space, weight.shape[2]))
-
-    @torch.library.register_fake("dmmlkd::convolve_backward")
-    def _(
-        upstream: torch.Tensor,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
-        outputs: torch.Tensor,
-        kernel: int,
-        stride: int,
-        rectify: bool,
-        with_inputs: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gradient = inputs.new_empty(inputs.shape if with_inputs else 0)
-        return gradient, weight.new_empty(weight.shape), weight.new_empty((weight.shape[0], weight.shape[2]))
-
-
-if backend() == "native":
-    _register()

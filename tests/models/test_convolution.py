@@ -99,7 +99,9 @@ def test_outputs_and_gradients_match_the_reference(shape, rectify, channels_firs
             if near.any():
                 continue
         for value, want in zip(got, both(convolve_reference, wide, kernel, stride, rectify), strict=True):
-            torch.testing.assert_close(value.double(), want, rtol=tolerance, atol=tolerance * float(want.detach().abs().max()))
+            torch.testing.assert_close(
+                value.double(), want, rtol=tolerance, atol=tolerance * float(want.detach().abs().max())
+            )
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
