@@ -34,6 +34,16 @@ TORCH_LIBRARY(dmmlkd, m) {
       "gossip_mix_inplace_(Tensor(a!) local, Tensor row_pointers, Tensor columns, Tensor values, "
       "int column_begin, int column_end) -> ()");
 
+  // Differentiable once. Each device's own convolution, channels last, in one or two dimensions, with "same"
+  // zero padding; rectify: followed by a rectifier.
+  m.def(
+      "convolve(Tensor inputs, Tensor weight, Tensor bias, int kernel, int stride, bool rectify) -> Tensor");
+  // The gradients in inputs (empty unless asked for), weight and bias; outputs: those of convolve.
+  m.def(
+      "convolve_backward(Tensor upstream, Tensor inputs, Tensor weight, Tensor outputs, int kernel, int "
+      "stride, "
+      "bool rectify, bool with_inputs) -> (Tensor, Tensor, Tensor)");
+
   // momentum = momentum_factor momentum + weight_decay parameters + scale gradient; parameters -=
   // learning_rate momentum.
   m.def(

@@ -7,6 +7,7 @@ namespace {
 
 #include "small_product.inl"
 
+#include "convolution.inl"
 #include "gossip_mix.inl"
 #include "linear.inl"
 #include "orthogonality.inl"
@@ -38,5 +39,11 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 objective<float>,
                                 objective<double>,
                                 heads_entropy<float>,
-                                heads_entropy<double>};
+                                heads_entropy<double>,
+                                convolution_gather<float>,
+                                convolution_gather<double>,
+                                convolution_outer<float>,
+                                convolution_outer<double>,
+                                convolution_mask<float>,
+                                convolution_mask<double>};
 }  // namespace dmmlkd

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import torch
 
+from dmmlkd_ext.models.convolution import convolve
 from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
-from dmmlkd_ext.models.layers import convolve, linear
+from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import ParameterSpec
 
 
@@ -153,7 +154,7 @@ class ConvolutionalEncoder:
         hidden = inputs.movedim(2, -1)
         for layer in range(1, len(self.channels) + 1):
             weight, bias = weights[f"weight{layer}"], weights[f"bias{layer}"]
-            hidden = convolve(hidden, weight, bias, self.kernel, self.stride).relu()
+            hidden = convolve(hidden, weight, bias, self.kernel, self.stride, rectify=True)
         return hidden.mean(2) if self.dimensions == 1 else hidden.flatten(2)
 
     def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:

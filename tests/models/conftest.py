@@ -3,6 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.ops.conftest import instruction_set
+
+__all__ = ["instruction_set", "one_thread"]
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
