@@ -59,14 +59,17 @@ def device_losses(
 ) -> dict[str, torch.Tensor]:
     """Return each term of each device's loss, [devices]; terms of weight zero are left out.
 
-    task: cross-entropy of the prediction. classification: F_cls. similarity: F_sim. difference: F_dif, normalized.
-    generator: F_gen, and rehearsal, both with `guidance` and the devices' shared heads [devices, d, classes] alone.
+    task: cross-entropy of the prediction, a mean over the samples with any modality, trained or waiting.
+    classification: F_cls, and similarity: F_sim, means over the samples with a trained one. difference: F_dif,
+    normalized. generator: F_gen, and rehearsal, both with `guidance` and the devices' shared heads
+    [devices, d, classes] alone.
     """
     logits, count = predict(outputs)
     counted = (count > 0).to(logits.dtype)
-    samples = counted.sum(1).clamp_min(1)
     entropy = cross_entropy(logits.flatten(0, 1), outputs.labels.flatten(), reduction="none")
-    losses = {"task": (entropy.view_as(counted) * counted).sum(1) / samples}
+    losses = {"task": (entropy.view_as(counted) * counted).sum(1) / counted.sum(1).clamp_min(1)}
+    # A sample with waiting modalities alone has a prediction, but nothing that the other terms could act on.
+    samples = outputs.present.any(2).sum(1).clamp_min(1)
     if weights.classification:
         losses["classification"] = _mean_over_present(modality_entropy(outputs), outputs.present).sum(1) / samples
     if weights.similarity:
