@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,14 @@ import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.balance import Plan
+from dmmlkd_ext.models.layout import BlockLayout
 from dmmlkd_ext.models.network import SHARED, ModalityFeatures
 from dmmlkd_ext.training.batches import RoundBatches
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.guidance import GuidanceRound
-from dmmlkd_ext.training.losses import TERMS, BatchOutputs, device_losses, modality_entropy
+from dmmlkd_ext.training.losses import TERMS, BatchOutputs, device_losses
 from dmmlkd_ext.training.methods import MethodConfig
-from dmmlkd_ext.training.modulation import ogm_coefficients, ogm_gradient, pareto_gradient
+from dmmlkd_ext.training.modulation import competing, ogm_coefficients, ogm_gradient, pareto_gradient, unimodal_loss
 from dmmlkd_ext.training.optimizer import sgd_step
 from dmmlkd_ext.training.population import Block, Population
 
@@ -101,12 +103,13 @@ def _iterate(
         batch = guidance.batch(iteration, torch.from_numpy(devices), outputs.labels)
         _observe(guidance, outputs, torch.from_numpy(devices))
     losses = device_losses(outputs, method.losses, batch, trained[SHARED].weights["head"])
-    gradients = _gradients(trained, outputs, losses, method)
+    gradients = _gradients(trained, outputs, losses, method, population.network.layouts)
     if method.modulation == "ogm-ge":
-        coefficients = ogm_coefficients(outputs, method.modulation_strength)
+        coefficients, competes = ogm_coefficients(outputs, method.modulation_strength), competing(outputs)
         for column, name in enumerate(name for name in trained if name != SHARED):
-            own = coefficients[outputs.positions[column], column]
-            gradients[name] = ogm_gradient(gradients[name], own, batches.draw)
+            layout, position = population.network.layouts[name], outputs.positions[column]
+            own = coefficients[position, column]
+            gradients[name] = ogm_gradient(layout, gradients[name], own, competes[position], batches.draw)
     if method.proximal:
         for name, part in trained.items():
             start = part.block.start if part.rows is None else part.block.start[part.rows]
@@ -127,6 +130,7 @@ def _gradients(
     outputs: BatchOutputs,
     losses: dict[str, torch.Tensor],
     method: MethodConfig,
+    layouts: Mapping[str, BlockLayout],
 ) -> dict[str, torch.Tensor]:
     """Return the gradient of each block's rows, [rows, parameters]."""
     weighted = [value if name == "task" else getattr(method.losses, name) * value for name, value in losses.items()]
@@ -134,15 +138,14 @@ def _gradients(
     if method.modulation != "mmpareto":
         return _flat_gradients(trained, joint)
     # One sum serves for all the unimodal losses: no modality's block sees another's.
-    alone = modality_entropy(outputs, specific=True).sum() / outputs.labels.shape[1]
-    unimodal = _flat_gradients(trained, alone, keep=True)
-    together = _flat_gradients(trained, joint)
-    return {
-        name: gradient + unimodal[name]
-        if name == SHARED
-        else pareto_gradient(gradient, unimodal[name], method.modulation_strength)
-        for name, gradient in together.items()
-    }
+    unimodal = _flat_gradients(trained, unimodal_loss(outputs), keep=True)
+    gradients, competes = _flat_gradients(trained, joint), competing(outputs)
+    gradients[SHARED] = gradients[SHARED] + unimodal[SHARED]
+    for name, position in zip((name for name in trained if name != SHARED), outputs.positions, strict=True):
+        gradients[name] = pareto_gradient(
+            layouts[name], gradients[name], unimodal[name], competes[position], method.modulation_strength
+        )
+    return gradients
 
 
 def _flat_gradients(
