@@ -96,7 +96,7 @@ class Simulation:
 
     def run_round(self) -> dict[str, Any]:
         """Run one round on all devices and return its record."""
-        links = self.network.draw(self.round, self.energy.remaining_joule - self.overhead)
+        links = self.network.draw(self.round, self.energy.remaining_joule)
         metric = balance_metric(self.speeds, self.population.holds)
         plan = self._plan(links, metric)
         rate = self.config.learning_rate_at(self.round)

@@ -159,6 +159,21 @@ def test_a_device_that_cannot_pay_the_broadcast_neither_sends_nor_receives():
         torch.testing.assert_close(block.start[[0, 1, 3]].mean(0), mean, rtol=1e-4, atol=1e-6)
 
 
+def test_a_device_that_can_pay_the_exchange_but_not_its_generators_learning_still_relays():
+    simulation = make_simulation(make_dataset(TINY_SHAPES), ALL, generated("dmml-kd"), energy=WIRELESS)
+    exchange = simulation.network.draw(0).cost.energy_joule[2]
+    assert simulation.overhead[2] > 0
+    simulation.energy = EnergyAccount([100.0, 100.0, exchange + 0.5 * simulation.overhead[2], 100.0])
+    before = parameters(simulation)
+    record = simulation.run_round()
+    assert all(counts[2] == 0 for counts in record["local_iterations"].values())
+    assert record["sent_bits"][2] > 0
+    assert record["energy_spent_joule"][2] == exchange
+    assert record["energy_left_joule"][2] == pytest.approx(0.5 * simulation.overhead[2])
+    for name in (SHARED, "left"):
+        assert not torch.equal(simulation.population.blocks[name].start[2], before[name][0, 2])
+
+
 @pytest.mark.parametrize("policy", ["none", *POLICIES])
 def test_a_failed_device_keeps_what_it_has_and_comes_back(policy, tmp_path):
     schedule = tmp_path / "failures.csv"
