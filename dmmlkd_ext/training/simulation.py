@@ -36,6 +36,7 @@ from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.record import RoundOutcome, make_record
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Simulation:
@@ -71,7 +72,9 @@ class Simulation:
         macs = [model.forward_macs[name] for name in model.modalities]
         self.iteration_energy = network.iteration_energy_joule(population.holds, macs, config.batch_size)
         self.iteration_time = network.iteration_time_s(macs, config.batch_size)
-        self.overhead = network.computing_energy_joule(guidance.round_macs if guidance else 0.0)
+        learning_macs = guidance.round_macs if guidance else 0.0
+        self.overhead = network.computing_energy_joule(learning_macs)
+        self.learning_time = network.computing_time_s(learning_macs)
         budget = initial_budget_joule(
             network.energy,
             self.iteration_energy,
@@ -105,11 +108,12 @@ class Simulation:
         batches = self.sampler.draw(self.round, plan.num_iterations)
         guidance = self._guidance(plan)
         losses = local.train(self.population, batches, plan, self.method, self.config, rate, guidance)
-        variations = self._exchange(links, guidance)
-        self._account(links, plan, variations)
+        learns = links.devices & self.energy.can_pay(self.overhead + links.cost.energy_joule)
+        variations = self._exchange(links, guidance, learns)
+        self._account(links, plan, variations, learns)
 
         self.round += 1
-        outcome = RoundOutcome(links, plan, metric, losses, rate, *self._evaluations(), self._quality())
+        outcome = RoundOutcome(links, plan, metric, losses, rate, learns, *self._evaluations(), self._quality())
         return make_record(self, outcome)
 
     def _plan(self, links: RoundLinks, metric: FloatArray) -> Plan:
@@ -133,19 +137,16 @@ class Simulation:
             return None
         return self.guidance.begin_round(self.population, self.round, plan.num_iterations, self.config.batch_size)
 
-    def _exchange(self, links: RoundLinks, guided: GuidanceRound | None) -> dict[str, Variation]:
-        """Mix all blocks; what guides learns around it, on the devices that can pay for that."""
+    def _exchange(self, links: RoundLinks, guided: GuidanceRound | None, learns: BoolArray) -> dict[str, Variation]:
+        """Mix all blocks; what guides learns around it, on the devices that can pay for that (bool [devices])."""
         weights = self._weights(links)
         if self.guidance is None or guided is None:
             return exchange.mix(self.population, weights)
         self.guidance.before_exchange(self.population, guided.moments)
         variations = exchange.mix(self.population, weights)
-        learns = torch.from_numpy(links.devices & self._pays_overhead(links))
-        self.guidance.after_exchange(self.population, guided.moments, weights[SHARED], learns, self.round)
+        may_learn = torch.from_numpy(learns)
+        self.guidance.after_exchange(self.population, guided.moments, weights[SHARED], may_learn, self.round)
         return variations
-
-    def _pays_overhead(self, links: RoundLinks) -> npt.NDArray[np.bool_]:
-        return self.energy.can_pay(self.overhead + links.cost.energy_joule)
 
     def _weights(self, links: RoundLinks) -> dict[str, GossipWeights]:
         """Return the mixing weights of each block on the links that work (METHOD 4)."""
@@ -157,11 +158,10 @@ class Simulation:
             weights[name] = GossipWeights.from_scipy(matrix, block.start.dtype)
         return weights
 
-    def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation]) -> None:
+    def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation], learns: BoolArray) -> None:
         """Draw the round's energy and learn how fast each modality trained."""
         computing = plan.energy_joule(self.iteration_energy, self.method.balance.pause)
-        overhead = np.where(links.devices & self._pays_overhead(links), self.overhead, 0.0)
-        self.energy.spend(computing + links.cost.energy_joule + overhead)
+        self.energy.spend(computing + links.cost.energy_joule + np.where(learns, self.overhead, 0.0))
         names = self.population.network.modalities
         current = training_speed(
             np.stack([variations[name].distance for name in names], axis=1),
