@@ -38,7 +38,8 @@ class GeneratorQuality:
     Attributes:
         nearest_mean: share of the real common features, of all modalities of a device, whose nearest generated class
             mean is that of their class.
-        spread: deviation of the generated features within a class over that of the real ones; 1 is alike.
+        spread: deviation of the generated features within a class over that of the real ones, a mean over the classes
+            of which the device's modalities have two samples or more; 1 is alike, NaN if there is no such class.
     """
 
     nearest_mean: FloatArray
@@ -72,7 +73,8 @@ def judge_generator(population: Population, split: Split, pool: torch.Tensor) ->
     size = members_of_class.clamp_min(1).unsqueeze(-1)
     real = (squares / size - (sums / size).square()).clamp_min(0).mean(-1).sqrt()
     made = pool.var(2, correction=0).mean(-1).sqrt()
-    return GeneratorQuality((right / counted).double().numpy(), (made / real).mean(1).double().numpy())
+    ratio = torch.where(members_of_class > 1, made / real, torch.nan).nanmean(1)
+    return GeneratorQuality((right / counted).double().numpy(), ratio.double().numpy())
 
 
 @torch.no_grad()
