@@ -193,15 +193,15 @@ class _Generator(nn.Module):
         nn.utils.vector_to_parameters(vector, self.layers.parameters())
 
     def loss(
-        self, noise: torch.Tensor, heads: list[torch.Tensor], mean: torch.Tensor, std: torch.Tensor
+        self, noise: torch.Tensor, heads: list[torch.Tensor], mean: torch.Tensor, variance: torch.Tensor
     ) -> torch.Tensor:
         copies = len(noise) // CLASSES
         labels = torch.arange(CLASSES).repeat_interleave(copies)
         features = self.layers(torch.cat([noise, F.one_hot(labels, CLASSES).float()], 1))
         loss = sum(F.cross_entropy(features @ head, labels) for head in heads) / len(heads)
         by_class, noises = features.view(CLASSES, copies, WIDTH), noise.view(CLASSES, copies, -1)
-        made = by_class.var(1, correction=0).sqrt()
-        loss = loss + ((by_class.mean(1) - mean).square() + (made - std).square()).mean()
+        made = by_class.var(1, correction=0)
+        loss = loss + ((by_class.mean(1) - mean).square() + (made - variance).square()).mean()
         half = copies // 2
         moved = (by_class[:, :half] - by_class[:, half:]).abs().mean(-1)
         asked = (noises[:, :half] - noises[:, half:]).abs().mean(-1)
@@ -229,7 +229,7 @@ def test_a_generator_learns_by_adam_from_the_heads_that_its_device_received(monk
         received = [heads[other] for other in adjacent[device].nonzero().flatten()]
         for noise in noises:
             optimizer.zero_grad()
-            twin.loss(noise, received, moments.mean()[device], moments.variance()[device].sqrt()).backward()
+            twin.loss(noise, received, moments.mean()[device], moments.variance()[device]).backward()
             optimizer.step()
         views = guidance.layout.views(block.start[device : device + 1])
         for value, parameter in zip(views.values(), twin.layers.parameters(), strict=True):

@@ -137,15 +137,13 @@ class _ReceivedHeads:
 
 
 def _moment_distance(features: torch.Tensor, moments: FeatureMoments, rows: torch.Tensor) -> torch.Tensor:
-    """Return how far generated means and deviations by class are from a device's own, [devices].
+    """Return how far generated means and variances by class are from a device's own, [devices].
 
-    Classes of which a device saw fewer than two features do not count. Deviations stand for variances, so that both
-    parts have the features' unit.
+    Squared differences, a mean over features and over the classes of which the device saw two features or more.
     """
     seen = (moments.count[rows] > 1).to(features.dtype)
     mean, variance = moments.mean()[rows], moments.variance()[rows]
-    generated = features.var(2, correction=0).clamp_min(1e-12).sqrt()
-    distance = (features.mean(2) - mean).square() + (generated - variance.sqrt()).square()
+    distance = (features.mean(2) - mean).square() + (features.var(2, correction=0) - variance).square()
     return (distance.mean(-1) * seen).sum(1) / seen.sum(1).clamp_min(1)
 
 
