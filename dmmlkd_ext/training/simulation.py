@@ -68,6 +68,9 @@ class Simulation:
         self.method, self.config, self.guidance = method, config, guidance
         self.round, self.total_rounds = 0, config.rounds
         self.sampler = BatchSampler(dataset.train, device_samples, config.batch_size, config.input_noise, seed)
+        labels = dataset.train.labels.numpy()
+        # What a device without modalities predicts: the class that it has most of, the first of several.
+        self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in device_samples], dtype=np.int64)
         model: MultiModalNetwork = population.network
         macs = [model.forward_macs[name] for name in model.modalities]
         self.iteration_energy = network.iteration_energy_joule(population.holds, macs, config.batch_size)
@@ -185,7 +188,8 @@ class Simulation:
         """Return the accuracy on validation and test data in the rounds that are evaluated."""
         if self.round % self.config.evaluate_every and self.round != self.total_rounds:
             return None, None
-        return evaluate(self.population, self.dataset.validation), evaluate(self.population, self.dataset.test)
+        validation, test = self.dataset.validation, self.dataset.test
+        return evaluate(self.population, validation, self.guess), evaluate(self.population, test, self.guess)
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""

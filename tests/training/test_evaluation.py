@@ -73,6 +73,15 @@ def test_a_device_without_modalities_has_no_accuracy():
     assert np.isnan(accuracy.joint).tolist() == [True, False]
 
 
+def test_a_device_without_modalities_may_predict_one_class():
+    population = different_devices(np.array([[False] * 3, [True] * 3, [False] * 3]))
+    split = make_split(MIXED_SHAPES, 40, 4, 0.0, 0)
+    accuracy, without = evaluate(population, split, np.array([1, 0, 3])), evaluate(population, split)
+    share = [(split.labels == label).double().mean().item() for label in range(4)]
+    assert accuracy.joint.tolist() == pytest.approx([share[1], without.joint[1], share[3]])
+    assert all(np.isnan(values).tolist() == [True, False, True] for values in accuracy.alone.values())
+
+
 def test_without_samples_there_is_no_accuracy():
     accuracy = evaluate(different_devices(), make_split(MIXED_SHAPES, 0, 4, 0.0, 0))
     assert np.isnan(accuracy.joint).all()

@@ -13,7 +13,7 @@ from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.callbacks import Callback, EndTraining
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.training.simulation import Simulation
-from tests.training.synthetic import SMALL_TRAINING, TINY_SHAPES, make_dataset, make_simulation, plain_method
+from tests.training.synthetic import SMALL_TRAINING, TINY_SHAPES, divide, make_dataset, make_simulation, plain_method
 
 ALL = np.ones((4, 2), dtype=bool)
 WIRELESS = EnergyConfig(model="wireless", budget_fraction=0.5)
@@ -243,6 +243,18 @@ def test_rounds_are_evaluated_by_the_calendar_and_at_the_end():
     training = dataclasses.replace(SMALL_TRAINING, rounds=5, evaluate_every=2)
     evaluated = [record["round"] for record in rounds(make_simulation(training=training)) if record["accuracy"]]
     assert evaluated == [2, 4, 5]
+
+
+def test_a_device_without_modalities_is_as_good_as_its_most_frequent_class():
+    holds = np.array([[True, True], [False, False], [True, False]])
+    dataset, samples = make_dataset(TINY_SHAPES), divide(90, 3)
+    record = rounds(make_simulation(dataset, holds, "dmml", device_samples=samples))[-1]
+    counts = [int((dataset.train.labels[samples[1]] == label).sum()) for label in range(4)]
+    assert sorted(counts)[-1] > sorted(counts)[-2]
+    for side, split in (("test", dataset.test), ("validation", dataset.validation)):
+        share = (split.labels == int(np.argmax(counts))).double().mean().item()
+        assert record["accuracy"][side][1] == pytest.approx(share)
+    assert record["modality_accuracy"]["left"][1] is None
 
 
 class Diary(Callback):
