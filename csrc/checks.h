@@ -260,21 +260,20 @@ inline void check_objective(at::TensorList features, at::TensorList heads, at::T
   }
 }
 
-inline void check_objective_guidance(const at::Tensor& shared_head, const at::Tensor& labels,
-                                     const std::optional<at::Tensor>& waiting_logits,
-                                     const std::optional<at::Tensor>& waiting_count,
-                                     const std::optional<at::Tensor>& target,
-                                     const std::optional<at::Tensor>& known,
-                                     const std::optional<at::Tensor>& rehearsal,
-                                     const std::optional<at::Tensor>& rehearsal_labels) {
+inline void check_objective_guidance(
+    const at::Tensor& shared_head, const at::Tensor& labels, const std::optional<at::Tensor>& waiting_logits,
+    const std::optional<at::Tensor>& waiting_count, const std::optional<at::Tensor>& target,
+    const std::optional<at::Tensor>& known, const std::optional<at::Tensor>& rehearsal,
+    const std::optional<at::Tensor>& rehearsal_labels, const std::optional<at::Tensor>& rehearsal_known) {
   const char* op = "objective";
   const auto type = shared_head.scalar_type();
   const int64_t devices = labels.size(0), samples = labels.size(1), width = shared_head.size(1);
   TORCH_CHECK_VALUE(waiting_logits.has_value() == waiting_count.has_value(), op,
                     ": waiting_logits and waiting_count must be given together");
   TORCH_CHECK_VALUE(target.has_value() == known.has_value(), op, ": target and known must be given together");
-  TORCH_CHECK_VALUE(rehearsal.has_value() == rehearsal_labels.has_value(), op,
-                    ": rehearsal and rehearsal_labels must be given together");
+  TORCH_CHECK_VALUE(rehearsal.has_value() == rehearsal_labels.has_value() &&
+                        rehearsal.has_value() == rehearsal_known.has_value(),
+                    op, ": rehearsal, rehearsal_labels and rehearsal_known must be given together");
   if (waiting_logits) {
     check_real(op, "waiting_logits", *waiting_logits, type, {devices, samples, shared_head.size(2)});
     check_real(op, "waiting_count", *waiting_count, at::kLong, {devices, samples});
@@ -288,6 +287,7 @@ inline void check_objective_guidance(const at::Tensor& shared_head, const at::Te
                       rehearsal->sizes());
     check_real(op, "rehearsal", *rehearsal, type, {devices, rehearsal->size(1), width});
     check_real(op, "rehearsal_labels", *rehearsal_labels, at::kLong, {rehearsal->size(1)});
+    check_real(op, "rehearsal_known", *rehearsal_known, at::kBool, {devices, rehearsal->size(1)});
   }
 }
 
@@ -315,56 +315,58 @@ inline void check_heads_entropy(const at::Tensor& features, const at::Tensor& he
                     rows.sizes());
   check_real(op, "row_pointers", row_pointers, at::kLong, {features.size(0) + 1});
   check_real(op, "labels", labels, at::kLong, {features.size(1)});
-  // Inputs [devices, samples, *space, channels] of one or two dimensions, weight [devices, window * channels,
-  // out].
-  inline void check_convolution(const at::Tensor& inputs, const at::Tensor& weight, int64_t kernel,
-                                int64_t stride) {
-    const char* op = "convolve";
-    TORCH_CHECK_VALUE(
-        (inputs.dim() == 4 || inputs.dim() == 5) &&
-            (inputs.scalar_type() == at::kFloat || inputs.scalar_type() == at::kDouble),
-        op, ": inputs must be float32 or float64 of shape [devices, samples, *space, channels] ",
-        "with one or two dimensions of space, got ", inputs.scalar_type(), " of shape ", inputs.sym_sizes());
-    TORCH_CHECK_VALUE(kernel >= 1 && kernel % 2 == 1 && kernel <= 1024, op,
-                      ": kernel must be odd and in [1, 1023], got ", kernel);
-    TORCH_CHECK_VALUE(stride >= 1 && stride <= 1024, op, ": stride must be in [1, 1024], got ", stride);
-    TORCH_CHECK_VALUE(inputs.sym_size(-1) >= 1, op, ": inputs must have at least one channel, got shape ",
-                      inputs.sym_sizes());
-    const auto fan_in = inputs.sym_size(-1) * (inputs.dim() == 5 ? kernel * kernel : kernel);
-    TORCH_CHECK_VALUE(weight.dim() == 3 && weight.scalar_type() == inputs.scalar_type() &&
-                          weight.device() == inputs.device() && weight.sym_size(0) == inputs.sym_size(0) &&
-                          weight.sym_size(1) == fan_in,
-                      op, ": weight must be ", inputs.scalar_type(), " on ", inputs.device(),
-                      " of shape [devices, window * channels, out] = [", inputs.sym_size(0), ", ", fan_in,
-                      ", out], got ", weight.scalar_type(), " on ", weight.device(), " of shape ",
-                      weight.sym_sizes());
-  }
+}
 
-  inline void check_convolution_bias(const at::Tensor& weight, const at::Tensor& bias) {
-    TORCH_CHECK_VALUE(bias.dim() == 2 && bias.scalar_type() == weight.scalar_type() &&
-                          bias.device() == weight.device() && bias.sym_size(0) == weight.sym_size(0) &&
-                          bias.sym_size(1) == weight.sym_size(2),
-                      "convolve: bias must be ", weight.scalar_type(), " on ", weight.device(), " of shape [",
-                      weight.sym_size(0), ", ", weight.sym_size(2), "], got ", bias.scalar_type(), " on ",
-                      bias.device(), " of shape ", bias.sym_sizes());
-  }
+// Inputs [devices, samples, *space, channels] of one or two dimensions, weight [devices, window * channels,
+// out].
+inline void check_convolution(const at::Tensor& inputs, const at::Tensor& weight, int64_t kernel,
+                              int64_t stride) {
+  const char* op = "convolve";
+  TORCH_CHECK_VALUE((inputs.dim() == 4 || inputs.dim() == 5) &&
+                        (inputs.scalar_type() == at::kFloat || inputs.scalar_type() == at::kDouble),
+                    op, ": inputs must be float32 or float64 of shape [devices, samples, *space, channels] ",
+                    "with one or two dimensions of space, got ", inputs.scalar_type(), " of shape ",
+                    inputs.sym_sizes());
+  TORCH_CHECK_VALUE(kernel >= 1 && kernel % 2 == 1 && kernel <= 1024, op,
+                    ": kernel must be odd and in [1, 1023], got ", kernel);
+  TORCH_CHECK_VALUE(stride >= 1 && stride <= 1024, op, ": stride must be in [1, 1024], got ", stride);
+  TORCH_CHECK_VALUE(inputs.sym_size(-1) >= 1, op, ": inputs must have at least one channel, got shape ",
+                    inputs.sym_sizes());
+  const auto fan_in = inputs.sym_size(-1) * (inputs.dim() == 5 ? kernel * kernel : kernel);
+  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.scalar_type() == inputs.scalar_type() &&
+                        weight.device() == inputs.device() && weight.sym_size(0) == inputs.sym_size(0) &&
+                        weight.sym_size(1) == fan_in,
+                    op, ": weight must be ", inputs.scalar_type(), " on ", inputs.device(),
+                    " of shape [devices, window * channels, out] = [", inputs.sym_size(0), ", ", fan_in,
+                    ", out], got ", weight.scalar_type(), " on ", weight.device(), " of shape ",
+                    weight.sym_sizes());
+}
 
-  inline std::vector<int64_t> convolution_shape(const at::Tensor& inputs, const at::Tensor& weight,
-                                                int64_t stride) {
-    std::vector<int64_t> shape = inputs.sizes().vec();
-    for (size_t i = 2; i + 1 < shape.size(); ++i) shape[i] = (shape[i] + stride - 1) / stride;
-    shape.back() = weight.size(2);
-    return shape;
-  }
+inline void check_convolution_bias(const at::Tensor& weight, const at::Tensor& bias) {
+  TORCH_CHECK_VALUE(bias.dim() == 2 && bias.scalar_type() == weight.scalar_type() &&
+                        bias.device() == weight.device() && bias.sym_size(0) == weight.sym_size(0) &&
+                        bias.sym_size(1) == weight.sym_size(2),
+                    "convolve: bias must be ", weight.scalar_type(), " on ", weight.device(), " of shape [",
+                    weight.sym_size(0), ", ", weight.sym_size(2), "], got ", bias.scalar_type(), " on ",
+                    bias.device(), " of shape ", bias.sym_sizes());
+}
 
-  inline void check_convolution_outputs(const char* name, const at::Tensor& tensor, const at::Tensor& inputs,
-                                        const at::Tensor& weight, int64_t stride) {
-    const std::vector<int64_t> shape = convolution_shape(inputs, weight, stride);
-    TORCH_CHECK_VALUE(tensor.sizes() == at::IntArrayRef(shape) &&
-                          tensor.scalar_type() == inputs.scalar_type() && tensor.device() == inputs.device(),
-                      "convolve_backward: ", name, " must be ", inputs.scalar_type(), " on ", inputs.device(),
-                      " of shape ", at::IntArrayRef(shape), ", got ", tensor.scalar_type(), " on ",
-                      tensor.device(), " of shape ", tensor.sizes());
-  }
+inline std::vector<int64_t> convolution_shape(const at::Tensor& inputs, const at::Tensor& weight,
+                                              int64_t stride) {
+  std::vector<int64_t> shape = inputs.sizes().vec();
+  for (size_t i = 2; i + 1 < shape.size(); ++i) shape[i] = (shape[i] + stride - 1) / stride;
+  shape.back() = weight.size(2);
+  return shape;
+}
+
+inline void check_convolution_outputs(const char* name, const at::Tensor& tensor, const at::Tensor& inputs,
+                                      const at::Tensor& weight, int64_t stride) {
+  const std::vector<int64_t> shape = convolution_shape(inputs, weight, stride);
+  TORCH_CHECK_VALUE(tensor.sizes() == at::IntArrayRef(shape) &&
+                        tensor.scalar_type() == inputs.scalar_type() && tensor.device() == inputs.device(),
+                    "convolve_backward: ", name, " must be ", inputs.scalar_type(), " on ", inputs.device(),
+                    " of shape ", at::IntArrayRef(shape), ", got ", tensor.scalar_type(), " on ",
+                    tensor.device(), " of shape ", tensor.sizes());
+}
 
 }  // namespace dmmlkd

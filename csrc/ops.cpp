@@ -65,8 +65,8 @@ TORCH_LIBRARY(dmmlkd, m) {
   m.def(
       "objective_(Tensor[] features, Tensor[] heads, Tensor[] positions, Tensor shared_head, Tensor labels, "
       "Tensor present, Tensor? waiting_logits, Tensor? waiting_count, Tensor? target, Tensor? known, Tensor? "
-      "rehearsal, Tensor? rehearsal_labels, float[] weights, float strength, bool by_distance, Tensor(a!)[] "
-      "head_gradients, Tensor(b!) shared_head_gradient) -> (Tensor, Tensor[])");
+      "rehearsal, Tensor? rehearsal_labels, Tensor? rehearsal_known, float[] weights, float strength, bool "
+      "by_distance, Tensor(a!)[] head_gradients, Tensor(b!) shared_head_gradient) -> (Tensor, Tensor[])");
 
   // Each device's mean cross-entropy over its features [devices, samples, width] and over the heads that it
   // received, rows of heads [n, width, classes]; and the gradient for the features.

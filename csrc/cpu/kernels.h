@@ -101,6 +101,7 @@ struct DeviceObjective {
   const bool* known;
   const T* rehearsal;  // [rehearsed, width]
   const int64_t* rehearsal_labels;
+  const bool* rehearsal_known;
   int64_t rehearsed;
   bool by_distance, by_samples;
   T classification, similarity, difference, generator, rehearsing, strength;  // weights; 0: left out
@@ -119,155 +120,156 @@ struct HeadsEntropy {
   int64_t num_heads, samples, width, classes;
   T* gradient;  // [samples, width], overwritten
   T* scratch;   // heads_entropy_scratch() values
-  // Where a row of lanes is read and where it is written, in values.
-  struct ConvolutionPlace {
-    int32_t in, out;
-  };
+};
 
-  // The values of a place's window lie at these offsets from it, `run` by `run` one after the other.
-  struct ConvolutionWindow {
-    const int32_t* offsets;
-    int64_t size, run;
-  };
+// Where a row of lanes is read and where it is written, in values.
+struct ConvolutionPlace {
+  int32_t in, out;
+};
 
-  // out[place.out + lane] = bias[lane] + sum over the window of in[place.in + ...] * weights[..., lane]
-  template <class T>
-  struct ConvolutionGather {
-    const T* in;
-    T* out;
-    const ConvolutionPlace* places;
-    int64_t count;
-    ConvolutionWindow window;
-    const T *weights, *bias;  // [window.size, convolution_lanes(lanes)] and such a row
-    int64_t lanes;
-    bool rectify;
-  };
+// The values of a place's window lie at these offsets from it, `run` by `run` one after the other.
+struct ConvolutionWindow {
+  const int32_t* offsets;
+  int64_t size, run;
+};
 
-  // sums[..., lane] += sum over places of in[place.in + ...] * upstream[place.out + lane]
-  template <class T>
-  struct ConvolutionOuter {
-    const T *in, *upstream;
-    const ConvolutionPlace* places;
-    int64_t count;
-    ConvolutionWindow window;
-    T *sums, *bias_sums;  // like the weights and the bias
-    int64_t lanes;
-  };
+// out[place.out + lane] = bias[lane] + sum over the window of in[place.in + ...] * weights[..., lane]
+template <class T>
+struct ConvolutionGather {
+  const T* in;
+  T* out;
+  const ConvolutionPlace* places;
+  int64_t count;
+  ConvolutionWindow window;
+  const T *weights, *bias;  // [window.size, convolution_lanes(lanes)] and such a row
+  int64_t lanes;
+  bool rectify;
+};
 
-  // target[place.out + lane] = upstream where outputs > 0; outputs are contiguous, null: everywhere
-  template <class T>
-  struct ConvolutionMask {
-    const T *upstream, *outputs;
-    int64_t samples, height, width, lanes;
-    int64_t sample_stride, height_stride, width_stride, lane_stride;  // of upstream
-    const ConvolutionPlace* places;
-    T* target;
-  };
+// sums[..., lane] += sum over places of in[place.in + ...] * upstream[place.out + lane]
+template <class T>
+struct ConvolutionOuter {
+  const T *in, *upstream;
+  const ConvolutionPlace* places;
+  int64_t count;
+  ConvolutionWindow window;
+  T *sums, *bias_sums;  // like the weights and the bias
+  int64_t lanes;
+};
 
-  struct bfloat16_bits {
-    uint16_t bits;
-  };
-  struct float16_bits {
-    uint16_t bits;
-  };
+// target[place.out + lane] = upstream where outputs > 0; outputs are contiguous, null: everywhere
+template <class T>
+struct ConvolutionMask {
+  const T *upstream, *outputs;
+  int64_t samples, height, width, lanes;
+  int64_t sample_stride, height_stride, width_stride, lane_stride;  // of upstream
+  const ConvolutionPlace* places;
+  T* target;
+};
 
-  struct Kernels {
-    const char* name;
-    // Each returns the sum of the samples' losses.
-    double (*pairwise_kl_float)(const PairwiseKlSamples<float>&);
-    double (*pairwise_kl_double)(const PairwiseKlSamples<double>&);
-    // Returns the loss.
-    float (*orthogonality_forward_float)(const OrthogonalityPair<float>&);
-    double (*orthogonality_forward_double)(const OrthogonalityPair<double>&);
-    // Takes the upstream gradient and where the gradients go.
-    void (*orthogonality_backward_float)(const OrthogonalityPair<float>&, float, float*, float*);
-    void (*orthogonality_backward_double)(const OrthogonalityPair<double>&, double, double*, double*);
-    void (*gossip_float)(const GossipColumns<float, float>&);
-    void (*gossip_double)(const GossipColumns<double, double>&);
-    void (*gossip_bfloat16)(const GossipColumns<bfloat16_bits, float>&);
-    void (*gossip_float16)(const GossipColumns<float16_bits, float>&);
-    void (*sgd_step_float)(const SgdRows<float>&);
-    void (*sgd_step_double)(const SgdRows<double>&);
-    void (*linear_forward_float)(const LinearLayer<float>&);
-    void (*linear_forward_double)(const LinearLayer<double>&);
-    void (*linear_backward_float)(const LinearGradient<float>&);
-    void (*linear_backward_double)(const LinearGradient<double>&);
-    void (*objective_float)(DeviceObjective<float>&);
-    void (*objective_double)(DeviceObjective<double>&);
-    // Returns the loss.
-    float (*heads_entropy_float)(const HeadsEntropy<float>&);
-    double (*heads_entropy_double)(const HeadsEntropy<double>&);
-    void (*convolution_gather_float)(const ConvolutionGather<float>&);
-    void (*convolution_gather_double)(const ConvolutionGather<double>&);
-    void (*convolution_outer_float)(const ConvolutionOuter<float>&);
-    void (*convolution_outer_double)(const ConvolutionOuter<double>&);
-    void (*convolution_mask_float)(const ConvolutionMask<float>&);
-    void (*convolution_mask_double)(const ConvolutionMask<double>&);
-  };
+struct bfloat16_bits {
+  uint16_t bits;
+};
+struct float16_bits {
+  uint16_t bits;
+};
 
-  extern const Kernels base_kernels;
+struct Kernels {
+  const char* name;
+  // Each returns the sum of the samples' losses.
+  double (*pairwise_kl_float)(const PairwiseKlSamples<float>&);
+  double (*pairwise_kl_double)(const PairwiseKlSamples<double>&);
+  // Returns the loss.
+  float (*orthogonality_forward_float)(const OrthogonalityPair<float>&);
+  double (*orthogonality_forward_double)(const OrthogonalityPair<double>&);
+  // Takes the upstream gradient and where the gradients go.
+  void (*orthogonality_backward_float)(const OrthogonalityPair<float>&, float, float*, float*);
+  void (*orthogonality_backward_double)(const OrthogonalityPair<double>&, double, double*, double*);
+  void (*gossip_float)(const GossipColumns<float, float>&);
+  void (*gossip_double)(const GossipColumns<double, double>&);
+  void (*gossip_bfloat16)(const GossipColumns<bfloat16_bits, float>&);
+  void (*gossip_float16)(const GossipColumns<float16_bits, float>&);
+  void (*sgd_step_float)(const SgdRows<float>&);
+  void (*sgd_step_double)(const SgdRows<double>&);
+  void (*linear_forward_float)(const LinearLayer<float>&);
+  void (*linear_forward_double)(const LinearLayer<double>&);
+  void (*linear_backward_float)(const LinearGradient<float>&);
+  void (*linear_backward_double)(const LinearGradient<double>&);
+  void (*objective_float)(DeviceObjective<float>&);
+  void (*objective_double)(DeviceObjective<double>&);
+  // Returns the loss.
+  float (*heads_entropy_float)(const HeadsEntropy<float>&);
+  double (*heads_entropy_double)(const HeadsEntropy<double>&);
+  void (*convolution_gather_float)(const ConvolutionGather<float>&);
+  void (*convolution_gather_double)(const ConvolutionGather<double>&);
+  void (*convolution_outer_float)(const ConvolutionOuter<float>&);
+  void (*convolution_outer_double)(const ConvolutionOuter<double>&);
+  void (*convolution_mask_float)(const ConvolutionMask<float>&);
+  void (*convolution_mask_double)(const ConvolutionMask<double>&);
+};
+
+extern const Kernels base_kernels;
 #if defined(__x86_64__)
-  extern const Kernels avx2_kernels;
-  extern const Kernels avx512_kernels;
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
 #endif
 
-  // The best of these that the processor has, or the one that was asked for by select_kernels().
-  const Kernels& kernels();
-  // "auto", "base", "avx2" or "avx512"; returns false where the processor lacks it.
-  bool select_kernels(const char* name);
+// The best of these that the processor has, or the one that was asked for by select_kernels().
+const Kernels& kernels();
+// "auto", "base", "avx2" or "avx512"; returns false where the processor lacks it.
+bool select_kernels(const char* name);
 
-  constexpr int64_t largest_vector = 16;  // values
-  constexpr int64_t gossip_tile = 64;     // columns
+constexpr int64_t largest_vector = 16;  // values
+constexpr int64_t gossip_tile = 64;     // columns
 
-  // Up to 128 classes a vector holds one class of many samples, as long as its samples fit the second-level
-  // cache.
-  inline bool uses_lanes(int64_t modalities, int64_t classes) {
-    return classes <= 128 && modalities * classes <= 1536;
-  }
+// Up to 128 classes a vector holds one class of many samples, as long as its samples fit the second-level
+// cache.
+inline bool uses_lanes(int64_t modalities, int64_t classes) {
+  return classes <= 128 && modalities * classes <= 1536;
+}
 
-  inline int64_t whole_vectors(int64_t classes) {
-    return (classes + largest_vector - 1) / largest_vector * largest_vector;
-  }
+inline int64_t whole_vectors(int64_t classes) {
+  return (classes + largest_vector - 1) / largest_vector * largest_vector;
+}
 
-  // Values of scratch, to begin at a multiple of 64 bytes.
-  inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
-    const int64_t small = 8 * modalities * largest_vector;
-    if (uses_lanes(modalities, classes))
-      return 3 * (modalities * classes + largest_vector) * largest_vector + small;
-    return 2 * modalities * whole_vectors(classes) + small;
-  }
+// Values of scratch, to begin at a multiple of 64 bytes.
+inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
+  const int64_t small = 8 * modalities * largest_vector;
+  if (uses_lanes(modalities, classes))
+    return 3 * (modalities * classes + largest_vector) * largest_vector + small;
+  return 2 * modalities * whole_vectors(classes) + small;
+}
 
-  inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool by_samples) {
-    const int64_t rows = 2 * samples * (whole_vectors(d) + whole_vectors(e));
-    if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
-    return rows + d * whole_vectors(e) + e * whole_vectors(d);
-  }
+inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool by_samples) {
+  const int64_t rows = 2 * samples * (whole_vectors(d) + whole_vectors(e));
+  if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
+  return rows + d * whole_vectors(e) + e * whole_vectors(d);
+}
 
-  // Of the forward or of the backward pass, whichever is more.
-  inline int64_t linear_scratch(int64_t samples, int64_t inputs, int64_t outputs) {
-    return (2 * inputs + samples + 1) * whole_vectors(outputs) + (outputs + samples) * whole_vectors(inputs);
-  }
+// Of the forward or of the backward pass, whichever is more.
+inline int64_t linear_scratch(int64_t samples, int64_t inputs, int64_t outputs) {
+  return (2 * inputs + samples + 1) * whole_vectors(outputs) + (outputs + samples) * whole_vectors(inputs);
+}
 
-  inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t modalities, int64_t width,
-                                   int64_t classes, bool by_samples) {
-    const int64_t padded = whole_vectors(classes), padded_width = whole_vectors(width);
-    const int64_t heads = (3 * width + 1) * padded + 2 * classes * padded_width;
-    const int64_t logits = 5 * samples * modalities * padded + (samples + rehearsed + 2) * padded;
-    const int64_t gradients = 2 * samples * padded_width + 2 * whole_vectors(samples * width);
-    const int64_t gram = whole_vectors(by_samples ? 2 * samples * samples : width * width);
-    return heads + logits + gradients + gram + 4 * whole_vectors(samples) +
-           pairwise_kl_scratch(modalities, classes) +
-           orthogonality_scratch(samples, width, width, by_samples);
-  }
+inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t modalities, int64_t width,
+                                 int64_t classes, bool by_samples) {
+  const int64_t padded = whole_vectors(classes), padded_width = whole_vectors(width);
+  const int64_t heads = (3 * width + 1) * padded + 2 * classes * padded_width;
+  const int64_t logits = 5 * samples * modalities * padded + (samples + rehearsed + 2) * padded;
+  const int64_t gradients = 2 * samples * padded_width + 2 * whole_vectors(samples * width);
+  const int64_t gram = whole_vectors(by_samples ? 2 * samples * samples : width * width);
+  return heads + logits + gradients + gram + 4 * whole_vectors(samples) +
+         pairwise_kl_scratch(modalities, classes) + orthogonality_scratch(samples, width, width, by_samples);
+}
 
-  inline int64_t heads_entropy_scratch(int64_t samples, int64_t width, int64_t classes) {
-    return (3 * width + classes) * whole_vectors(samples);
-  }
-  // Lanes of a row in scratch: whole vectors, of which an instruction set may also use halves.
-  inline int64_t convolution_lanes(int64_t lanes) { return (lanes + 7) / 8 * 8; }
+inline int64_t heads_entropy_scratch(int64_t samples, int64_t width, int64_t classes) {
+  return (3 * width + classes) * whole_vectors(samples);
+}
+// Lanes of a row in scratch: whole vectors, of which an instruction set may also use halves.
+inline int64_t convolution_lanes(int64_t lanes) { return (lanes + 7) / 8 * 8; }
 
-  inline int64_t gossip_scratch(int64_t rows_in, int64_t rows_out) {
-    return rows_in * gossip_tile + 2 * rows_out * largest_vector;
-  }
+inline int64_t gossip_scratch(int64_t rows_in, int64_t rows_out) {
+  return rows_in * gossip_tile + 2 * rows_out * largest_vector;
+}
 
 }  // namespace dmmlkd

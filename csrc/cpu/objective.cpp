@@ -24,6 +24,7 @@ struct Arguments {
   std::vector<at::Tensor> features, feature_gradients;
   std::vector<std::vector<int64_t>> rows;  // of a device in the features of each modality, or -1
   at::Tensor labels, present, waiting_logits, waiting_count, target, known, rehearsal, rehearsal_labels;
+  at::Tensor rehearsal_known;
 };
 
 at::Tensor contiguous(const std::optional<at::Tensor>& tensor) {
@@ -77,6 +78,7 @@ at::Tensor all_devices(const Arguments& a, at::TensorList heads, const at::Tenso
       o.waiting_count = row_of<int64_t>(a.waiting_count, device);
       o.target = row_of<T>(a.target, device), o.known = row_of<bool>(a.known, device);
       o.rehearsal = row_of<T>(a.rehearsal, device);
+      o.rehearsal_known = row_of<bool>(a.rehearsal_known, device);
       run(o);
       for (int64_t term = 0; term < terms; ++term)
         losses.mutable_data_ptr<T>()[term * devices + device] = o.losses[term];
@@ -90,12 +92,13 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> objective(
     const at::Tensor& labels, const at::Tensor& present, const std::optional<at::Tensor>& waiting_logits,
     const std::optional<at::Tensor>& waiting_count, const std::optional<at::Tensor>& target,
     const std::optional<at::Tensor>& known, const std::optional<at::Tensor>& rehearsal,
-    const std::optional<at::Tensor>& rehearsal_labels, at::ArrayRef<double> weights, double strength,
-    bool by_distance, at::TensorList head_gradients, at::Tensor& shared_head_gradient) {
+    const std::optional<at::Tensor>& rehearsal_labels, const std::optional<at::Tensor>& rehearsal_known,
+    at::ArrayRef<double> weights, double strength, bool by_distance, at::TensorList head_gradients,
+    at::Tensor& shared_head_gradient) {
   check_objective(features, heads, positions, shared_head, labels, present, weights, head_gradients,
                   shared_head_gradient);
   check_objective_guidance(shared_head, labels, waiting_logits, waiting_count, target, known, rehearsal,
-                           rehearsal_labels);
+                           rehearsal_labels, rehearsal_known);
   Arguments a;
   for (size_t m = 0; m < features.size(); ++m) {
     a.features.push_back(features[m].contiguous());
@@ -113,6 +116,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> objective(
   a.waiting_logits = contiguous(waiting_logits), a.waiting_count = contiguous(waiting_count);
   a.target = contiguous(target), a.known = contiguous(known);
   a.rehearsal = contiguous(rehearsal), a.rehearsal_labels = contiguous(rehearsal_labels);
+  a.rehearsal_known = contiguous(rehearsal_known);
   check_classes("labels", a.labels, shared_head.size(2));
   if (a.rehearsal.defined()) check_classes("rehearsal_labels", a.rehearsal_labels, shared_head.size(2));
   const at::Tensor losses = shared_head.scalar_type() == at::kDouble

@@ -88,7 +88,8 @@ struct Objective {
   const Padded<T> shared, shared_columns, shared_gradient, product;
   T *common, *specific, *common_gradient, *specific_gradient, *similarity;
   T* probabilities;
-  T inverse_samples = 1;
+  // Of the samples with a voice, with a trained modality, and with a target as well.
+  T inverse_counted = 1, inverse_samples = 1, inverse_known = 1;
 
   explicit Objective(DeviceObjective<T>& device)
       : o(device),
@@ -116,6 +117,7 @@ struct Objective {
     scratch += whole_vectors(values);
     return part;
   }
+  static T inverse(int64_t count) { return T(1) / static_cast<T>(count > 0 ? count : 1); }
   bool here(int64_t sample, int64_t m) const { return o.present[sample * o.num_modalities + m]; }
   Padded<T> of_modality(T* logits, int64_t m) const {
     return Padded<T>(logits + m * padded, o.samples, o.classes, row);
@@ -139,9 +141,12 @@ struct Objective {
       multiply(modality.features + o.width, 2 * o.width, 1, product, own_specific, {});
       hide_padding(own_common);
     }
-    int64_t counted = 0;
-    for (int64_t sample = 0; sample < o.samples; ++sample) counted += voices(sample) > 0;
-    inverse_samples = T(1) / static_cast<T>(counted > 0 ? counted : 1);
+    int64_t counted = 0, trained = 0, known = 0;
+    for (int64_t sample = 0; sample < o.samples; ++sample) {
+      const bool trains = present_modalities(sample) > 0;
+      counted += voices(sample) > 0, trained += trains, known += trains && o.known && o.known[sample];
+    }
+    inverse_counted = inverse(counted), inverse_samples = inverse(trained), inverse_known = inverse(known);
   }
 
   // Cross-entropy of the mean of all logits of the modalities that are there.
@@ -160,8 +165,8 @@ struct Objective {
     }
     const T share = T(1) / static_cast<T>(count);
     for (int64_t i = 0; i < padded; ++i) total[i] *= share;
-    o.losses[0] += (softmax(total, padded, probabilities) - total[label]) * inverse_samples;
-    const T factor = inverse_samples * share;
+    o.losses[0] += (softmax(total, padded, probabilities) - total[label]) * inverse_counted;
+    const T factor = inverse_counted * share;
     for (int64_t m = 0; m < o.num_modalities; ++m) {
       if (!here(sample, m)) continue;
       add_entropy_gradient(factor, probabilities, label, padded, common_gradient + sample * row + m * padded);
@@ -174,7 +179,7 @@ struct Objective {
   // prediction.
   void common_predictions(int64_t sample, const T* teacher, const T* teacher_logits, T teacher_sum) {
     const int64_t present = present_modalities(sample), label = o.labels[sample];
-    const T share = inverse_samples / static_cast<T>(present > 0 ? present : 1);
+    const T share = inverse_samples * inverse(present), taught_share = inverse_known * inverse(present);
     for (int64_t m = 0; m < o.num_modalities; ++m) {
       if (!here(sample, m)) continue;
       const T* logits = common + sample * row + m * padded;
@@ -188,8 +193,8 @@ struct Objective {
       T divergence = 0;
       for (int64_t i = 0; i < o.classes; ++i)
         divergence += teacher[i] * ((teacher_logits[i] - teacher_sum) - (logits[i] - sum));
-      o.losses[4] += o.strength * share * divergence;
-      add_difference(o.generator * o.strength * share, probabilities, teacher, padded, gradient);
+      o.losses[4] += o.strength * taught_share * divergence;
+      add_difference(o.generator * o.strength * taught_share, probabilities, teacher, padded, gradient);
     }
   }
 
@@ -226,19 +231,22 @@ struct Objective {
       for (int64_t i = 0; i < o.classes; ++i) common_gradient[k * padded + i] += similarity[k * padded + i];
   }
 
-  // Cross-entropy of the shared head on generated features.
+  // Cross-entropy of the shared head on the generated features that there are.
   void rehearse() {
     if (!o.rehearsal || o.rehearsing == T(0) || o.rehearsed == 0) return;
     T* memory = scratch;
     const Padded<T> logits(memory, o.rehearsed, o.classes);
     multiply(o.rehearsal, o.width, 1, shared, logits, {});
     hide_padding(logits);
-    const T share = o.strength / static_cast<T>(o.rehearsed);
+    int64_t known = 0;
+    for (int64_t k = 0; k < o.rehearsed; ++k) known += o.rehearsal_known[k];
+    const T share = o.strength * inverse(known);
     for (int64_t k = 0; k < o.rehearsed; ++k) {
       T* own = logits.data + k * padded;
       const int64_t label = o.rehearsal_labels[k];
-      o.losses[5] += share * (softmax(own, padded, probabilities) - own[label]);
+      if (o.rehearsal_known[k]) o.losses[5] += share * (softmax(own, padded, probabilities) - own[label]);
       for (int64_t i = 0; i < padded; ++i) own[i] = 0;
+      if (!o.rehearsal_known[k]) continue;
       add_entropy_gradient(o.rehearsing * share, probabilities, label, padded, own);
     }
     multiply(o.rehearsal, 1, o.width, logits, product, {});
@@ -282,7 +290,7 @@ struct Objective {
       if (!here(k, m) || !o.known[k]) continue;
       const T *feature = o.modalities[m].features + k * 2 * o.width, *target = o.target + k * o.width;
       const int64_t present = present_modalities(k);
-      const T share = o.strength * inverse_samples / static_cast<T>(o.width * (present > 0 ? present : 1));
+      const T share = o.strength * inverse_known * inverse(o.width * present);
       for (int64_t i = 0; i < o.width; ++i) {
         const T apart = feature[i] - target[i];
         o.losses[4] += share * apart * apart;

@@ -126,6 +126,13 @@ class WirelessNetwork:
         cycles = training_cycles(training_macs, self.energy.cycles_per_mac)
         return computing_energy_joule(cycles, self._frequency_hz, 1, self.energy.kappa)
 
+    def computing_time_s(self, training_macs: float) -> FloatArray:
+        """Return the duration of what `computing_energy_joule` charges, float64 [devices], in seconds.
+
+        With the `fixed` model, too, as that of an iteration.
+        """
+        return computing_time_s(training_cycles(training_macs, self.energy.cycles_per_mac), self._frequency_hz, 1)
+
     def iteration_time_s(self, forward_macs: npt.ArrayLike, batch_size: int) -> FloatArray:
         """Return the duration of a training iteration, float64 [devices, modalities], in seconds."""
         cycles = training_cycles(forward_macs, self.energy.cycles_per_mac)

@@ -21,7 +21,7 @@ class Accuracy:
     """Shares of right predictions.
 
     Attributes:
-        joint: float64 [devices], by all modalities that the device has.
+        joint: float64 [devices], by all modalities that the device has; for one without any see `evaluate`.
         alone: float64 [devices] a modality, by that modality alone; NaN where not held.
     """
 
@@ -38,7 +38,8 @@ class GeneratorQuality:
     Attributes:
         nearest_mean: share of the real common features, of all modalities of a device, whose nearest generated class
             mean is that of their class.
-        spread: deviation of the generated features within a class over that of the real ones; 1 is alike.
+        spread: deviation of the generated features within a class over that of the real ones, a mean over the classes
+            of which the device's modalities have two samples or more; 1 is alike, NaN if there is no such class.
     """
 
     nearest_mean: FloatArray
@@ -72,14 +73,21 @@ def judge_generator(population: Population, split: Split, pool: torch.Tensor) ->
     size = members_of_class.clamp_min(1).unsqueeze(-1)
     real = (squares / size - (sums / size).square()).clamp_min(0).mean(-1).sqrt()
     made = pool.var(2, correction=0).mean(-1).sqrt()
-    return GeneratorQuality((right / counted).double().numpy(), (made / real).mean(1).double().numpy())
+    ratio = torch.where(members_of_class > 1, made / real, torch.nan).nanmean(1)
+    return GeneratorQuality((right / counted).double().numpy(), ratio.double().numpy())
 
 
 @torch.no_grad()
-def evaluate(population: Population, split: Split) -> Accuracy:
+def evaluate(population: Population, split: Split, guess: npt.NDArray[np.int64] | None = None) -> Accuracy:
     """Return the accuracy of each device's model on all samples of `split`, with the modalities it has.
 
-    A sample that has none of a device's modalities does not count for it.
+    A sample that has none of a device's modalities does not count for it. A device without any modality, as all that
+    lack m in `unimodal:m`, predicts one class for all samples, so that methods are compared over the same devices.
+
+    Args:
+        population: the devices.
+        split: the samples.
+        guess: that class, int64 [devices]; None gives such a device no accuracy, NaN.
     """
     devices, modalities = population.num_devices, population.network.modalities
     joint = np.full(devices, np.nan)
@@ -90,6 +98,9 @@ def evaluate(population: Population, split: Split) -> Accuracy:
     chunk = max(1, CHUNK_VALUES // max(1, values))
     for begin in range(0, devices, chunk):
         _evaluate_chunk(population, split, np.arange(begin, min(begin + chunk, devices)), joint, alone)
+    if guess is not None:
+        blind = ~population.holds.any(axis=1)
+        joint[blind] = (split.labels.numpy() == guess[blind, None]).mean(axis=1)
     return Accuracy(joint, alone)
 
 

@@ -15,9 +15,9 @@ from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.training.batches import RoundBatches
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.guidance import GuidanceRound
-from dmmlkd_ext.training.losses import TERMS, modality_entropy
+from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import MethodConfig
-from dmmlkd_ext.training.modulation import ogm_coefficients, ogm_gradient, pareto_gradient
+from dmmlkd_ext.training.modulation import competing, ogm_coefficients, ogm_gradient, pareto_gradient, unimodal_loss
 from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, differentiate, objective
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.rows import TrainedRows, WorkingRows
@@ -254,24 +254,29 @@ def _pull_back(members: Members, pull_backs: list[PullBack], gradients: list[tor
 
 def _modulate(training: Training, batch: BatchFeatures, members: Members, pull_backs: list[PullBack]) -> None:
     """Let a rival change the gradients of the modalities' blocks."""
-    strength, modalities = training.method.modulation_strength, members.modalities.values()
-    if training.method.modulation == "ogm-ge":
-        coefficients = ogm_coefficients(batch.outputs(), strength)
-        for column, (rows, position) in enumerate(zip(modalities, members.positions, strict=True)):
-            own = coefficients[position, column]
-            rows.gradient.copy_(ogm_gradient(rows.gradient, own, training.batches.draw))
-    if training.method.modulation == "mmpareto":
+    modulation, strength = training.method.modulation, training.method.modulation_strength
+    if modulation == "none":
+        return
+    outputs, layouts = batch.outputs(), training.population.network.layouts
+    competes = competing(outputs)
+    blocks = [
+        (layouts[name], rows, position)
+        for (name, rows), position in zip(members.modalities.items(), members.positions, strict=True)
+    ]
+    if modulation == "ogm-ge":
+        coefficients = ogm_coefficients(outputs, strength)
+        for column, (layout, rows, position) in enumerate(blocks):
+            own, draw = coefficients[position, column], training.batches.draw
+            rows.gradient.copy_(ogm_gradient(layout, rows.gradient, own, competes[position], draw))
+    if modulation == "mmpareto":
         joint = [rows.gradient.clone() for rows in members.blocks]
         # One sum serves for all the unimodal losses: no modality's block sees another's.
-        unimodal = differentiate(
-            batch,
-            lambda outputs, _: modality_entropy(outputs, specific=True).sum() / outputs.labels.shape[1],
-            members.head_gradients,
-        )
-        _pull_back(members, pull_backs, unimodal)
+        alone = differentiate(batch, lambda outputs, _: unimodal_loss(outputs), members.head_gradients)
+        _pull_back(members, pull_backs, alone)
         members.shared.gradient.add_(joint[0])
-        for rows, together in zip(modalities, joint[1:], strict=True):
-            rows.gradient.copy_(pareto_gradient(together, rows.gradient, strength))
+        for (layout, rows, position), together in zip(blocks, joint[1:], strict=True):
+            merged = pareto_gradient(layout, together, rows.gradient, competes[position], strength)
+            rows.gradient.copy_(merged)
 
 
 def _step(training: Training, members: Members) -> None:

@@ -59,14 +59,18 @@ def device_losses(
 ) -> dict[str, torch.Tensor]:
     """Return each term of each device's loss, [devices]; terms of weight zero are left out.
 
-    task: cross-entropy of the prediction. classification: F_cls. similarity: F_sim. difference: F_dif, normalized.
-    generator: F_gen, and rehearsal, both with `guidance` and the devices' shared heads [devices, d, classes] alone.
+    task: cross-entropy of the prediction, a mean over the samples with any modality, trained or waiting.
+    classification: F_cls, and similarity: F_sim, means over the samples with a trained one. difference: F_dif,
+    normalized. generator: F_gen, a mean over those of them whose class has a target, and rehearsal, over the classes
+    that have features; both with `guidance` and the devices' shared heads [devices, d, classes] alone.
     """
     logits, count = predict(outputs)
     counted = (count > 0).to(logits.dtype)
-    samples = counted.sum(1).clamp_min(1)
     entropy = cross_entropy(logits.flatten(0, 1), outputs.labels.flatten(), reduction="none")
-    losses = {"task": (entropy.view_as(counted) * counted).sum(1) / samples}
+    losses = {"task": (entropy.view_as(counted) * counted).sum(1) / counted.sum(1).clamp_min(1)}
+    # A sample with waiting modalities alone has a prediction, but nothing that the other terms could act on.
+    trained = outputs.present.any(2)
+    samples = trained.sum(1).clamp_min(1)
     if weights.classification:
         losses["classification"] = _mean_over_present(modality_entropy(outputs), outputs.present).sum(1) / samples
     if weights.similarity:
@@ -75,7 +79,7 @@ def device_losses(
     if weights.difference:
         losses["difference"] = _difference(outputs)
     if guidance is not None and shared_head is not None:
-        losses |= _guided_losses(outputs, weights, guidance, shared_head, samples)
+        losses |= _guided_losses(outputs, weights, guidance, shared_head, trained)
     return losses
 
 
@@ -84,18 +88,23 @@ def _guided_losses(
     weights: LossWeights,
     guidance: GuidanceBatch,
     shared_head: torch.Tensor,
-    samples: torch.Tensor,
+    trained: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     losses = {}
     if weights.generator:
         pull = _feature_distance(outputs, guidance) if guidance.by_distance else _taught(outputs, guidance, shared_head)
-        losses["generator"] = guidance.strength * (pull * guidance.known).sum(1) / samples
-    if weights.rehearsal and guidance.rehearsal is not None:
+        losses["generator"] = guidance.strength * _mean_where(pull, guidance.known & trained)
+    if weights.rehearsal and guidance.rehearsal is not None and guidance.rehearsal_known is not None:
         logits = torch.bmm(guidance.rehearsal, shared_head)
         labels = guidance.rehearsal_labels.repeat(len(logits))
         entropy = cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(logits.shape[:2])
-        losses["rehearsal"] = guidance.strength * entropy.mean(1)
+        losses["rehearsal"] = guidance.strength * _mean_where(entropy, guidance.rehearsal_known)
     return losses
+
+
+def _mean_where(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Return the mean [devices] of values [devices, n] where `counted`, 0 where nothing is."""
+    return (values * counted).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def _taught(outputs: BatchOutputs, guidance: GuidanceBatch, shared_head: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,8 @@ class MethodConfig:
     modulation_strength: float = 0.5
     """The alpha of OGM-GE; the factor on the length of a merged gradient of MMPareto."""
     only: str | None = None
-    """The one modality that is used, everywhere; None uses all."""
+    """The one modality that is used, everywhere; None uses all. A device that lacks it predicts the class that it has
+    most training samples of, and counts in the mean with that accuracy."""
     centralized: bool = False
     """All devices' data in one place, with the modalities that they held: an upper reference, not a rival."""
 

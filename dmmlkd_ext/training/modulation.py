@@ -1,17 +1,30 @@
-"""Rivals that act on the gradients of the modalities' blocks (METHOD 7)."""
+"""Rivals that act on the gradients of the modalities' encoders, projections included (METHOD 7).
+
+Heads keep their plain gradients. So does a device that has one modality in a batch: nothing competes on it.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from dmmlkd_ext.training.losses import BatchOutputs
+from dmmlkd_ext.models.layout import BlockLayout
+from dmmlkd_ext.training.losses import BatchOutputs, modality_entropy
+
+HEAD = "head"
+
+
+def competing(outputs: BatchOutputs) -> torch.Tensor:
+    """Return which devices have more than one modality in the batch, bool [devices]."""
+    return outputs.present.any(1).sum(1) > 1
 
 
 def ogm_coefficients(outputs: BatchOutputs, strength: float) -> torch.Tensor:
     """Return the factor on the gradient of each modality, [devices, modalities] (OGM-GE, Peng et al. 2022).
 
     A modality whose own logits give the true class more probability than the others' do on average has its gradient
-    scaled by 1 - tanh(strength * ratio); the others keep theirs. Ours acts on every parameter of the block.
+    scaled by 1 - tanh(strength * ratio); the others keep theirs. Each probability is a mean over the samples that have
+    the modality, where the paper, whose samples have all, takes sums; with more than two modalities, the paper's other
+    one becomes the mean of the others.
 
     Args:
         outputs: of the batch.
@@ -26,38 +39,111 @@ def ogm_coefficients(outputs: BatchOutputs, strength: float) -> torch.Tensor:
     """
     logits = (outputs.common_logits + outputs.specific_logits).detach()
     labels = outputs.labels[..., None, None].expand(*logits.shape[:-1], 1)
-    present = outputs.present.to(logits.dtype)
-    score = (logits.softmax(-1).gather(-1, labels).squeeze(-1) * present).sum(1)  # [devices, modalities]
-    held = (present.sum(1) > 0).to(logits.dtype)
-    others = (score.sum(1, keepdim=True) - score) / (held.sum(1, keepdim=True) - 1).clamp_min(1)
+    probability = logits.softmax(-1).gather(-1, labels).squeeze(-1) * outputs.present
+    samples = outputs.present.sum(1)
+    score = probability.sum(1) / samples.clamp_min(1)  # [devices, modalities]
+    held = (samples > 0).sum(1, keepdim=True)
+    others = (score.sum(1, keepdim=True) - score) / (held - 1).clamp_min(1)
     ratio = score / others.clamp_min(1e-8)
-    ahead = (ratio > 1) & (held.sum(1, keepdim=True) > 1)
-    return torch.where(ahead, 1 - torch.tanh(strength * ratio), 1.0)
+    return torch.where((ratio > 1) & (held > 1), 1 - torch.tanh(strength * ratio), 1.0)
 
 
-def ogm_gradient(gradient: torch.Tensor, coefficient: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Scale each device's gradient [rows, parameters] and add noise of its own deviation ("GE")."""
-    scaled = gradient * coefficient.unsqueeze(1)
-    noise = torch.randn(gradient.shape, generator=draw)
-    return scaled + noise * scaled.std(1, keepdim=True).nan_to_num(0.0)
+def ogm_gradient(
+    layout: BlockLayout,
+    gradient: torch.Tensor,
+    coefficient: torch.Tensor,
+    competes: torch.Tensor,
+    draw: torch.Generator,
+) -> torch.Tensor:
+    """Scale each device's gradient and add noise ("GE"), on every parameter of its encoder (Peng et al. 2022).
 
+    The noise on a parameter tensor has the deviation of its unscaled gradient. The published code acts on convolutions'
+    weights alone; ours on all tensors of the encoder and its projections, as the paper's text has it.
 
-def pareto_gradient(joint: torch.Tensor, alone: torch.Tensor, magnitude: float) -> torch.Tensor:
-    """Merge the gradients of the joint and of the unimodal loss, [rows, parameters] (MMPareto, Wei and Hu 2024).
+    Args:
+        layout: of the block.
+        gradient: [rows, parameters].
+        coefficient: of each row, [rows].
+        competes: bool [rows]; the others keep their gradients.
+        draw: of the noise.
 
-    Where they do not conflict their sum is kept. Where they do, the direction is that of the shortest vector between
-    them, which lowers both losses, and the length is that of the sum times `magnitude`.
+    Returns:
+        A new gradient, [rows, parameters].
 
     Example:
-        >>> pareto_gradient(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 1.0]]), magnitude=1.0)
-        tensor([[0.4472, 0.8944]])
+        >>> from dmmlkd_ext.models.layout import ParameterSpec
+        >>> layout = BlockLayout({"weight": ParameterSpec((3,), 0.0), "head": ParameterSpec((1,), 0.0)})
+        >>> gradient, one = torch.tensor([[2.0, 2.0, 2.0, 4.0]]), torch.ones(1, dtype=torch.bool)
+        >>> ogm_gradient(layout, gradient, torch.tensor([0.5]), one, torch.Generator())  # no deviation, no noise
+        tensor([[1., 1., 1., 4.]])
     """
-    total = joint + alone
-    dot = (joint * alone).sum(1, keepdim=True)
-    joint_square, alone_square = joint.square().sum(1, keepdim=True), alone.square().sum(1, keepdim=True)
-    span = (joint_square + alone_square - 2 * dot).clamp_min(1e-20)
-    share = ((alone_square - dot) / span).clamp(0, 1)
-    direction = share * joint + (1 - share) * alone
-    length = torch.linalg.vector_norm(total, dim=1, keepdim=True) * magnitude
-    norm = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-    return torch.where(dot < 0, direction * (length / norm.clamp_min(1e-12)), total)
+    modulated = gradient.clone()
+    noise = torch.randn(gradient.shape, generator=draw, dtype=gradient.dtype)
+    parts = zip(_encoder(layout, modulated), _encoder(layout, noise), strict=True)
+    for values, random in parts:
+        deviation = values.std(1, keepdim=True).nan_to_num(0.0)  # of a single value: none
+        changed = values * coefficient.unsqueeze(1) + random * deviation
+        values.copy_(torch.where(competes.unsqueeze(1), changed, values))
+    return modulated
+
+
+def unimodal_loss(outputs: BatchOutputs) -> torch.Tensor:
+    """Return the sum of the modalities' own losses on the devices where several compete, a number.
+
+    A modality's own loss is the cross-entropy of its two heads together, a mean over the samples that have it.
+    """
+    entropy = modality_entropy(outputs, specific=True).sum(1) / outputs.present.sum(1).clamp_min(1)
+    return (entropy.sum(1) * competing(outputs)).sum()
+
+
+def pareto_gradient(
+    layout: BlockLayout, joint: torch.Tensor, alone: torch.Tensor, competes: torch.Tensor, magnitude: float
+) -> torch.Tensor:
+    """Merge the gradients of the joint and of a modality's own loss (MMPareto, Wei and Hu 2024, arXiv 2405.17730).
+
+    Over the encoder: where the two do not conflict they are added. Where they do, twice the shortest vector between
+    them is taken, which lowers both losses. Each parameter tensor's gradient is then lengthened to that of the sum
+    where it is shorter, and multiplied by `magnitude`, in both cases. The head's gradients are added.
+
+    It differs from the published code in that a modality's own loss is that of the heads which the prediction uses,
+    where theirs trains classifiers apart, and in the solution for two vectors being exact.
+
+    Args:
+        layout: of the block.
+        joint: gradient of the joint loss, [rows, parameters].
+        alone: gradient of the modality's own, likewise.
+        competes: bool [rows]; the others keep the joint gradient.
+        magnitude: the gamma of the paper.
+
+    Returns:
+        A new gradient, [rows, parameters].
+
+    Example:
+        >>> from dmmlkd_ext.models.layout import ParameterSpec
+        >>> layout = BlockLayout({"weight": ParameterSpec((2,), 0.0), "head": ParameterSpec((1,), 0.0)})
+        >>> joint, alone = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[-1.0, 1.0, 1.0]])
+        >>> pareto_gradient(layout, joint, alone, torch.tensor([True]), magnitude=1.0)
+        tensor([[0.4472, 0.8944, 2.0000]])
+    """
+    merged = joint + alone
+    firsts, seconds = _encoder(layout, joint), _encoder(layout, alone)
+    pairs = list(zip(firsts, seconds, strict=True))
+    dot = _sum([first * second for first, second in pairs])
+    first_square, second_square = (_sum([part.square() for part in parts]) for parts in (firsts, seconds))
+    share = (second_square - dot) / (first_square + second_square - 2 * dot).clamp_min(1e-20)
+    share = torch.where(dot < 0, share, 0.5)
+    for values, (first, second) in zip(_encoder(layout, merged), pairs, strict=True):
+        direction = 2 * (share * first + (1 - share) * second)
+        length, norm = (torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in (values, direction))
+        values.copy_(direction * (length / norm.clamp_min(1e-12)).clamp_min(1) * magnitude)
+    return torch.where(competes.unsqueeze(1), merged, joint)
+
+
+def _encoder(layout: BlockLayout, matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Return views of the encoder's parameter tensors, each [rows, size]."""
+    return [view.flatten(1) for name, view in layout.views(matrix).items() if name != HEAD]
+
+
+def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Return the sum over all tensors of each row, [rows, 1]."""
+    return torch.stack([part.sum(1) for part in parts]).sum(0).unsqueeze(1)

@@ -106,6 +106,7 @@ def objective(
         guidance.known if guidance else None,
         guidance.rehearsal if guidance else None,
         guidance.rehearsal_labels if guidance and guidance.rehearsal is not None else None,
+        guidance.rehearsal_known if guidance else None,
         factors,
         guidance.strength if guidance else 0.0,
         guidance.by_distance if guidance else False,

@@ -28,6 +28,7 @@ class RecordedSimulation(Protocol):
     method: MethodConfig
     energy: EnergyAccount
     iteration_time: FloatArray
+    learning_time: FloatArray
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
@@ -36,13 +37,14 @@ class RecordedSimulation(Protocol):
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What came of one round."""
+    """What came of one round; `learns`, bool [devices], says whose generator learned."""
 
     links: RoundLinks
     plan: Plan
     metric: FloatArray
     losses: dict[str, FloatArray]
     learning_rate: float
+    learns: npt.NDArray[np.bool_]
     validation: Accuracy | None
     test: Accuracy | None
     quality: GeneratorQuality | None
@@ -57,6 +59,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
     population, plan, links = simulation.population, outcome.plan, outcome.links
     names = population.network.modalities
     held = population.holds
+    learning_time = np.where(outcome.learns, simulation.learning_time, 0.0)
     # Waiting takes the same share of an iteration's time as of its energy.
     compute_time = plan.energy_joule(simulation.iteration_time, simulation.method.balance.pause)
     return {
@@ -75,8 +78,8 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "sent_bits": _values(links.sent_bits),
         "working_links": len(links.edges),
         "failed_devices": int((~links.devices).sum()),
-        # A round lasts until the slowest device has computed and sent.
-        "simulated_time_s": float((compute_time + links.cost.time_s).max(initial=0.0)),
+        # A round lasts until the slowest device has computed and sent, and its generator has learned.
+        "simulated_time_s": float((compute_time + links.cost.time_s + learning_time).max(initial=0.0)),
     }
 
 

@@ -36,6 +36,7 @@ from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.record import RoundOutcome, make_record
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Simulation:
@@ -67,11 +68,16 @@ class Simulation:
         self.method, self.config, self.guidance = method, config, guidance
         self.round, self.total_rounds = 0, config.rounds
         self.sampler = BatchSampler(dataset.train, device_samples, config.batch_size, config.input_noise, seed)
+        labels = dataset.train.labels.numpy()
+        # What a device without modalities predicts: the class that it has most of, the first of several.
+        self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in device_samples], dtype=np.int64)
         model: MultiModalNetwork = population.network
         macs = [model.forward_macs[name] for name in model.modalities]
         self.iteration_energy = network.iteration_energy_joule(population.holds, macs, config.batch_size)
         self.iteration_time = network.iteration_time_s(macs, config.batch_size)
-        self.overhead = network.computing_energy_joule(guidance.round_macs if guidance else 0.0)
+        learning_macs = guidance.round_macs if guidance else 0.0
+        self.overhead = network.computing_energy_joule(learning_macs)
+        self.learning_time = network.computing_time_s(learning_macs)
         budget = initial_budget_joule(
             network.energy,
             self.iteration_energy,
@@ -96,7 +102,7 @@ class Simulation:
 
     def run_round(self) -> dict[str, Any]:
         """Run one round on all devices and return its record."""
-        links = self.network.draw(self.round, self.energy.remaining_joule - self.overhead)
+        links = self.network.draw(self.round, self.energy.remaining_joule)
         metric = balance_metric(self.speeds, self.population.holds)
         plan = self._plan(links, metric)
         rate = self.config.learning_rate_at(self.round)
@@ -105,11 +111,12 @@ class Simulation:
         batches = self.sampler.draw(self.round, plan.num_iterations)
         guidance = self._guidance(plan)
         losses = local.train(self.population, batches, plan, self.method, self.config, rate, guidance)
-        variations = self._exchange(links, guidance)
-        self._account(links, plan, variations)
+        learns = links.devices & self.energy.can_pay(self.overhead + links.cost.energy_joule)
+        variations = self._exchange(links, guidance, learns)
+        self._account(links, plan, variations, learns)
 
         self.round += 1
-        outcome = RoundOutcome(links, plan, metric, losses, rate, *self._evaluations(), self._quality())
+        outcome = RoundOutcome(links, plan, metric, losses, rate, learns, *self._evaluations(), self._quality())
         return make_record(self, outcome)
 
     def _plan(self, links: RoundLinks, metric: FloatArray) -> Plan:
@@ -133,19 +140,16 @@ class Simulation:
             return None
         return self.guidance.begin_round(self.population, self.round, plan.num_iterations, self.config.batch_size)
 
-    def _exchange(self, links: RoundLinks, guided: GuidanceRound | None) -> dict[str, Variation]:
-        """Mix all blocks; what guides learns around it, on the devices that can pay for that."""
+    def _exchange(self, links: RoundLinks, guided: GuidanceRound | None, learns: BoolArray) -> dict[str, Variation]:
+        """Mix all blocks; what guides learns around it, on the devices that can pay for that (bool [devices])."""
         weights = self._weights(links)
         if self.guidance is None or guided is None:
             return exchange.mix(self.population, weights)
         self.guidance.before_exchange(self.population, guided.moments)
         variations = exchange.mix(self.population, weights)
-        learns = torch.from_numpy(links.devices & self._pays_overhead(links))
-        self.guidance.after_exchange(self.population, guided.moments, weights[SHARED], learns, self.round)
+        may_learn = torch.from_numpy(learns)
+        self.guidance.after_exchange(self.population, guided.moments, weights[SHARED], may_learn, self.round)
         return variations
-
-    def _pays_overhead(self, links: RoundLinks) -> npt.NDArray[np.bool_]:
-        return self.energy.can_pay(self.overhead + links.cost.energy_joule)
 
     def _weights(self, links: RoundLinks) -> dict[str, GossipWeights]:
         """Return the mixing weights of each block on the links that work (METHOD 4)."""
@@ -157,11 +161,10 @@ class Simulation:
             weights[name] = GossipWeights.from_scipy(matrix, block.start.dtype)
         return weights
 
-    def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation]) -> None:
+    def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation], learns: BoolArray) -> None:
         """Draw the round's energy and learn how fast each modality trained."""
         computing = plan.energy_joule(self.iteration_energy, self.method.balance.pause)
-        overhead = np.where(links.devices & self._pays_overhead(links), self.overhead, 0.0)
-        self.energy.spend(computing + links.cost.energy_joule + overhead)
+        self.energy.spend(computing + links.cost.energy_joule + np.where(learns, self.overhead, 0.0))
         names = self.population.network.modalities
         current = training_speed(
             np.stack([variations[name].distance for name in names], axis=1),
@@ -185,7 +188,8 @@ class Simulation:
         """Return the accuracy on validation and test data in the rounds that are evaluated."""
         if self.round % self.config.evaluate_every and self.round != self.total_rounds:
             return None, None
-        return evaluate(self.population, self.dataset.validation), evaluate(self.population, self.dataset.test)
+        validation, test = self.dataset.validation, self.dataset.test
+        return evaluate(self.population, validation, self.guess), evaluate(self.population, test, self.guess)
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""

@@ -138,16 +138,16 @@ def loss_terms(
         waiting: the modalities that only run forward.
     """
     logits = outputs.common_logits + outputs.specific_logits
+    counted = None if present is None else present.any(0)
     if present is None and waiting is None:
-        counted = None
         terms = {"task": F.cross_entropy(logits.mean(0), labels)}
     else:
         total, count = _sum_of_present(logits, present)
         if waiting is not None:
             total, count = total + waiting.logits, count + waiting.count
-        counted = count > 0
-        entropy = F.cross_entropy(total[counted] / count[counted, None], labels[counted], reduction="sum")
-        terms = {"task": entropy / counted.sum().clamp_min(1)}
+        predicted = count > 0
+        entropy = F.cross_entropy(total[predicted] / count[predicted, None], labels[predicted], reduction="sum")
+        terms = {"task": entropy / predicted.sum().clamp_min(1)}
     if weights.classification:
         terms["classification"] = _mean_over_samples(_classification(outputs, labels, present), counted)
     if weights.similarity:
@@ -168,7 +168,7 @@ def _sum_of_present(logits: torch.Tensor, present: torch.Tensor | None) -> tuple
 
 
 def _mean_over_samples(values: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean over the samples that have any modality; `values` [batch] is 0 for the others."""
+    """Return the mean over the samples that have a modality that trains; `values` [batch] is 0 for the others."""
     return values.mean() if counted is None else values.sum() / counted.sum().clamp_min(1)
 
 

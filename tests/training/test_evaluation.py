@@ -73,6 +73,15 @@ def test_a_device_without_modalities_has_no_accuracy():
     assert np.isnan(accuracy.joint).tolist() == [True, False]
 
 
+def test_a_device_without_modalities_may_predict_one_class():
+    population = different_devices(np.array([[False] * 3, [True] * 3, [False] * 3]))
+    split = make_split(MIXED_SHAPES, 40, 4, 0.0, 0)
+    accuracy, without = evaluate(population, split, np.array([1, 0, 3])), evaluate(population, split)
+    share = [(split.labels == label).double().mean().item() for label in range(4)]
+    assert accuracy.joint.tolist() == pytest.approx([share[1], without.joint[1], share[3]])
+    assert all(np.isnan(values).tolist() == [True, False, True] for values in accuracy.alone.values())
+
+
 def test_without_samples_there_is_no_accuracy():
     accuracy = evaluate(different_devices(), make_split(MIXED_SHAPES, 0, 4, 0.0, 0))
     assert np.isnan(accuracy.joint).all()
@@ -100,6 +109,19 @@ def test_a_generator_is_judged_by_real_features_as_a_loop_does(missing):
             for c in range(4)
         ]
         assert quality.spread[number] == pytest.approx(torch.stack(spreads).mean().item(), rel=1e-3)
+
+
+def test_a_class_that_the_test_data_lack_says_nothing_of_the_spread():
+    population = different_devices(np.array([[True, False, False]]))
+    split = make_split(MIXED_SHAPES, 60, 4, 0.0, seed=1)
+    pool = torch.randn(1, 4, 6, 3, generator=torch.Generator().manual_seed(3))
+    pool[:, 3] *= 100  # the class that will be absent
+    split = split.select((split.labels != 3).nonzero().flatten())
+    three = judge_generator(population, split, pool[:, :3])
+    assert judge_generator(population, split, pool).spread == pytest.approx(three.spread)
+    assert np.isfinite(three.spread).all()
+    single = split.select((split.labels == 0).nonzero().flatten()[:1])  # one feature has no deviation
+    assert np.isnan(judge_generator(population, single, pool).spread).all()
 
 
 def test_the_shared_head_of_each_device_is_its_own():

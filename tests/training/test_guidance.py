@@ -146,7 +146,8 @@ def test_the_generator_loss_is_the_divergence_from_the_generated_prediction():
     target = torch.randn(2, 6, 4, requires_grad=True)
     known = torch.ones(2, 6, dtype=torch.bool)
     known[0, 0] = False
-    batch = GuidanceBatch(target, known, target, outputs.labels[0], by_distance=False, strength=0.5)
+    rehearsed = torch.tensor([[True] * 6, [True] * 5 + [False]])
+    batch = GuidanceBatch(target, known, target, outputs.labels[0], rehearsed, by_distance=False, strength=0.5)
     losses = device_losses(outputs, LossWeights(generator=1.0, rehearsal=1.0), batch, head)
     expected = torch.zeros(2)
     for device in range(2):
@@ -159,11 +160,12 @@ def test_the_generator_loss_is_the_divergence_from_the_generated_prediction():
                 student = outputs.common_logits[device, sample, m].log_softmax(-1)
                 divergence = (teacher * (teacher.log() - student)).sum()
                 expected[device] += 0.5 * divergence.detach() / len(modalities)
-    samples = outputs.present.any(2).sum(1)
+    samples = (outputs.present.any(2) & known).sum(1)
     torch.testing.assert_close(losses["generator"].detach(), expected / samples, rtol=1e-5, atol=1e-6)
     entropy = torch.nn.functional.cross_entropy
     for device in range(2):
-        value = 0.5 * entropy(target[device] @ head[device], outputs.labels[0])
+        here = rehearsed[device]
+        value = 0.5 * entropy(target[device][here] @ head[device], outputs.labels[0][here])
         torch.testing.assert_close(losses["rehearsal"][device], value)
 
 
@@ -173,7 +175,7 @@ def test_the_teacher_carries_no_gradient_but_the_head_and_the_features_do():
     outputs, head = make_outputs()
     target = torch.randn(2, 6, 4, requires_grad=True)
     known = torch.ones(2, 6, dtype=torch.bool)
-    batch = GuidanceBatch(target.detach(), known, None, outputs.labels[0], by_distance=False, strength=1.0)
+    batch = GuidanceBatch(target.detach(), known, None, outputs.labels[0], None, by_distance=False, strength=1.0)
     device_losses(outputs, LossWeights(generator=1.0), batch, head)["generator"].sum().backward()
     assert head.grad.abs().sum() > 0
     assert all(feature.grad.abs().sum() > 0 for feature in outputs.common)

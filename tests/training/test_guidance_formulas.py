@@ -70,6 +70,8 @@ def test_a_batch_is_guided_by_features_of_its_own_device_and_classes():
     assert torch.equal(batch.known, torch.stack([known[3][labels[0]], known[1][labels[1]]]))
     assert batch.rehearsal is not None
     assert torch.equal(batch.rehearsal[..., 0], 10.0 * devices[:, None] + batch.rehearsal_labels)
+    assert batch.rehearsal_known is not None
+    assert torch.equal(batch.rehearsal_known, known[devices][:, batch.rehearsal_labels])
     assert batch.strength == 0.5
 
 
@@ -91,6 +93,7 @@ def guide(outputs: BatchOutputs, by_distance: bool = False) -> GuidanceBatch:
         known=torch.rand(devices, batch, generator=draw) < 0.7,
         rehearsal=None if by_distance else normal(devices, 6, 2),
         rehearsal_labels=torch.randint(4, (6,), generator=draw),
+        rehearsal_known=None if by_distance else torch.rand(devices, 6, generator=draw) < 0.7,
         by_distance=by_distance,
         strength=0.4,
     )
@@ -105,12 +108,12 @@ def test_prototypes_pull_by_distance_and_rehearse_nothing():
     losses = device_losses(outputs, WEIGHTS, batch, head)
     assert "rehearsal" not in losses
     for device in range(3):
-        counted, total = outputs.present[device].any(1), 0.0
+        counted, total = outputs.present[device].any(1) & batch.known[device], 0.0
         for sample in counted.nonzero().flatten():
             here = outputs.present[device, sample].nonzero().flatten()
             features = torch.stack([outputs.common[modality][device, sample] for modality in here])
             distance = (features - batch.target[device, sample]).square().mean().item()
-            total += distance * bool(batch.known[device, sample])
+            total += distance
         assert losses["generator"][device].item() == pytest.approx(0.4 * total / counted.sum().item())
 
 
@@ -190,15 +193,15 @@ class _Generator(nn.Module):
         nn.utils.vector_to_parameters(vector, self.layers.parameters())
 
     def loss(
-        self, noise: torch.Tensor, heads: list[torch.Tensor], mean: torch.Tensor, std: torch.Tensor
+        self, noise: torch.Tensor, heads: list[torch.Tensor], mean: torch.Tensor, variance: torch.Tensor
     ) -> torch.Tensor:
         copies = len(noise) // CLASSES
         labels = torch.arange(CLASSES).repeat_interleave(copies)
         features = self.layers(torch.cat([noise, F.one_hot(labels, CLASSES).float()], 1))
         loss = sum(F.cross_entropy(features @ head, labels) for head in heads) / len(heads)
         by_class, noises = features.view(CLASSES, copies, WIDTH), noise.view(CLASSES, copies, -1)
-        made = by_class.var(1, correction=0).sqrt()
-        loss = loss + ((by_class.mean(1) - mean).square() + (made - std).square()).mean()
+        made = by_class.var(1, correction=0)
+        loss = loss + ((by_class.mean(1) - mean).square() + (made - variance).square()).mean()
         half = copies // 2
         moved = (by_class[:, :half] - by_class[:, half:]).abs().mean(-1)
         asked = (noises[:, :half] - noises[:, half:]).abs().mean(-1)
@@ -226,7 +229,7 @@ def test_a_generator_learns_by_adam_from_the_heads_that_its_device_received(monk
         received = [heads[other] for other in adjacent[device].nonzero().flatten()]
         for noise in noises:
             optimizer.zero_grad()
-            twin.loss(noise, received, moments.mean()[device], moments.variance()[device].sqrt()).backward()
+            twin.loss(noise, received, moments.mean()[device], moments.variance()[device]).backward()
             optimizer.step()
         views = guidance.layout.views(block.start[device : device + 1])
         for value, parameter in zip(views.values(), twin.layers.parameters(), strict=True):

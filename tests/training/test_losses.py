@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmmlkd_ext.training.guidance import GuidanceBatch
 from dmmlkd_ext.training.losses import BatchOutputs, device_losses, modality_entropy, predict
 from dmmlkd_ext.training.methods import LossWeights
 from tests.training.plain_loop import Outputs, Waiting, loss_terms
@@ -101,6 +103,55 @@ def test_waiting_modalities_feed_the_prediction_alone():
     assert losses["task"].item() == pytest.approx(-math.log(9 / 10))
     for term in ("classification", "similarity", "difference"):
         assert losses[term] == before[term]
+
+
+def test_a_sample_whose_modalities_all_wait_counts_for_the_task_alone():
+    # Sample 0 trains with prediction (3/4, 1/4), sample 1 has a waiting modality alone, with (1/4, 3/4).
+    outputs = BatchOutputs(
+        labels=torch.tensor([[0, 0]]),
+        common_logits=torch.tensor([[[[LOG3, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]]]),
+        specific_logits=torch.tensor([[[[0.0, 0.0], [LOG3, 0.0]], [[9.0, 0.0], [0.0, 9.0]]]]),
+        present=torch.tensor([[[True, True], [False, False]]]),
+        common=[torch.ones(1, 2, 2)] * 2,
+        specific=[torch.ones(1, 2, 2)] * 2,
+        positions=[torch.tensor([0])] * 2,
+        waiting_logits=torch.tensor([[[0.0, 0.0], [0.0, LOG3]]]),
+        waiting_count=torch.tensor([[0, 1]]),
+    )
+    target = torch.tensor([[[LOG3, 0.0], [0.0, 5.0]]])  # the first is predicted (3/4, 1/4) by a head of unit rows
+    guidance = GuidanceBatch(target, torch.tensor([[True, True]]), None, torch.tensor([0]), None, False, 1.0)
+    weights = LossWeights(classification=0.5, similarity=0.03, generator=0.3)
+    losses = device_losses(outputs, weights, guidance, torch.eye(2).unsqueeze(0))
+    there = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
+    back = 1 / 2 * math.log(2 / 3) + 1 / 2 * math.log(2)
+    assert losses["task"].item() == pytest.approx(-(math.log(3 / 4) + math.log(1 / 4)) / 2)
+    assert losses["classification"].item() == pytest.approx(-(math.log(3 / 4) + math.log(1 / 2)) / 2)
+    assert losses["similarity"].item() == pytest.approx((there + back) / 2)
+    assert losses["generator"].item() == pytest.approx((0 + there) / 2)
+
+
+def test_guidance_is_a_mean_over_the_classes_that_are_known():
+    # Two samples, predicted (1/2, 1/2) by their common feature; the target of the first alone is known.
+    outputs = BatchOutputs(
+        labels=torch.tensor([[0, 1]]),
+        common_logits=torch.zeros(1, 2, 1, 2),
+        specific_logits=torch.zeros(1, 2, 1, 2),
+        present=torch.ones(1, 2, 1, dtype=torch.bool),
+        common=[torch.zeros(1, 2, 2)],
+        specific=[torch.zeros(1, 2, 2)],
+        positions=[torch.tensor([0])],
+    )
+    features, head = torch.tensor([[[LOG3, 0.0], [0.0, 9.0], [0.0, 9.0]]]), torch.eye(2).unsqueeze(0)
+    known, labels = torch.tensor([[True, False, False]]), torch.tensor([0, 1, 0])
+    batch = GuidanceBatch(features[:, :2], known[:, :2], features, labels, known, False, 0.5)
+    weights = LossWeights(generator=1.0, rehearsal=1.0)
+    losses = device_losses(outputs, weights, batch, head)
+    divergence = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
+    assert losses["generator"].item() == pytest.approx(0.5 * divergence)
+    assert losses["rehearsal"].item() == pytest.approx(-0.5 * math.log(3 / 4))
+    nothing = replace(batch, known=torch.zeros_like(known[:, :2]), rehearsal_known=torch.zeros_like(known))
+    losses = device_losses(outputs, weights, nothing, head)
+    assert losses["generator"].item() == losses["rehearsal"].item() == 0
 
 
 def test_terms_without_weight_are_left_out():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dmmlkd_ext.network.energy import EnergyConfig
+from dmmlkd_ext.network.energy import EnergyAccount, EnergyConfig
 from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.simulation import Simulation
@@ -108,6 +108,29 @@ def test_a_round_lasts_until_the_slowest_device_has_computed_and_sent():
     iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
     slowest = ((iterations * simulation.iteration_time).sum(axis=1) + cost.time_s).max()
     assert record["simulated_time_s"] == pytest.approx(slowest)
+
+
+def test_a_generators_learning_takes_time_as_it_takes_energy():
+    simulation = timed_simulation(method=get_method("dmml-kd"))
+    guidance, cost = simulation.guidance, simulation.network.draw(0).cost
+    # Forward, and twice that backward, one cycle a multiply-accumulate; E = kappa f^2 cycles and t = cycles / f.
+    cycles = 3 * guidance.round_macs
+    frequency = np.sqrt(simulation.overhead / (1e-28 * cycles))
+    record = simulation.run_round()
+    iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
+    slowest = (iterations * simulation.iteration_time).sum(axis=1) + cost.time_s + cycles / frequency
+    assert record["simulated_time_s"] == pytest.approx(slowest.max())
+    without = (iterations * simulation.iteration_time).sum(axis=1) + cost.time_s
+    assert slowest.max() > 1.001 * without.max()
+
+
+def test_what_does_not_learn_takes_no_time():
+    idle, learning = (timed_simulation(method=get_method("dmml-kd")) for _ in range(2))
+    idle.overhead = np.full(5, 1e9)
+    idle.energy = EnergyAccount(np.full(5, 100.0))
+    cost = idle.network.draw(0).cost
+    assert idle.run_round()["simulated_time_s"] == pytest.approx(cost.time_s.max())
+    assert learning.run_round()["simulated_time_s"] > cost.time_s.max()
 
 
 def test_energy_is_what_computing_and_sending_cost():

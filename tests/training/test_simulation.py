@@ -13,7 +13,7 @@ from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.callbacks import Callback, EndTraining
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.training.simulation import Simulation
-from tests.training.synthetic import SMALL_TRAINING, TINY_SHAPES, make_dataset, make_simulation, plain_method
+from tests.training.synthetic import SMALL_TRAINING, TINY_SHAPES, divide, make_dataset, make_simulation, plain_method
 
 ALL = np.ones((4, 2), dtype=bool)
 WIRELESS = EnergyConfig(model="wireless", budget_fraction=0.5)
@@ -159,6 +159,21 @@ def test_a_device_that_cannot_pay_the_broadcast_neither_sends_nor_receives():
         torch.testing.assert_close(block.start[[0, 1, 3]].mean(0), mean, rtol=1e-4, atol=1e-6)
 
 
+def test_a_device_that_can_pay_the_exchange_but_not_its_generators_learning_still_relays():
+    simulation = make_simulation(make_dataset(TINY_SHAPES), ALL, generated("dmml-kd"), energy=WIRELESS)
+    exchange = simulation.network.draw(0).cost.energy_joule[2]
+    assert simulation.overhead[2] > 0
+    simulation.energy = EnergyAccount([100.0, 100.0, exchange + 0.5 * simulation.overhead[2], 100.0])
+    before = parameters(simulation)
+    record = simulation.run_round()
+    assert all(counts[2] == 0 for counts in record["local_iterations"].values())
+    assert record["sent_bits"][2] > 0
+    assert record["energy_spent_joule"][2] == exchange
+    assert record["energy_left_joule"][2] == pytest.approx(0.5 * simulation.overhead[2])
+    for name in (SHARED, "left"):
+        assert not torch.equal(simulation.population.blocks[name].start[2], before[name][0, 2])
+
+
 @pytest.mark.parametrize("policy", ["none", *POLICIES])
 def test_a_failed_device_keeps_what_it_has_and_comes_back(policy, tmp_path):
     schedule = tmp_path / "failures.csv"
@@ -228,6 +243,18 @@ def test_rounds_are_evaluated_by_the_calendar_and_at_the_end():
     training = dataclasses.replace(SMALL_TRAINING, rounds=5, evaluate_every=2)
     evaluated = [record["round"] for record in rounds(make_simulation(training=training)) if record["accuracy"]]
     assert evaluated == [2, 4, 5]
+
+
+def test_a_device_without_modalities_is_as_good_as_its_most_frequent_class():
+    holds = np.array([[True, True], [False, False], [True, False]])
+    dataset, samples = make_dataset(TINY_SHAPES), divide(90, 3)
+    record = rounds(make_simulation(dataset, holds, "dmml", device_samples=samples))[-1]
+    counts = [int((dataset.train.labels[samples[1]] == label).sum()) for label in range(4)]
+    assert sorted(counts)[-1] > sorted(counts)[-2]
+    for side, split in (("test", dataset.test), ("validation", dataset.validation)):
+        share = (split.labels == int(np.argmax(counts))).double().mean().item()
+        assert record["accuracy"][side][1] == pytest.approx(share)
+    assert record["modality_accuracy"]["left"][1] is None
 
 
 class Diary(Callback):

@@ -125,6 +125,7 @@ class GuidanceBatch:
         known: bool [devices, batch]: whether there is a target.
         rehearsal: [devices, n, d], features of classes drawn uniformly, or None.
         rehearsal_labels: int64 [n].
+        rehearsal_known: bool [devices, n]: whether there is a feature of that class, or None without rehearsal.
         by_distance: pull features to the target itself, instead of their prediction to the target's.
         strength: factor on the guidance's losses.
     """
@@ -133,6 +134,7 @@ class GuidanceBatch:
     known: torch.Tensor
     rehearsal: torch.Tensor | None
     rehearsal_labels: torch.Tensor
+    rehearsal_known: torch.Tensor | None
     by_distance: bool
     strength: float
 
@@ -167,12 +169,16 @@ class GuidanceRound:
         if not self.strength:
             return None
         rows, rehearsed = devices.unsqueeze(1), self._rehearsed[iteration]
-        rehearsal = None if self.by_distance else self.pool[rows, rehearsed, self._rehearsed_copies[iteration]]
+        rehearsal, rehearsal_known = None, None
+        if not self.by_distance:
+            rehearsal = self.pool[rows, rehearsed, self._rehearsed_copies[iteration]]
+            rehearsal_known = self.known[rows, rehearsed]
         return GuidanceBatch(
             target=self.pool[rows, labels, self._copies[iteration]],
             known=self.known[rows, labels],
             rehearsal=rehearsal,
             rehearsal_labels=rehearsed,
+            rehearsal_known=rehearsal_known,
             by_distance=self.by_distance,
             strength=self.strength,
         )

@@ -65,7 +65,8 @@ class NetworkGuidance(Guidance):
         for rows in learns.nonzero().flatten().split(CHUNK * torch.get_num_threads()):
             targets = _MomentTargets.of(moments, rows)
             parameters, first, second = block.start[rows], block.momentum[rows], self._second_moment[rows]
-            received = ReceivedHeads.of(population, heads, rows)
+            seen = moments.count if self.config.weigh_heads else None
+            received = ReceivedHeads.of(population, heads, rows, seen)
             self._learn(parameters, first, second, self._steps[rows], received, targets, noise)
             block.start[rows], block.momentum[rows], self._second_moment[rows] = parameters, first, second
         self._steps[learns] += self.config.steps
@@ -123,31 +124,28 @@ class NetworkGuidance(Guidance):
 
 
 class _MomentTargets(NamedTuple):
-    """Means and deviations by class of a device's own features, [devices, classes, d], and what each class weighs.
+    """Means and variances by class of a device's own features, [devices, classes, d], and what each class weighs.
 
-    Classes of which a device saw fewer than two features do not count. Deviations stand for variances, so that both
-    have the features' unit.
+    Classes of which a device saw fewer than two features do not count.
     """
 
     mean: torch.Tensor
-    deviation: torch.Tensor
+    variance: torch.Tensor
     weight: torch.Tensor
 
     @classmethod
     def of(cls, moments: FeatureMoments, rows: torch.Tensor) -> _MomentTargets:
         seen = (moments.count[rows] > 1).to(moments.sum.dtype)
         weight = seen / seen.sum(1, keepdim=True).clamp_min(1) / moments.sum.shape[-1]
-        return cls(moments.mean()[rows], moments.variance()[rows].sqrt(), weight[..., None, None])
+        return cls(moments.mean()[rows], moments.variance()[rows], weight[..., None, None])
 
     def distance_gradient(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the squared distance of means and deviations of [devices, classes, n, d]."""
+        """Return the gradient of the squared distance of means and variances of [devices, classes, n, d]."""
         mean = features.mean(2, keepdim=True)
         centered = features - mean
         variance = centered.square().mean(2, keepdim=True)
-        deviation = variance.clamp_min(1e-12).sqrt()
-        # d deviation / d feature = centered / (n deviation), where it is not held at its least
-        slope = (1 - self.deviation.unsqueeze(2) / deviation) * (variance >= 1e-12)
-        apart = (mean - self.mean.unsqueeze(2)) + slope * centered
+        # d variance / d feature = 2 centered / n
+        apart = (mean - self.mean.unsqueeze(2)) + 2 * (variance - self.variance.unsqueeze(2)) * centered
         return apart.mul_(self.weight * (2 / features.shape[2]))
 
 
