@@ -65,7 +65,7 @@ class NetworkGuidance(Guidance):
             return
         steps = self._steps[rows]
         parameters, first, second = block.start[rows], block.momentum[rows], self._second_moment[rows]
-        received = _ReceivedHeads(population, heads, rows)
+        received = _ReceivedHeads(population, heads, rows, moments.count if self.config.weigh_heads else None)
         for step in range(1, self.config.steps + 1):
             noise = torch.randn(
                 self.num_classes * self.config.samples_per_class, self.config.noise_width, generator=draw
@@ -117,22 +117,32 @@ class NetworkGuidance(Guidance):
 class _ReceivedHeads:
     """The heads that each device received in this exchange, its own among them."""
 
-    def __init__(self, population: Population, weights: GossipWeights, devices: torch.Tensor) -> None:
+    def __init__(
+        self,
+        population: Population,
+        weights: GossipWeights,
+        devices: torch.Tensor,
+        seen: torch.Tensor | None = None,
+    ) -> None:
+        """Weigh the heads by `seen` [devices, classes]; alike for classes that no sender saw, and without `seen`."""
         sent = population.network.layouts[SHARED].views(population.blocks[SHARED].local)["head"]
         counts = weights.row_pointers.diff()
         receiver = torch.repeat_interleave(counts)
         position = torch.full((len(counts),), -1).index_copy(0, devices, torch.arange(len(devices)))
         wanted = position[receiver] >= 0
         self._receiver = position[receiver][wanted]
-        self._heads = sent[weights.columns[wanted]]
-        self._share = (1.0 / counts[receiver][wanted].float()).unsqueeze(1)
-        self._devices = len(devices)
+        sender = weights.columns[wanted]
+        self._heads, self._devices = sent[sender], len(devices)
+        weight = torch.ones(len(sender), population.network.num_classes) if seen is None else seen[sender]
+        total = weight.new_zeros(len(devices), weight.shape[1]).index_add(0, self._receiver, weight)[self._receiver]
+        alike = (1.0 / counts[receiver][wanted].to(weight.dtype)).unsqueeze(1)
+        self._share = torch.where(total > 0, weight / total.clamp_min(1), alike)  # [heads, classes]
 
     def cross_entropy(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean over the heads, and over features [devices, n, d], of the cross-entropy, [devices]."""
+        """Return the weighted mean over the heads, and the mean over features [devices, n, d], of the cross-entropy."""
         logits = torch.bmm(features[self._receiver], self._heads)
         entropy = cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-        means = (entropy.view(logits.shape[:2]) * self._share).mean(1)
+        means = (entropy.view(logits.shape[:2]) * self._share[:, labels]).mean(1)
         return features.new_zeros(self._devices).index_add(0, self._receiver, means)
 
 
