@@ -123,11 +123,12 @@ METHODS: dict[str, MethodConfig] = {
         MethodConfig("fedprox", proximal=0.01),
         MethodConfig("ogm-ge", modulation="ogm-ge"),
         MethodConfig("mmpareto", modulation="mmpareto", modulation_strength=1.5),
-        # FedGen (Zhu et al. 2021): a generator trained by the heads alone, on the features that the head sees
+        # FedGen (Zhu et al. 2021): a generator trained by the heads alone, of the features that the classifier sees
+        # which all devices share. These are the common ones: a modality's own head is only where the modality is.
         MethodConfig(
             "fedgen",
             losses=LossWeights(generator=1.0, rehearsal=1.0),
-            generator=GeneratorConfig(kind="network", moment_weight=0.0),
+            generator=GeneratorConfig(kind="network", moment_weight=0.0, weigh_heads=True),
         ),
         MethodConfig("fedproto", losses=LossWeights(generator=1.0), generator=GeneratorConfig(kind="prototypes")),
         MethodConfig("centralized", centralized=True),

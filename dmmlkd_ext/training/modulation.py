@@ -106,7 +106,7 @@ def pareto_gradient(
     where it is shorter, and multiplied by `magnitude`, in both cases. The head's gradients are added.
 
     It differs from the published code in that a modality's own loss is that of the heads which the prediction uses,
-    where theirs trains classifiers apart, and in the solution for two vectors being exact.
+    where theirs trains classifiers apart, and in what METHOD 3 does to every method's gradient, such as clipping.
 
     Args:
         layout: of the block.

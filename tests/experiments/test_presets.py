@@ -23,6 +23,22 @@ def test_methods_of_a_dataset_differ_in_the_method_alone(dataset: str, method: s
     assert config.data.dataset == dataset
 
 
+STARTING_VALUES = {
+    "watch": (16, 0.05, 2e-3, 0.2),
+    "mfeat": (32, 0.1, 1e-3, 0.0),
+    "avdigits": (32, 0.05, 5e-3, 0.5),
+}
+"""Batch size, learning rate, weight decay and input noise of METHOD 8."""
+
+
+@pytest.mark.parametrize("dataset", STARTING_VALUES)
+def test_the_starting_values_are_those_of_the_method(dataset: str) -> None:
+    training = preset(dataset).training
+    values = (training.batch_size, training.learning_rate, training.weight_decay, training.input_noise)
+    assert values == STARTING_VALUES[dataset]
+    assert (training.momentum, training.clip_norm, training.final_learning_rate_fraction) == (0.9, 2.0, 0.1)
+
+
 def test_a_dataset_of_ones_own_gets_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmmlkd_ext.data.registry._LOADERS", dict(_LOADERS))
     register_dataset("robots", lambda seed=0: None)

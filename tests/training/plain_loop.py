@@ -209,8 +209,8 @@ def make_devices(population: Population) -> list[PlainDevice]:
         PlainDevice(network, [name for name, has in zip(network.modalities, held, strict=True) if has])
         for held in population.holds
     ]
-    for name, block in population.blocks.items():
-        columns = module_columns(network, name)
+    for name in network.layouts:
+        block, columns = population.blocks[name], module_columns(network, name)
         for number, row in zip(block.devices, block.start, strict=True):
             vector_to_parameters(row[columns], devices[number].block(name).parameters())
     return devices

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.ops import GossipWeights
+from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.exchange import identity_weights
 from dmmlkd_ext.training.guidance import GENERATOR, FeatureMoments, GeneratorConfig, Guidance, make_guidance
 from dmmlkd_ext.training.guidance.base import GuidanceBatch, GuidanceRound
@@ -234,6 +235,30 @@ def test_a_generator_learns_by_adam_from_the_heads_that_its_device_received(monk
         views = guidance.layout.views(block.start[device : device + 1])
         for value, parameter in zip(views.values(), twin.layers.parameters(), strict=True):
             torch.testing.assert_close(value[0].movedim(0, -1), parameter.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_heads_may_count_by_what_their_device_saw_of_a_class():
+    """Head 1 saw the classes alone that head 0 did not; of class 2 nobody saw any, so that both count alike."""
+    guidance, population = make("network", weigh_heads=True, moment_weight=0.0, mode_seeking=0.0, steps=1)
+    draw = torch.Generator().manual_seed(5)
+    population.blocks[SHARED].local.normal_(generator=draw)
+    heads = population.network.layouts[SHARED].views(population.blocks[SHARED].local)["head"]
+    moments = FeatureMoments(DEVICES, CLASSES, WIDTH)
+    moments.count[:2] = torch.tensor([[6.0, 0.0, 0.0], [2.0, 5.0, 0.0]])
+    noise = torch.randn(CLASSES * 4, 3, generator=torch_generator(0, "generator training", 0))
+    leaf = population.blocks[GENERATOR].start[:1].clone().requires_grad_()
+    labels = torch.arange(CLASSES).repeat_interleave(4)
+    features = guidance.generator.forward(guidance.layout.views(leaf), noise, labels)[0]
+    first, second = (F.cross_entropy(features @ heads[device], labels, reduction="none") for device in range(2))
+    share = torch.tensor([0.75, 0.0, 0.5])[labels]
+    (gradient,) = torch.autograd.grad((share * first + (1 - share) * second).mean(), leaf)
+    pair = torch.zeros(DEVICES, DEVICES)
+    pair[:2, :2] = 0.5
+    guidance.after_exchange(
+        population, moments, GossipWeights.from_dense(pair), torch.tensor([True] + [False] * (DEVICES - 1)), 0
+    )
+    # Adam's first moment after one step is a tenth of the gradient.
+    torch.testing.assert_close(population.blocks[GENERATOR].momentum[:1], 0.1 * gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_no_guidance_is_none():

@@ -33,6 +33,34 @@ def test_an_ablation_differs_in_one_term(term):
     assert part == replace(whole, name=part.name, losses=replace(whole.losses, **{term: 0.0}))
 
 
+def test_the_ablation_of_the_generator_has_neither_its_losses_nor_its_network():
+    whole, part = get_method("dmml-kd"), get_method("dmml-kd-no-generator")
+    losses = replace(whole.losses, generator=0.0, rehearsal=0.0)
+    assert part == replace(whole, name=part.name, losses=losses, generator=GeneratorConfig(kind="none"))
+
+
+def test_the_starting_values_are_those_of_the_method():
+    """METHOD 3 and 8."""
+    kd = get_method("dmml-kd")
+    assert kd.losses == LossWeights(classification=0.5, similarity=0.03, difference=0.05, generator=0.3, rehearsal=0.1)
+    generator = kd.generator
+    assert (generator.kind, generator.learning_rate, generator.steps) == ("network", 3e-3, 10)
+    assert (generator.moment_weight, generator.mode_seeking) == (1.0, 0.02)
+    assert (generator.warmup_rounds, generator.ramp_rounds, generator.weigh_heads) == (5, 5, False)
+
+
+def test_rivals_are_what_their_papers_call_them():
+    assert get_method("dmml-kd-gaussian").generator.kind == "gaussian"
+    assert get_method("fedproto").generator.kind == "prototypes"
+    assert get_method("fedproto").losses == LossWeights(generator=1.0)
+    fedgen = get_method("fedgen")
+    assert fedgen.losses == LossWeights(generator=1.0, rehearsal=1.0)
+    assert (fedgen.generator.kind, fedgen.generator.moment_weight, fedgen.generator.weigh_heads) == ("network", 0, True)
+    assert get_method("fedprox").proximal == 0.01
+    assert (get_method("ogm-ge").modulation, get_method("ogm-ge").modulation_strength) == ("ogm-ge", 0.5)
+    assert (get_method("mmpareto").modulation, get_method("mmpareto").modulation_strength) == ("mmpareto", 1.5)
+
+
 @pytest.mark.parametrize("name", ["dmmlkd", "", "unimodal:"])
 def test_an_unknown_method_is_refused_with_the_list_of_those_there_are(name):
     with pytest.raises(ValueError, match=rf"method must be one of local, dmml, dmml-kd, .*; got '{name}'"):

@@ -49,6 +49,9 @@ class GeneratorConfig:
     """Weight of the distance between generated and own moments by class."""
     mode_seeking: float = 0.02
     """Weight of the mode-seeking term against collapse (Mao et al. 2019)."""
+    weigh_heads: bool = False
+    """Whether the heads that teach the generator count, class by class, by how many features of the class their device
+    saw in the round (FedGen, Zhu et al. 2021), instead of alike."""
     warmup_rounds: int = 5
     ramp_rounds: int = 5
     update_rate: float = 0.5
