@@ -19,7 +19,7 @@ CPP_SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.in
 BUILD_INPUTS = setup.py $(CPP_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint pytest bench bench-compare figures figure-% cuda-check cuda-sanitize sanitize clean FORCE
+.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% cuda-check cuda-sanitize sanitize clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ figures: $(VENV)/.built ## run what is missing and draw every table and figure (
 
 figure-%: $(VENV)/.built ## draw one figure, e.g. figure-convergence
 	$(RUN) -m paper_figures.make --profile $(PROFILE) --only figure_$*
+
+tune: $(VENV)/.built ## search every method's settings on validation data; writes paper_figures/tuned.json
+	$(RUN) -m paper_figures.tune
 
 cuda-check: $(VENV)/.built ## compile the CUDA kernels; needs nvcc, neither a GPU nor a CUDA build of torch
 ifeq ($(NVCC),)
