@@ -33,6 +33,7 @@ from dmmlkd_ext.training.exchange import Variation
 from dmmlkd_ext.training.guidance import GENERATOR, Guidance, GuidanceRound
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.training.probe import probe_accuracy
 from dmmlkd_ext.training.record import RoundOutcome, make_record
 
 FloatArray = npt.NDArray[np.float64]
@@ -109,7 +110,7 @@ class Simulation:
         self._account(links, plan, variations)
 
         self.round += 1
-        outcome = RoundOutcome(links, plan, metric, losses, rate, *self._evaluations(), self._quality())
+        outcome = RoundOutcome(links, plan, metric, losses, rate, *self._evaluations(), self._quality(), self._probe())
         return make_record(self, outcome)
 
     def _plan(self, links: RoundLinks, metric: FloatArray) -> Plan:
@@ -186,6 +187,12 @@ class Simulation:
         if self.round % self.config.evaluate_every and self.round != self.total_rounds:
             return None, None
         return evaluate(self.population, self.dataset.validation), evaluate(self.population, self.dataset.test)
+
+    def _probe(self) -> dict[str, FloatArray] | None:
+        """Probe the encoders once, after the last round, if asked to."""
+        if not self.config.probe or self.round != self.total_rounds:
+            return None
+        return probe_accuracy(self.population, self.dataset.train, self.dataset.test)
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
