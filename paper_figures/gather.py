@@ -43,6 +43,7 @@ TABLE_COLUMNS = (*PLACE, *PROVENANCE, *MEASUREMENT)
 """Columns of the table that figures are drawn from."""
 
 _FILES = {"runs": "runs.csv", "metrics": "metrics.parquet", "settings": "settings.parquet", "features": "features.csv"}
+_COUNTS = ("seed", "num_devices", "rounds", "local_iterations")
 _TEXTS = ("experiment", "setting", "run", "dataset", "method", "partition", "topology", "commit")
 
 Cases = Mapping[str, Sequence[Case]]
@@ -204,9 +205,8 @@ def _encode(tables: Gathered) -> dict[str, bytes]:
 
 
 def _decode(files: Mapping[str, bytes]) -> Gathered:
-    runs = _read_csv(files["runs"], {**dict.fromkeys(_TEXTS, "str"), "finished": "bool"})
-    for name in ("level", "seconds", *NUMBERS):
-        runs[name] = runs[name].astype("float64")
+    runs = _read_csv(files["runs"], ["level", "seconds", *NUMBERS], _COUNTS)
+    runs["finished"] = runs["finished"] == "True"
     metrics, settings = (parquet.read_table(pa.BufferReader(files[name])) for name in ("metrics", "settings"))
     numbers = pd.DataFrame(
         {
@@ -219,12 +219,18 @@ def _decode(files: Mapping[str, bytes]) -> Gathered:
         }
     )
     options = pd.DataFrame({name: settings[name].to_pandas().astype("str") for name in ("run", "option", "value")})
-    features = _read_csv(files["features"], {"run": "str", "device": "Int32", "class": "Int32"})
+    features = _read_csv(files["features"], ["x", "y"], ["seed"])
+    for name in ("device", "class"):
+        features[name] = features[name].map(float).astype("Int32")
     return Gathered(runs, numbers, options, features)
 
 
-def _read_csv(content: bytes, types: Mapping[str, Any]) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content), dtype=dict(types), float_precision="round_trip")
+def _read_csv(content: bytes, numbers: Sequence[str], counts: Sequence[str]) -> pd.DataFrame:
+    """Read text, numbers and counts; the reader's own conversion may miss the last bit of a number."""
+    frame = pd.read_csv(io.BytesIO(content), dtype="str")
+    for name in numbers:
+        frame[name] = frame[name].map(float).astype("float64")
+    return frame.astype(dict.fromkeys(counts, "int64"))
 
 
 def _dictionary(column: pd.Series) -> pa.DictionaryArray:
