@@ -27,10 +27,12 @@ measured over all devices in the features' full width, and there is no y, device
 
 DEVICES = 4
 """Devices whose features are shown: those that hold the most modalities."""
-SAMPLES = 40
+SAMPLES = 30
 """Test samples that are shown of each device, the same for all."""
 TSNE_WIDTH = 30
 """Principal components that the t-SNE starts from, at most."""
+TSNE_STEPS = 500
+"""Twice the steps of its early phase."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -165,5 +167,5 @@ def project(matrix: FloatArray) -> list[tuple[str, FloatArray]]:
     width = min(TSNE_WIDTH, *matrix.shape)
     components = PCA(width, svd_solver="full").fit_transform(matrix)
     perplexity = min(30.0, (len(matrix) - 1) / 3)
-    placed = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
+    placed = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=TSNE_STEPS).fit_transform(components)
     return [("pca", components[:, :2]), ("tsne", np.asarray(placed, dtype=np.float64))]

@@ -66,7 +66,7 @@ class Gathered:
         table = finished[[*PLACE, *PROVENANCE]].merge(self.metrics, on="run", sort=False)[list(TABLE_COLUMNS)]
         for name in (*_TEXTS, "metric", "part"):
             table[name] = table[name].astype("category")
-        options = finished[[*PLACE, "run", "dataset", "method", "seed"]].merge(self.settings, on="run", sort=False)
+        options = runs[[*PLACE, "run", "dataset", "method", "seed"]].merge(self.settings, on="run", sort=False)
         unfinished = tuple(dict.fromkeys(runs.loc[~runs["finished"], "run"]))
         features = self.features[self.features["run"].isin(set(finished["run"]))].reset_index(drop=True)
         return Results(table, unfinished, features, options)
@@ -127,7 +127,7 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
         for experiment, group in cases.items()
         for case in group
     ]
-    options = [(run, *option) for run in finished for option in flatten(configs[run].to_dict())]
+    options = [(run, *option) for run, config in configs.items() for option in flatten(config.to_dict())]
     shown = [case.config for case in cases.get("features", ()) if run_name(case.config) in finished]
     features, lost = _embed(shown, runs_folder)
     tables = Gathered(
