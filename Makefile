@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PROFILE ?= quick
+# What figures are drawn from: runs, or results, the tables in paper_figures/results.
+FROM ?= runs
 # Processes that run the tests; each of them computes on one thread.
 WORKERS ?= auto
 
@@ -19,7 +21,7 @@ CPP_SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.in
 BUILD_INPUTS = setup.py $(CPP_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint pytest bench bench-compare figures figure-% cuda-check cuda-sanitize sanitize clean FORCE
+.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% table-% cuda-check cuda-sanitize sanitize clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -46,11 +48,17 @@ bench-compare: $(VENV)/.built ## run the benchmarks and print what changed again
 	$(RUN) -m pytest -q tests/benchmarks --results --results-folder build/benchmarks --benchmark-columns=min,median
 	$(RUN) -m tests.benchmarks.compare build/benchmarks
 
-figures: $(VENV)/.built ## run what is missing and draw every table and figure (PROFILE=smoke|quick|full)
-	$(RUN) -m paper_figures.make --profile $(PROFILE)
+figures: $(VENV)/.built ## run what is missing and draw every table and figure (PROFILE=smoke|quick|full, FROM=results)
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM)
 
 figure-%: $(VENV)/.built ## draw one figure, e.g. figure-convergence
-	$(RUN) -m paper_figures.make --profile $(PROFILE) --only figure_$*
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only figure_$*
+
+table-%: $(VENV)/.built ## draw one table, e.g. table-accuracy
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only table_$*
+
+tune: $(VENV)/.built ## search every method's settings on validation data; writes paper_figures/tuned.json
+	$(RUN) -m paper_figures.tune
 
 cuda-check: $(VENV)/.built ## compile the CUDA kernels; needs nvcc, neither a GPU nor a CUDA build of torch
 ifeq ($(NVCC),)

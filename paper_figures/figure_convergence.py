@@ -17,7 +17,7 @@ from paper_figures import captions, style, transforms
 from paper_figures.experiments import REFERENCE_METHOD
 
 NAME = "figure_convergence"
-EXPERIMENT = "comparison"
+EXPERIMENTS = ("comparison",)
 
 
 def make(results: Results, folder: Path) -> list[Path]:

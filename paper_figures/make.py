@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import logging
 
     from paper_figures.experiments import PROFILES
-    from paper_figures.pipeline import FIGURES, make
+    from paper_figures.pipeline import FIGURES, REPORTED, make, redraw
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.make", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how much is run")
@@ -29,12 +29,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=ROOT / "paper_figures" / "output",
         help="folder of figures, one a profile in it",
     )
+    parser.add_argument(
+        "--from",
+        choices=("runs", "results"),
+        default="runs",
+        dest="source",
+        help=f"what is drawn: runs, made as far as they are missing, or the kept tables of the profile {REPORTED}",
+    )
+    parser.add_argument("--no-run", action="store_true", help="draw from the runs that are finished")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "paper_figures" / "results",
+        help=f"folder of the tables, which are kept when all of the profile {REPORTED} is drawn",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    runs, output = options.runs / options.profile, options.output / options.profile
     try:
-        return make(PROFILES[options.profile], runs, output, options.only, options.workers)
-    except ValueError as error:
+        if options.source == "results":
+            return redraw(options.results, options.output / REPORTED, options.only)
+        return make(
+            PROFILES[options.profile],
+            options.runs / options.profile,
+            options.output / options.profile,
+            options.only,
+            options.workers,
+            results_folder=options.results,
+            run=not options.no_run,
+        )
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)

@@ -13,7 +13,7 @@ from paper_figures import captions, style, transforms
 from paper_figures.experiments import REFERENCE_METHOD
 
 NAME = "table_accuracy"
-EXPERIMENT = "comparison"
+EXPERIMENTS = ("comparison",)
 
 
 def make(results: Results, folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -29,7 +30,7 @@ class Identity:
     """Which code a process runs."""
 
     code_version: str
-    """SHA-256 over the package's Python sources and, in a checkout, the native ones."""
+    """SHA-256 over what the package's Python sources compute and, in a checkout, over the native ones."""
     commit: str | None
     """The checkout's commit; None where the package is not tracked by git, e.g. when it is installed."""
     dirty: bool | None
@@ -58,7 +59,8 @@ def adopt_identity(known: Identity) -> None:
 def code_version() -> str:
     """Return a SHA-256 over the package's sources.
 
-    Results are reused only by the code that made them: a change of any source file starts the runs anew.
+    Results are reused only by the code that made them: a change of any source file starts the runs anew, unless it is
+    one of a Python file's comments, docstrings or layout.
     """
     return identity().code_version
 
@@ -79,11 +81,38 @@ def _read_identity() -> Identity:
 
 
 def hash_files(named_paths: Iterable[tuple[str, Path]]) -> str:
-    """Return a SHA-256 over names and contents of files, in the order of their names."""
+    """Return a SHA-256 over names and contents of files, in the order of their names; of Python files, their syntax."""
     total = hashlib.sha256()
     for name, path in sorted(named_paths):
-        total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        content = path.read_bytes()
+        if path.suffix == ".py":
+            content = python_syntax(content).encode()
+        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def python_syntax(source: bytes) -> str:
+    r"""Return what a Python source computes, as text: its syntax tree without docstrings, comments and layout.
+
+    Raises:
+        SyntaxError: `source` is not Python.
+
+    Example:
+        >>> python_syntax(b"x = 1  # one") == python_syntax(b"'What x is.'\nx = 1") != python_syntax(b"x = 2")
+        True
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        # Any string that stands alone computes nothing: also those under attributes.
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
+        return False
+    return isinstance(statement.value.value, str)
 
 
 def describe_environment(threads: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.loading import load_config
+from dmmlkd_ext.experiments.own_parameter import get_own_parameter
 from dmmlkd_ext.experiments.run import is_finished
 
 PROVENANCE = (
@@ -26,7 +27,12 @@ PROVENANCE = (
     "missing_rate",
     "num_devices",
     "topology",
+    "link_failure",
+    "device_failure",
+    "learning_rate",
+    "own_parameter",
     "rounds",
+    "local_iterations",
     "commit",
 )
 """Columns that say where a number came from; the same in all rows of a run."""
@@ -36,7 +42,18 @@ MEASUREMENT = ("round", "metric", "part", "device", "value")
 `test`, a modality or a block, and empty where there is none; `device` is missing where the number is of the
 whole population."""
 
-_CATEGORIES = ("run", "dataset", "method", "partition", "topology", "commit", "metric", "part")
+CATEGORIES = ("run", "dataset", "method", "partition", "topology", "commit", "metric", "part")
+"""Columns of few different values, which repeat."""
+NUMBERS = (
+    "budget_fraction",
+    "dirichlet_alpha",
+    "missing_rate",
+    "link_failure",
+    "device_failure",
+    "learning_rate",
+    "own_parameter",
+)
+"""Columns of provenance that are numbers with a fraction; one that does not apply is NaN."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,10 @@ class Results:
 
     table: pd.DataFrame
     unfinished: tuple[str, ...]
+    features: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Features of some runs' devices in two dimensions, where they were gathered."""
+    settings: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Every option of every run, a row an option, where they were gathered."""
 
 
 def find_runs(runs_folder: Path) -> list[Path]:
@@ -77,9 +98,9 @@ def load_results(folders: Iterable[Path], metrics: Collection[str] | None = None
             unfinished.append(Path(folder).name)
     table = pd.DataFrame(rows, columns=[*PROVENANCE, *MEASUREMENT])
     table["device"] = table["device"].astype("Int32")
-    for name in ("value", "budget_fraction", "dirichlet_alpha", "missing_rate"):
+    for name in ("value", *NUMBERS):
         table[name] = table[name].astype("float64")
-    for name in _CATEGORIES:
+    for name in CATEGORIES:
         table[name] = table[name].astype("category")
     return Results(table, tuple(unfinished))
 
@@ -114,24 +135,38 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _read_run(folder: Path, metrics: Collection[str] | None) -> Iterator[tuple[Any, ...]]:
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a finished run, a round at a time.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: the records are not those that it finished with.
+    """
     content = (folder / "metrics.jsonl").read_bytes()
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if hashlib.sha256(content).hexdigest() != result["metrics_sha256"]:
         raise ValueError(f"run {folder.name} has other records in metrics.jsonl than it finished with")
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    provenance = _describe(folder.name, load_config(folder), environment.get("commit"))
-    for line in content.splitlines():
-        record = json.loads(line)
+    yield from map(json.loads, content.splitlines())
+
+
+def read_commit(folder: Path) -> str | None:
+    """Return the commit that a run was begun at, None where it is not known."""
+    commit: str | None = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("commit")
+    return commit
+
+
+def _read_run(folder: Path, metrics: Collection[str] | None) -> Iterator[tuple[Any, ...]]:
+    provenance = tuple(describe_run(folder.name, load_config(folder), read_commit(folder)).values())
+    for record in read_records(folder):
         for metric, *rest in flatten_record(record):
             if metrics is None or metric in metrics:
                 yield (*provenance, record["round"], metric, *rest)
 
 
-def _describe(run: str, config: ExperimentConfig, commit: str | None) -> tuple[Any, ...]:
-    """Return the values of the columns `PROVENANCE`."""
+def describe_run(run: str, config: ExperimentConfig, commit: str | None) -> dict[str, Any]:
+    """Return the columns `PROVENANCE` of a run."""
     data = config.data
-    return (
+    values = (
         run,
         data.dataset,
         config.method.name,
@@ -142,6 +177,12 @@ def _describe(run: str, config: ExperimentConfig, commit: str | None) -> tuple[A
         data.missing_rate,
         data.num_devices,
         config.topology.name,
+        config.failures.link_probability,
+        config.failures.device_probability,
+        config.training.learning_rate,
+        get_own_parameter(config.method),
         config.training.rounds,
+        config.training.local_iterations,
         commit,
     )
+    return dict(zip(PROVENANCE, values, strict=True))

@@ -28,6 +28,8 @@ class TrainingConfig:
     """Width of the perceptron encoders."""
     evaluate_every: int = 5
     """Rounds between evaluations; the last round is always evaluated."""
+    probe: bool = False
+    """Judge each encoder by a linear probe after the last round."""
 
     def __post_init__(self) -> None:
         for name in (

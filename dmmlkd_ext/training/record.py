@@ -48,6 +48,7 @@ class RoundOutcome:
     validation: Accuracy | None
     test: Accuracy | None
     quality: GeneratorQuality | None
+    probe: dict[str, FloatArray] | None = None
 
 
 def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "accuracy": _accuracies(outcome),
         "modality_accuracy": _alone(outcome.test, names),
         "generator_quality": None if outcome.quality is None else _quality(outcome.quality),
+        "probe_accuracy": None if outcome.probe is None else {name: _values(outcome.probe[name]) for name in names},
         "consensus_distance": population.consensus_distance(),
         "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
         "balance_metric": _by_modality(outcome.metric, names, held),

@@ -33,6 +33,7 @@ from dmmlkd_ext.training.exchange import Variation
 from dmmlkd_ext.training.guidance import GENERATOR, Guidance, GuidanceRound
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.training.probe import probe_accuracy
 from dmmlkd_ext.training.record import RoundOutcome, make_record
 
 FloatArray = npt.NDArray[np.float64]
@@ -116,7 +117,8 @@ class Simulation:
         self._account(links, plan, variations, learns)
 
         self.round += 1
-        outcome = RoundOutcome(links, plan, metric, losses, rate, learns, *self._evaluations(), self._quality())
+        judged = (*self._evaluations(), self._quality(), self._probe())
+        outcome = RoundOutcome(links, plan, metric, losses, rate, learns, *judged)
         return make_record(self, outcome)
 
     def _plan(self, links: RoundLinks, metric: FloatArray) -> Plan:
@@ -190,6 +192,12 @@ class Simulation:
             return None, None
         validation, test = self.dataset.validation, self.dataset.test
         return evaluate(self.population, validation, self.guess), evaluate(self.population, test, self.guess)
+
+    def _probe(self) -> dict[str, FloatArray] | None:
+        """Probe the encoders once, after the last round, if asked to."""
+        if not self.config.probe or self.round != self.total_rounds:
+            return None
+        return probe_accuracy(self.population, self.dataset.train, self.dataset.test)
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""

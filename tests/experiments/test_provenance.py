@@ -37,3 +37,29 @@ def test_the_environment_is_json_and_the_same_each_time_and_names_no_path() -> N
     assert environment["threads"] == 2
     assert str(Path.home()) not in text
     assert find_cpu_name()
+
+
+def test_comments_docstrings_and_layout_are_not_the_code(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+
+    def version(source: str) -> str:
+        path.write_text(source)
+        return hash_files([("module.py", path)])
+
+    plain = version("class A:\n    x: int = 1\n\n    def f(self):\n        return 'text'\n")
+    written = (
+        '"""A module."""\n# A remark.\nclass A:\n    """A class."""\n    x: int = 1  # one\n    """An attribute."""\n\n'
+        '    def f(self):\n        """Return it."""\n        return (\n            "text"\n        )\n'
+    )
+    assert version(written) == plain
+    assert version(written.replace('"text"', '"other"')) != plain
+    assert version(written.replace("= 1", "= 2")) != plain
+    assert version(written + "y = 3\n") != plain
+
+
+def test_native_sources_are_hashed_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cpp"
+    path.write_text("int x;")
+    base = hash_files([("kernel.cpp", path)])
+    path.write_text("int x;  // a remark")
+    assert hash_files([("kernel.cpp", path)]) != base

@@ -25,7 +25,7 @@ def results() -> Results:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_results_give_the_same_bytes(name: str, results: Results, tmp_path: Path) -> None:
-    draw = FIGURES[name][1]
+    draw = FIGURES[name].make
     first, second = draw(results, tmp_path / "a"), draw(results, tmp_path / "b")
     assert [path.name for path in first] == [path.name for path in second]
     for one, other in zip(first, second, strict=True):
@@ -34,7 +34,7 @@ def test_the_same_results_give_the_same_bytes(name: str, results: Results, tmp_p
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_file_holds_a_date_or_a_path(name: str, results: Results, tmp_path: Path) -> None:
-    for path in FIGURES[name][1](results, tmp_path):
+    for path in FIGURES[name].make(results, tmp_path):
         content = path.read_bytes()
         assert b"CreationDate" not in content
         assert str(tmp_path).encode() not in content

@@ -14,9 +14,9 @@ from dmmlkd_ext.training.simulation import Simulation
 from tests.training.synthetic import MIXED_SHAPES, SMALL_TRAINING, UNEVEN_HOLDS, make_dataset, make_simulation
 
 KEYS = {
-    *("round", "learning_rate", "loss", "accuracy", "modality_accuracy", "generator_quality", "consensus_distance"),
+    *("round", "learning_rate", "loss", "accuracy", "modality_accuracy", "generator_quality", "probe_accuracy"),
     *("local_iterations", "balance_metric", "imbalance", "energy_spent_joule", "energy_left_joule", "sent_bits"),
-    *("working_links", "failed_devices", "simulated_time_s"),
+    *("consensus_distance", "working_links", "failed_devices", "simulated_time_s"),
 }
 TERMS = {"total", "task", "classification", "similarity", "difference", "generator", "rehearsal"}
 BLOCKS = {"shared", *MIXED_SHAPES}

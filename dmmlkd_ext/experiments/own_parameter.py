@@ -1,0 +1,99 @@
+"""The one parameter that makes a method what it is: what a search tunes besides the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from dmmlkd_ext.training.methods import METHODS, LossWeights, MethodConfig
+
+OwnParameter = Literal["exponent", "modulation_strength", "proximal", "loss_scale"]
+
+
+def own_parameter_name(method: MethodConfig) -> OwnParameter | None:
+    """Return which parameter is a method's own, or None: its learning rate is all there is to tune.
+
+    `exponent` of the balance, `modulation_strength` of the gradients' modulation, weight `proximal`, or `loss_scale`,
+    a factor on the weights of all loss terms beside the task's.
+
+    Example:
+        >>> [own_parameter_name(METHODS[name]) for name in ("dmml", "dmml-kd", "dmml-kd-tb", "ogm-ge")]
+        [None, 'loss_scale', 'exponent', 'modulation_strength']
+    """
+    if method.balance.policy in ("balanced", "reversed"):
+        return "exponent"
+    if method.modulation != "none":
+        return "modulation_strength"
+    if method.proximal:
+        return "proximal"
+    return "loss_scale" if any(vars(method.losses).values()) else None
+
+
+def get_own_parameter(method: MethodConfig) -> float:
+    """Return the value of a method's own parameter; NaN where it has none or it is not known.
+
+    Example:
+        >>> get_own_parameter(METHODS["dmml-kd-tb"]), get_own_parameter(METHODS["dmml-kd"])
+        (3.0, 1.0)
+    """
+    match own_parameter_name(method):
+        case "exponent":
+            return method.balance.exponent
+        case "modulation_strength":
+            return method.modulation_strength
+        case "proximal":
+            return method.proximal
+        case "loss_scale":
+            return loss_scale(method)
+    return math.nan
+
+
+def set_own_parameter(method: MethodConfig, value: float) -> MethodConfig:
+    """Return a method with another value of its own parameter.
+
+    Raises:
+        ValueError: the method has none, or `value` is out of the parameter's range.
+
+    Example:
+        >>> set_own_parameter(METHODS["fedprox"], 0.1).proximal
+        0.1
+    """
+    match own_parameter_name(method):
+        case "exponent":
+            return replace(method, balance=replace(method.balance, exponent=value))
+        case "modulation_strength":
+            return replace(method, modulation_strength=value)
+        case "proximal":
+            return replace(method, proximal=value)
+        case "loss_scale":
+            return scale_losses(method, value)
+    raise ValueError(f"method {method.name} has no parameter of its own, got the value {value}")
+
+
+def loss_scale(method: MethodConfig) -> float:
+    """Return the factor of a method's loss weights on those in the table of methods; NaN where they are none of it."""
+    if method.name not in METHODS:
+        return math.nan
+    known, own = vars(METHODS[method.name].losses), vars(method.losses)
+    factors = {round(own[term] / weight, 9) for term, weight in known.items() if weight}
+    absent_alike = all(not own[term] for term, weight in known.items() if not weight)
+    return factors.pop() if len(factors) == 1 and absent_alike else math.nan
+
+
+def scale_losses(method: MethodConfig, scale: float) -> MethodConfig:
+    """Return a method whose loss weights, beside the task's, are those in the table of methods times `scale`.
+
+    Raises:
+        ValueError: `scale` is not positive and finite, or the method is not in the table.
+
+    Example:
+        >>> scale_losses(METHODS["dmml-kd"], 2).losses.generator
+        0.6
+    """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if method.name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method.name!r}")
+    weights = vars(METHODS[method.name].losses)
+    return replace(method, losses=LossWeights(**{term: weight * scale for term, weight in weights.items()}))

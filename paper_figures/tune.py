@@ -1,0 +1,69 @@
+"""Searches each method's settings on validation data and keeps them: `python -m paper_figures.tune`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search and write; return 0, 1 if something failed, 2 if asked for wrongly, 130 if interrupted."""
+    # Here and not above: each run's process imports this file.
+    from paper_figures.tuned import PATH
+    from paper_figures.worlds import DATASETS
+
+    parser = argparse.ArgumentParser(prog="python -m paper_figures.tune", description=__doc__)
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose settings")
+    parser.add_argument("--workers", type=int, help="processes at a time; one a core by default")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tuning", help="folder of the trials' runs")
+    parser.add_argument("--output", type=Path, default=PATH, help="file of the chosen settings")
+    options = parser.parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"workers must be at least 1, got {options.workers}")
+    try:
+        return search(options.datasets, options.runs, options.output, options.workers)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one ended", file=sys.stderr)
+        return 130
+
+
+def search(datasets: Sequence[str], runs: Path, output: Path, workers: int | None) -> int:
+    """Run what is missing of the search and write the choices; those of other datasets stay in the file."""
+    from dmmlkd_ext.experiments.config import ExperimentConfig
+    from dmmlkd_ext.experiments.provenance import identity
+    from dmmlkd_ext.experiments.sweep import run_sweep
+    from paper_figures import tuning
+    from paper_figures.availability import can_load
+    from paper_figures.tuned import read_choices, write_choices
+
+    def run(configs: Sequence[ExperimentConfig]) -> None:
+        report = run_sweep(configs, runs, workers=workers)
+        print(f"{len(report.folders)} runs, {report.reused} of them finished earlier", flush=True)
+        for name, log in report.failures.items():
+            print(f"failed: run {name}, see {log}", file=sys.stderr)
+
+    available = [dataset for dataset in datasets if can_load(dataset)]
+    if not available:
+        print("nothing to tune: none of the datasets can be had", file=sys.stderr)
+        return 1
+    choices, failed = tuning.tune(available, runs, run)
+    others = {key: choice for key, choice in read_choices(output).items() if key[0] not in available}
+    description = {
+        "rounds": tuning.ROUNDS,
+        "seeds": tuning.SEEDS,
+        "criterion": "validation accuracy of the last round, mean over devices and seeds",
+        "commit": identity().commit,
+    }
+    write_choices({**others, **choices}, output, description)
+    print(f"{len(choices)} settings chosen; they are in {output}")
+    for missed in failed:
+        print(f"failed: no trial of {missed.method} on {missed.dataset} finished", file=sys.stderr)
+    return 1 if failed or len(available) < len(datasets) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The chosen settings, as data: `tuned.json`, written by `paper_figures.tune` and read by the experiments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.own_parameter import own_parameter_name, scale_losses, set_own_parameter
+from dmmlkd_ext.training.methods import UNIMODAL, MethodConfig, get_method
+from dmmlkd_ext.training.storage import write_text
+
+PATH = Path(__file__).with_name("tuned.json")
+"""The committed choices."""
+
+LIMITED_METHODS = ("dmml", "dmml-kd", "dmml-tb", "dmml-kd-tb")
+"""Methods that are tuned under a limit on energy too."""
+TUNED_METHODS = ("local", *LIMITED_METHODS, "fedprox", "ogm-ge", "mmpareto", "fedgen", "fedproto", "centralized")
+"""Methods with a search of their own; the others inherit."""
+TUNED_BUDGET = 0.3
+"""The limit on energy under which methods are tuned, besides none."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a search; `own_parameter` None is the table's value."""
+
+    learning_rate: float
+    own_parameter: float | None = None
+    validation_accuracy: float | None = None
+    """Mean over devices and seeds in the last round; None before it was run, or where its runs failed."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search found."""
+
+    dataset: str
+    budget_fraction: float | None
+    method: str
+    learning_rate: float
+    own_parameter: float | None
+    validation_accuracy: float | None
+    trials: tuple[Trial, ...]
+
+
+Choices = dict[tuple[str, float | None, str], Choice]
+
+
+def read_choices(path: Path = PATH) -> Choices:
+    """Return the choices in a file by dataset, budget and method; none where there is no file.
+
+    Raises:
+        ValueError: the file does not hold choices.
+    """
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["choices"]
+        found = [Choice(**{**entry, "trials": tuple(Trial(**trial) for trial in entry["trials"])}) for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"path must be a file that paper_figures.tune wrote, {path.name} is not: {error}") from error
+    return by_key(found)
+
+
+def by_key(choices: Iterable[Choice]) -> Choices:
+    """Return choices by dataset, budget and method."""
+    return {(choice.dataset, choice.budget_fraction, choice.method): choice for choice in choices}
+
+
+def write_choices(choices: Choices, path: Path, search: dict[str, Any]) -> None:
+    """Write choices with a description of the search, one trial a line."""
+    lines = []
+    for choice in choices.values():
+        entry = asdict(choice)
+        trials = ",\n".join(f"   {json.dumps(trial)}" for trial in entry.pop("trials"))
+        lines.append(f' {json.dumps(entry)[:-1]}, "trials": [\n{trials}\n ]}}')
+    body = ",\n".join(lines)
+    write_text(path, f'{{"search": {json.dumps(search)},\n"choices": [\n{body}\n]}}\n')
+
+
+def parent(method: str) -> str:
+    """Return the method whose search a method takes its settings from.
+
+    An ablation, the controls that balance nothing, and one modality alone are their method with something taken away,
+    and the reversed balance is the balance with its sign changed: none is tuned apart from what it is compared with.
+
+    Example:
+        >>> [parent(name) for name in ("dmml-kd-no-generator", "dmml-kd-reversed", "unimodal:audio", "fedgen")]
+        ['dmml-kd', 'dmml-kd-tb', 'dmml', 'fedgen']
+    """
+    if method in TUNED_METHODS:
+        return method
+    if method.endswith("-reversed"):
+        return f"{method.removesuffix('-reversed')}-tb"
+    if method.startswith("dmml-kd-"):
+        return "dmml-kd"
+    if method.startswith(UNIMODAL):
+        return "dmml"
+    raise ValueError(f"method must be tuned, or derived from a method that is; got {method!r}")
+
+
+def find_choice(choices: Choices, dataset: str, method: str, budget: float | None) -> Choice | None:
+    """Return the choice that a method takes over: its parent's, at the tuned budget that is nearer."""
+    limited = budget is not None and abs(budget - TUNED_BUDGET) <= abs(1.0 - budget)
+    source = parent(method)
+    if limited and (dataset, TUNED_BUDGET, source) in choices:
+        return choices[dataset, TUNED_BUDGET, source]
+    return choices.get((dataset, None, source))
+
+
+def apply_choices(config: ExperimentConfig, choices: Choices) -> ExperimentConfig:
+    """Return a configuration with its tuned settings; as it is where there are none.
+
+    A balanced method has the loss weights of the method that it balances: the two differ in the balance alone.
+    """
+    dataset, budget, name = config.data.dataset, config.energy.budget_fraction, config.method.name
+    choice = find_choice(choices, dataset, name, budget)
+    if choice is None:
+        return config
+    method = inherit_losses(config.method, choices, dataset, budget)
+    if choice.own_parameter is not None:
+        method = set_own_parameter(method, choice.own_parameter)
+    return replace(config, method=method, training=replace(config.training, learning_rate=choice.learning_rate))
+
+
+def inherit_losses(method: MethodConfig, choices: Choices, dataset: str, budget: float | None) -> MethodConfig:
+    """Return a balanced method with the tuned loss weights of the method that it balances; others as they are."""
+    if own_parameter_name(method) != "exponent":
+        return method
+    base = method.name.removesuffix("-tb").removesuffix("-reversed")
+    if own_parameter_name(get_method(base)) != "loss_scale":
+        return method
+    choice = find_choice(choices, dataset, base, budget)
+    return method if choice is None or choice.own_parameter is None else scale_losses(method, choice.own_parameter)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
+from dmmlkd_ext.training.population import Population
+from paper_figures import embedding
+from paper_figures.embedding import Features, class_distance, compute_features, embed, pick_samples
+from tests.training.synthetic import MIXED_SHAPES, UNEVEN_HOLDS, make_split
+
+
+def features(values: np.ndarray, labels: list[int]) -> Features:
+    samples = np.arange(len(labels))
+    return Features("image", "common", np.arange(len(values)), values, samples, np.array(labels))
+
+
+def test_the_distance_is_that_of_class_means_over_the_spread_within_a_class() -> None:
+    # Two devices, one class, width 2: means (0, 0) and (3, 4), five apart; every sample is 1 from its mean.
+    values = np.array([[[1.0, 0.0], [-1.0, 0.0]], [[3.0, 5.0], [3.0, 3.0]]])
+    assert class_distance(features(values, [0, 0])) == pytest.approx(5.0)
+    assert class_distance(features(10 * values, [0, 0])) == pytest.approx(5.0)
+
+
+def test_the_distance_equals_a_loop_over_pairs() -> None:
+    generator = np.random.default_rng(0)
+    values, labels = generator.normal(size=(4, 30, 5)), generator.integers(3, size=30)
+    pairs, spreads = [], []
+    for label in range(3):
+        own = values[:, labels == label]
+        means = own.mean(1)
+        pairs += [((means[a] - means[b]) ** 2).sum() for a in range(4) for b in range(a)]
+        spreads += [((sample - means[device]) ** 2).sum() for device in range(4) for sample in own[device]]
+    expected = np.sqrt(np.mean(pairs) / np.mean(spreads))
+    assert class_distance(features(values, labels.tolist())) == pytest.approx(expected)
+
+
+def test_a_single_device_has_no_distance_and_equal_devices_none_between_them() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 10, 3))
+    labels = [0, 1] * 5
+    assert np.isnan(class_distance(features(values, labels)))
+    assert class_distance(features(np.repeat(values, 3, axis=0), labels)) == 0
+
+
+def test_features_are_those_of_the_network() -> None:
+    population = Population(MultiModalNetwork(MIXED_SHAPES, 4, 3, 5), UNEVEN_HOLDS, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for block in population.blocks.values():
+        block.start += 0.3 * torch.randn(block.start.shape, generator=generator)
+    split = make_split(MIXED_SHAPES, 20, 4, 0.5, seed=1)
+    found = {(part.modality, part.kind): part for part in compute_features(population, split)}
+    assert set(found) == {(name, kind) for name in MIXED_SHAPES for kind in ("common", "specific")}
+    part = found["image", "specific"]
+    assert part.devices.tolist() == [0, 1, 4]
+    here = split.present[:, 2]
+    assert part.labels.tolist() == split.labels[here].tolist()
+    network, block = population.network, population.blocks["image"]
+    weights = {key: value[1:2] for key, value in network.layouts["image"].views(block.start).items()}
+    head = network.layouts[SHARED].views(population.blocks[SHARED].start)["head"][1:2]
+    expected = network.forward("image", weights, head, split.features["image"][here].unsqueeze(0)).specific[0]
+    np.testing.assert_allclose(part.values[1], expected.numpy(), rtol=1e-6)
+
+
+def test_samples_have_the_classes_in_turn() -> None:
+    picked = pick_samples(np.array([5, 5, 5, 5, 7, 9, 9]), count=5)
+    assert picked.tolist() == [0, 1, 4, 5, 6]
+    assert pick_samples(np.array([1, 1]), count=10).tolist() == [0, 1]
+
+
+def test_the_map_has_the_devices_with_most_modalities_and_is_the_same_each_time(monkeypatch) -> None:
+    monkeypatch.setattr(embedding, "DEVICES", 2)
+    population = Population(MultiModalNetwork(MIXED_SHAPES, 4, 3, 5), UNEVEN_HOLDS, seed=0)
+    parts = list(compute_features(population, make_split(MIXED_SHAPES, 20, 4, 0.0, seed=1)))
+    points = embed(parts, UNEVEN_HOLDS)
+    assert set(points["device"]) == {0, 1}
+    assert set(points["embedding"]) == {"pca", "tsne"}
+    assert len(points) == 2 * 2 * (3 + 2) * 20
+    again = embed(parts, UNEVEN_HOLDS)
+    np.testing.assert_array_equal(points[["x", "y"]], again[["x", "y"]])
+    pca = points[points["embedding"] == "pca"]
+    assert pca["x"].var() >= pca["y"].var() > 0
