@@ -7,6 +7,7 @@ namespace {
 
 #include "small_product.inl"
 
+#include "class_moments.inl"
 #include "gossip_mix.inl"
 #include "linear.inl"
 #include "orthogonality.inl"
@@ -38,5 +39,7 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 objective<float>,
                                 objective<double>,
                                 heads_entropy<float>,
-                                heads_entropy<double>};
+                                heads_entropy<double>,
+                                class_moments<float>,
+                                class_moments<double>};
 }  // namespace dmmlkd

@@ -121,6 +121,18 @@ struct HeadsEntropy {
   T* scratch;   // heads_entropy_scratch() values
 };
 
+// What one device's features add to its moments. The feature stride is 1; the moments are contiguous.
+template <class T>
+struct ClassMoments {
+  const T* features;
+  int64_t feature_stride;  // between samples
+  const int64_t* labels;
+  const bool* present;
+  int64_t samples, width;
+  bool full;                 // whole products instead of squares
+  T *count, *sum, *product;  // [classes], [classes, width], [classes, width (, width)]
+};
+
 struct bfloat16_bits {
   uint16_t bits;
 };
@@ -154,6 +166,8 @@ struct Kernels {
   // Returns the loss.
   float (*heads_entropy_float)(const HeadsEntropy<float>&);
   double (*heads_entropy_double)(const HeadsEntropy<double>&);
+  void (*class_moments_float)(const ClassMoments<float>&);
+  void (*class_moments_double)(const ClassMoments<double>&);
 };
 
 extern const Kernels base_kernels;
