@@ -369,4 +369,22 @@ inline void check_convolution_outputs(const char* name, const at::Tensor& tensor
                     tensor.device(), " of shape ", tensor.sizes());
 }
 
+inline void check_class_moments(const at::Tensor& features, const at::Tensor& labels,
+                                const at::Tensor& present, const at::Tensor& devices, const at::Tensor& count,
+                                const at::Tensor& sum, const at::Tensor& product) {
+  const char* op = "class_moments";
+  const auto type = features.scalar_type();
+  TORCH_CHECK_VALUE(features.dim() == 3 && (type == at::kFloat || type == at::kDouble), op,
+                    ": features must be float32 or float64 of shape [n, samples, width], got ", type,
+                    " of shape ", features.sizes());
+  check_real(op, "labels", labels, at::kLong, {features.size(0), features.size(1)});
+  check_real(op, "present", present, at::kBool, {features.size(0), features.size(1)});
+  check_real(op, "devices", devices, at::kLong, {features.size(0)});
+  TORCH_CHECK_VALUE(count.dim() == 2, op, ": count must have shape [devices, classes], got ", count.sizes());
+  const int64_t width = features.size(2), shape[] = {count.size(0), count.size(1), width, width};
+  check_written(op, "count", count, type, count.sizes());
+  check_written(op, "sum", sum, type, {shape, 3});
+  check_written(op, "product", product, type, {shape, product.dim() == 4 ? size_t(4) : size_t(3)});
+}
+
 }  // namespace dmmlkd

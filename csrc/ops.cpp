@@ -73,4 +73,10 @@ TORCH_LIBRARY(dmmlkd, m) {
   m.def(
       "heads_entropy(Tensor features, Tensor heads, Tensor row_pointers, Tensor rows, Tensor labels) -> "
       "(Tensor, Tensor)");
+
+  // Adds features [n, samples, width] to the moments of `devices`, all different: count [devices, classes],
+  // sum [devices, classes, width], product likewise (squares) or [devices, classes, width, width].
+  m.def(
+      "class_moments_(Tensor features, Tensor labels, Tensor present, Tensor devices, Tensor(a!) count, "
+      "Tensor(b!) sum, Tensor(c!) product) -> ()");
 }

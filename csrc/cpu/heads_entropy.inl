@@ -37,7 +37,8 @@ T heads_entropy(const HeadsEntropy<T>& h) {
   const Padded<T> part(scratch, h.width, h.samples), logits(scratch, h.classes, h.samples);
   copy_transposed(padded_view(h.features, h.samples, h.width), features);
   for (int64_t i = 0; i < sum.rows * sum.stride; ++i) sum.data[i] = 0;
-  const T share = T(1) / static_cast<T>(h.num_heads * h.samples);
+  const int64_t terms = h.num_heads * h.samples;
+  const T share = terms > 0 ? T(1) / static_cast<T>(terms) : T(0);
   T loss = 0;
   for (int64_t k = 0; k < h.num_heads; ++k) {
     const T* head = h.heads + h.rows[k] * h.head_stride;

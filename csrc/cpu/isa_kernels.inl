@@ -7,6 +7,7 @@ namespace {
 
 #include "small_product.inl"
 
+#include "class_moments.inl"
 #include "convolution.inl"
 #include "gossip_mix.inl"
 #include "linear.inl"
@@ -45,5 +46,7 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 convolution_outer<float>,
                                 convolution_outer<double>,
                                 convolution_mask<float>,
-                                convolution_mask<double>};
+                                convolution_mask<double>,
+                                class_moments<float>,
+                                class_moments<double>};
 }  // namespace dmmlkd

@@ -167,6 +167,18 @@ struct ConvolutionMask {
   T* target;
 };
 
+// What one device's features add to its moments. The feature stride is 1; the moments are contiguous.
+template <class T>
+struct ClassMoments {
+  const T* features;
+  int64_t feature_stride;  // between samples
+  const int64_t* labels;
+  const bool* present;
+  int64_t samples, width;
+  bool full;                 // whole products instead of squares
+  T *count, *sum, *product;  // [classes], [classes, width], [classes, width (, width)]
+};
+
 struct bfloat16_bits {
   uint16_t bits;
 };
@@ -206,6 +218,8 @@ struct Kernels {
   void (*convolution_outer_double)(const ConvolutionOuter<double>&);
   void (*convolution_mask_float)(const ConvolutionMask<float>&);
   void (*convolution_mask_double)(const ConvolutionMask<double>&);
+  void (*class_moments_float)(const ClassMoments<float>&);
+  void (*class_moments_double)(const ClassMoments<double>&);
 };
 
 extern const Kernels base_kernels;

@@ -41,8 +41,8 @@ class RoundBatches:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
         column = list(self._split.features).index(modality)
         indices = self._indices[iteration, devices]
-        rows = self._split.features[modality].index_select(0, indices.flatten())  # copies whole rows
-        values = rows.unflatten(0, indices.shape)
+        rows: torch.Tensor = self._split.features[modality].index_select(0, indices.flatten())  # copies whole rows
+        values: torch.Tensor = rows.unflatten(0, indices.shape)
         if self._noise is None:
             return values
         windows = self._noise.unfold(0, values[0].numel(), 1)

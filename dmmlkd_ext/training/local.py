@@ -25,7 +25,7 @@ from dmmlkd_ext.training.rows import TrainedRows, WorkingRows
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
-CHUNK_VALUES = 2**21  # parameters that train together, a thread: with momentum and gradient they fit the cache
+CHUNK_VALUES = 2**20  # parameters that train together, a thread: with momentum and gradient they fit the cache
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Members:
         }
         place = _places(shared.devices, len(active))
         positions = [torch.from_numpy(place[rows.devices]) for rows in modalities.values()]
-        counted = torch.from_numpy(active[np.ix_(shared.devices, columns)]).unsqueeze(1)
+        counted = torch.from_numpy(active[shared.devices][:, columns]).unsqueeze(1)
         return cls(active, shared, modalities, columns, positions, counted)
 
     def are(self, active: BoolArray) -> bool:
@@ -241,10 +241,10 @@ def _forward_waiting(
 
 def _observe(guidance: GuidanceRound, batch: BatchFeatures, devices: torch.Tensor) -> None:
     """Put down the common features of the batch for what learns from them."""
-    width, rows = batch.shared_head.shape[1], torch.cat(list(batch.positions))
-    common = torch.cat([features[..., :width] for features in batch.features])
-    present = [batch.present[position, :, column] for column, position in enumerate(batch.positions)]
-    guidance.moments.add(devices[rows], common, batch.labels[rows], torch.cat(present))
+    width = batch.shared_head.shape[1]
+    for column, (features, position) in enumerate(zip(batch.features, batch.positions, strict=True)):
+        present = batch.present[position, :, column]
+        guidance.moments.add(devices[position], features[..., :width], batch.labels[position], present)
 
 
 def _pull_back(members: Members, pull_backs: list[PullBack], gradients: list[torch.Tensor]) -> None:

@@ -246,12 +246,15 @@ def test_heads_may_count_by_what_their_device_saw_of_a_class():
     moments = FeatureMoments(DEVICES, CLASSES, WIDTH)
     moments.count[:2] = torch.tensor([[6.0, 0.0, 0.0], [2.0, 5.0, 0.0]])
     noise = torch.randn(CLASSES * 4, 3, generator=torch_generator(0, "generator training", 0))
-    leaf = population.blocks[GENERATOR].start[:1].clone().requires_grad_()
-    labels = torch.arange(CLASSES).repeat_interleave(4)
-    features = guidance.generator.forward(guidance.layout.views(leaf), noise, labels)[0]
-    first, second = (F.cross_entropy(features @ heads[device], labels, reduction="none") for device in range(2))
+    labels, own = torch.arange(CLASSES).repeat_interleave(4), population.blocks[GENERATOR].start[:1].clone()
+    features, pull_back = guidance.generator.trace(guidance.layout.views(own), noise, labels)
+    leaf = features.detach().requires_grad_()
+    first, second = (F.cross_entropy(leaf[0] @ heads[device], labels, reduction="none") for device in range(2))
     share = torch.tensor([0.75, 0.0, 0.5])[labels]
-    (gradient,) = torch.autograd.grad((share * first + (1 - share) * second).mean(), leaf)
+    gradient = torch.empty_like(own)
+    pull_back(
+        torch.autograd.grad((share * first + (1 - share) * second).mean(), leaf)[0], guidance.layout.views(gradient)
+    )
     pair = torch.zeros(DEVICES, DEVICES)
     pair[:2, :2] = 0.5
     guidance.after_exchange(

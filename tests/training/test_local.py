@@ -138,3 +138,16 @@ def test_the_proximal_term_pulls_towards_the_rounds_start():
     for name, block in runs[0].population.blocks.items():
         pull = block.local - runs[1].population.blocks[name].local
         torch.testing.assert_close(pull, torch.full_like(pull, rate * mu * 1e-2), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["dmml-kd", "mmpareto", "ogm-ge"])
+@pytest.mark.parametrize("plan", [[[2, 3], [4, 0], [3, 1]], [[2, 2], [2, 0], [2, 2]]])
+def test_a_round_does_not_depend_on_its_chunks(monkeypatch, method, plan):
+    whole, parts = tiny_simulation(method), tiny_simulation(method)
+    losses = [train_plan(whole, plan_of(plan))]
+    monkeypatch.setattr("dmmlkd_ext.training.local.CHUNK_VALUES", 1)
+    losses.append(train_plan(parts, plan_of(plan)))
+    np.testing.assert_array_equal(losses[0]["task"], losses[1]["task"])
+    for name, block in whole.population.blocks.items():
+        assert torch.equal(block.local, parts.population.blocks[name].local)
+        assert torch.equal(block.momentum, parts.population.blocks[name].momentum)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from dmmlkd_ext.models.layout import BlockLayout
-from dmmlkd_ext.ops import GossipWeights
+from dmmlkd_ext.ops import GossipWeights, backend
 from dmmlkd_ext.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -92,10 +92,19 @@ class FeatureMoments:
         self.product = torch.zeros(devices, num_classes, width, *([width] if full else []))
 
     def add(self, devices: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, present: torch.Tensor) -> None:
-        """Add features [n, batch, d] of `devices` [n] with their labels and presence [n, batch]."""
+        """Add features [n, batch, d] of `devices` [n], all different, with their labels and presence [n, batch]."""
+        features = features.detach()
+        if backend() == "native" and features.device.type == "cpu":
+            torch.ops.dmmlkd.class_moments_(features, labels, present, devices, self.count, self.sum, self.product)
+        else:
+            self.add_reference(devices, features, labels, present)
+
+    def add_reference(
+        self, devices: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, present: torch.Tensor
+    ) -> None:
+        """Do what `add` does, by operations of torch."""
         num_classes = self.count.shape[1]
         member = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype) * present.unsqueeze(-1)
-        features = features.detach()
         by_class = member.transpose(1, 2)
         self.count.index_add_(0, devices, member.sum(1))
         self.sum.index_add_(0, devices, torch.bmm(by_class, features))
