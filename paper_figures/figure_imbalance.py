@@ -103,9 +103,9 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
     slow = measures.slowest_modality(results.table)
     shown = (
         f"Columns are modalities. Means over devices and up to {drawn['seeds'].max()} seeds with 95% Student intervals "
-        "over seeds. Under-training gap: accuracy of a linear probe on the encoder trained alone (`unimodal`) minus that "
-        "of a probe on the encoder after joint training, paired by device and seed, in the last round, on devices that "
-        "hold the modality. Accuracy of the modality alone: the prediction from this modality only. Balance metric: "
+        "over seeds. Under-training gap: accuracy of a linear probe on the encoder trained alone (`unimodal`) minus "
+        "that of a probe on the encoder after joint training, paired by device and seed, in the last round, on devices "
+        "that hold the modality. Accuracy of the modality alone: the prediction from this modality only. Balance metric: "
         "training speed over the mean speed of the device's modalities; above 1 a modality is fast. "
     )
     if slow:
@@ -116,7 +116,10 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
         )
     gaps = drawn[drawn["measure"] == "gap"]
     if gaps.empty:
-        shown += "The gap is not drawn: it needs probe_accuracy of a joint method and of `unimodal:<modality>` in the same seeds."
+        shown += (
+            "The gap is not drawn: it needs probe_accuracy of a joint method and of "
+            "`unimodal:<modality>` in the same seeds."
+        )
     lines = [
         f"- {row['dataset']}, {row['modality']}, {style.look(row['method']).label}: "
         f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"

@@ -39,8 +39,9 @@ def over_budgets(table: pd.DataFrame) -> pd.DataFrame:
     """Return each method's final accuracy at each budget, and its paired difference to the uniform cut.
 
     Returns:
-        Columns dataset, level, method, those of `paper_figures.transforms.compare`, and uniform_difference, uniform_low,
-        uniform_high, uniform_p, uniform_p_holm: to DMML for methods without distillation, to DMML-KD for those with it.
+        Columns dataset, level, method, those of `paper_figures.transforms.compare`, and uniform_difference,
+        uniform_low, uniform_high, uniform_p, uniform_p_holm: to DMML for methods without distillation, to DMML-KD
+        for those with it.
     """
     final = transforms.final_accuracy(table).dropna(subset=["level"])
     keys = ["dataset", "level"]
@@ -89,40 +90,50 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
     """Draw a column a dataset: iterations, remaining energy, accuracy and differences over the budget."""
     datasets = list(dict.fromkeys(budgets["dataset"]))
     metrics = [name for name in ("local_iterations", "energy_left_joule") if (traces["metric"] == name).any()]
-    figure, axes = style.panels(len(metrics) + 2, len(datasets), 1.65)
+    compared = bool(budgets["uniform_difference"].notna().any())
+    below = len(metrics)  # the rows of budgets
+    figure, axes = style.panels(below + 1 + compared, len(datasets), 1.65)
     for column, dataset in enumerate(datasets):
         own = traces[traces["dataset"] == dataset]
         for row, metric in enumerate(metrics):
             _draw_traces(axes[row, column], own[own["metric"] == metric])
         panel = budgets[budgets["dataset"] == dataset]
-        levels.draw_accuracy(axes[-2, column], panel)
-        _draw_gains(axes[-1, column], panel)
-        for axis in axes[-2:, column]:
+        levels.draw_accuracy(axes[below, column], panel)
+        if compared:
+            _draw_gains(axes[-1, column], panel)
+        for axis in axes[below:, column]:
             levels.set_level_axis(axis, panel["level"], "Energy budget (fraction)")
         style.label_panel(axes[0, column], dataset)
-        if "local_iterations" in metrics and len(own):
-            modalities = list(dict.fromkeys(own.loc[own["metric"] == "local_iterations", "modality"]))
-            handles = [Line2D([], [], color=style.modality_colour(name), label=name) for name in modalities]
-            axes[0, column].legend(
-                handles=handles, fontsize=6, ncols=3, handlelength=1.0, loc="best", columnspacing=0.8
-            )
     names = {"local_iterations": "Local iterations", "energy_left_joule": "Energy left (J)"}
     for row, metric in enumerate(metrics):
         axes[row, 0].set_ylabel(names[metric])
-    axes[-2, 0].set_ylabel("Final test\naccuracy (%)")
-    axes[-1, 0].set_ylabel("Difference to\nuniform (points)")
+    axes[below, 0].set_ylabel("Final test\naccuracy (%)")
+    if compared:
+        axes[-1, 0].set_ylabel("Difference to\nuniform (points)")
     methods = style.in_order(budgets["method"])
     style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)
     return figure
 
 
 def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
+    if traces.empty:
+        return
     devices = sorted(traces["device"].unique())
     for (modality, device), line in traces.groupby(["modality", "device"]):
         dashes = DEVICE_DASHES[devices.index(device) % len(DEVICE_DASHES)]
         colour = style.modality_colour(str(modality)) if modality else "#444444"
         axis.plot(line["round"], line["value"], color=colour, linestyle=(0, dashes) if dashes else "-", linewidth=1.0)
-    axis.set_ylim(bottom=0)
+    modalities = [name for name in dict.fromkeys(traces["modality"]) if name]
+    if modalities:
+        handles = [Line2D([], [], color=style.modality_colour(name), label=name) for name in modalities]
+    else:
+        styles = [(0, dashes) if dashes else "-" for dashes in DEVICE_DASHES]
+        handles = [
+            Line2D([], [], color="#444444", linestyle=line, linewidth=1.0, label=f"device {device}")
+            for device, line in zip(devices, styles, strict=False)
+        ]
+    axis.set_ylim(0, 1.4 * traces["value"].max())  # room for the legend
+    axis.legend(handles=handles, fontsize=6, ncols=3, handlelength=1.4, loc="upper center", columnspacing=0.8)
     axis.set_xlabel("Round")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
 
@@ -144,18 +155,18 @@ def write_caption(traces: pd.DataFrame, budgets: pd.DataFrame, results: Numbers)
     if len(traces):
         runs = traces[["dataset", "level", "seed"]].drop_duplicates().to_dict("records")
         shown += (
-            f"Local iterations of each modality (colour) and remaining energy over rounds, of up to {NUM_DEVICES} devices "
-            "(solid, dashed, dotted) with the most modalities, under DMML-KD with balance: "
+            f"Local iterations of each modality (colour) and remaining energy over rounds, of up to {NUM_DEVICES} "
+            "devices (solid, dashed, dotted) with the most modalities, under DMML-KD with balance: "
             + "; ".join(f"{run['dataset']} at budget {run['level']:g}, seed {run['seed']}" for run in runs)
             + ". "
         )
     else:
         shown += "Iterations and energy by device were not recorded, and are not drawn. "
     shown += (
-        f"Below: accuracy in the last round, mean over devices and up to {budgets['seeds'].max()} seeds with 95% Student "
-        "intervals, over the budget, a fraction of what all iterations of all modalities in all rounds would cost; then "
-        "differences to `uniform`, which cuts all modalities alike under the same energy (DMML for the methods without "
-        "distillation, DMML-KD for those with it), paired by seed, with their 95% intervals."
+        f"Below: accuracy in the last round, mean over devices and up to {budgets['seeds'].max()} seeds with 95% "
+        "Student intervals, over the budget, a fraction of what all iterations of all modalities in all rounds would "
+        "cost; then differences to `uniform`, which cuts all modalities alike under the same energy (DMML for the "
+        "methods without distillation, DMML-KD for those with it), paired by seed, with their 95% intervals."
     )
     lines = [
         f"- {captions.where(row, 'energy budget')}, {style.look(row['method']).label}: "

@@ -58,25 +58,29 @@ def over_levels(table: pd.DataFrame) -> pd.DataFrame:
 def draw(rows: pd.DataFrame, shown: LevelFigure) -> Figure:
     """Draw a column a dataset: accuracy above, differences to the reference below."""
     datasets = list(dict.fromkeys(rows["dataset"]))
-    figure, axes = style.panels(2, len(datasets), 1.9, sharex="col")
+    compared = bool(rows["difference"].notna().any())
+    figure, axes = style.panels(2 if compared else 1, len(datasets), 1.9, sharex="col")
     for column, dataset in enumerate(datasets):
         panel = rows[rows["dataset"] == dataset]
         draw_accuracy(axes[0, column], panel)
-        draw_differences(axes[1, column], panel)
+        if compared:
+            draw_differences(axes[1, column], panel)
         style.label_panel(axes[0, column], dataset)
-        set_level_axis(axes[1, column], panel["level"], shown.axis, shown.logarithmic)
+        set_level_axis(axes[-1, column], panel["level"], shown.axis, shown.logarithmic)
     axes[0, 0].set_ylabel("Final test accuracy (%)")
-    axes[1, 0].set_ylabel(difference_label())
+    if compared:
+        axes[1, 0].set_ylabel(difference_label())
     methods = style.in_order(rows["method"])
     style.add_legend(figure, [style.legend_handle(method) for method in methods], 5)
     return figure
 
 
 def draw_accuracy(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
-    """Draw each method's accuracy with bars of its intervals."""
+    """Draw each method's accuracy, the paper's with bars of their intervals."""
     for method in style.in_order(panel["method"]):
         own = panel[panel["method"] == method].rename(columns={"mean_low": "low", "mean_high": "high"})
-        style.draw_line(axis, own, method, x, band=False, bars=True)
+        strong = method in style.STRONG
+        style.draw_line(axis, own, method, x, strong=strong, band=False, bars=strong)
     style.keep_percent(axis)
 
 
@@ -115,6 +119,8 @@ def write_caption(rows: pd.DataFrame, shown: LevelFigure, results: Numbers) -> s
     )
     if not np.isfinite(rows["mean_low"]).any():
         text += " There is one seed alone, so that there is no interval."
+    if not rows["difference"].notna().any():
+        text += " Differences are not drawn: no seed has DMML and another method."
     sections = {
         "What was found": captions.describe_claims(*claims.judge(results.table, names=shown.claims)),
         "Accuracy in the last round": captions.describe_differences(rows, transforms.REFERENCE_METHOD, shown.symbol),

@@ -36,7 +36,7 @@ class Look:
 
     label: str
     colour: str
-    marker: str
+    marker: str | tuple[int, int, int]
     dashes: tuple[float, ...] = ()
 
 
@@ -72,20 +72,22 @@ STRONG: tuple[str, ...] = ("local", "dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 """The paper's methods and their starting points, drawn with strong lines where rivals are drawn thinner."""
 
 # Modalities are told apart where methods are not, and the methods `unimodal:<modality>` are drawn like them: Tol's
-# muted colours, and stars as markers, which no other method has.
-_MODALITIES: dict[str, tuple[str, int]] = {
-    "accelerometer": ("#332288", 3),
-    "gyroscope": ("#CC6677", 4),
-    "image": ("#332288", 3),
-    "audio": ("#CC6677", 4),
-    "video": ("#117733", 5),
-    "fac": ("#332288", 3),
-    "fou": ("#CC6677", 4),
-    "kar": ("#117733", 5),
-    "mor": ("#DDAA33", 6),
-    "pix": ("#88CCEE", 7),
-    "zer": ("#AA4499", 8),
+# muted colours, and stars as markers, which no other method has: number of points and rotation in degrees.
+_INDIGO, _ROSE, _FOREST, _SAND, _CYAN, _MAGENTA = "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#AA4499"
+_MODALITIES: dict[str, tuple[str, tuple[int, int, int]]] = {
+    "image": (_INDIGO, (3, 1, 0)),
+    "audio": (_ROSE, (4, 1, 0)),
+    "video": (_FOREST, (5, 1, 0)),
+    "accelerometer": (_CYAN, (6, 1, 0)),
+    "gyroscope": (_MAGENTA, (7, 1, 0)),
+    "fac": (_INDIGO, (3, 1, 60)),
+    "fou": (_ROSE, (4, 1, 45)),
+    "kar": (_FOREST, (5, 1, 36)),
+    "mor": (_SAND, (6, 1, 30)),
+    "pix": (_CYAN, (7, 1, 26)),
+    "zer": (_MAGENTA, (8, 1, 22)),
 }
+_UNKNOWN_MODALITY = (_BLACK, (9, 1, 0))
 
 
 def look(method: str) -> Look:
@@ -103,12 +105,12 @@ def look(method: str) -> Look:
 
 def modality_colour(modality: str) -> str:
     """Return the colour of a modality; an unknown one is black."""
-    return _MODALITIES.get(modality, (_BLACK, 9))[0]
+    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[0]
 
 
-def modality_marker(modality: str) -> Any:
-    """Return the marker of a modality: a star whose number of points is its own."""
-    return (_MODALITIES.get(modality, (_BLACK, 9))[1], 1, 0)
+def modality_marker(modality: str) -> tuple[int, int, int]:
+    """Return the marker of a modality, a star of its own."""
+    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[1]
 
 
 def legend_handle(method: str, width: float | None = None) -> Line2D:
