@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from paper_figures.inputs import Numbers
 from paper_figures.style import look
 
+DEFAULT_SETTING = "default"
+"""What a setting is called where an experiment varies its level alone; it is not written."""
 MOST_NAMES = 40
 """More runs than these are counted and hashed instead of named."""
 
@@ -55,7 +58,7 @@ def quantity(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip()
 
 
-def where(row: Mapping[str, object], symbol: str = "") -> str:
+def where(row: Mapping[Any, Any], symbol: str = "") -> str:
     """Return which dataset, setting and level a row is of.
 
     Args:
@@ -68,8 +71,10 @@ def where(row: Mapping[str, object], symbol: str = "") -> str:
     """
     parts = [str(row["dataset"])] if row.get("dataset") else []
     level = row.get("level")
-    name = symbol or str(row.get("setting") or "")
+    setting = str(row.get("setting") or "")
+    name = "" if setting == DEFAULT_SETTING else setting
     if isinstance(level, float) and not math.isnan(level):
+        name = symbol or name
         name = f"{name} {level:g}".strip()
     return ", ".join([*parts, name] if name else parts)
 
@@ -163,19 +168,18 @@ def describe_claims(claims: pd.DataFrame, differences: pd.DataFrame) -> list[str
     return lines
 
 
-def describe_contrast(row: Mapping[str, object]) -> str:
+def describe_contrast(row: Mapping[Any, Any]) -> str:
     """Return a difference with its interval, its adjusted p and what it says, as one line."""
     shown = contrast_number(row)
-    place = ", ".join(str(row[name]) for name in ("dataset", "setting") if row[name])
+    place = ", ".join(str(row[name]) for name in ("dataset", "setting") if row[name] not in ("", DEFAULT_SETTING))
     pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
-    return f"{place}: {row['what']} {shown} ({pairs}, p {p_value(float(str(row['p_holm'])))}): {row['verdict']}"
+    return f"{place}: {row['what']} {shown} ({pairs}, p {p_value(row['p_holm'])}): {row['verdict']}"
 
 
-def contrast_number(row: Mapping[str, object]) -> str:
+def contrast_number(row: Mapping[Any, Any]) -> str:
     """Return the number of a claim or a difference with its interval, in the claim's unit."""
     value = row["difference"] if "difference" in row else row["mean"]
-    numbers = [float(str(number)) for number in (value, row["low"], row["high"])]
     if row["unit"] == "points":
-        shown = signed(*numbers)
+        shown = signed(value, row["low"], row["high"])
         return shown if shown == "-" else f"{shown} points"
-    return signed(*numbers, scale=1.0, digits=3)
+    return signed(value, row["low"], row["high"], scale=1.0, digits=3)

@@ -14,7 +14,7 @@ import pandas as pd
 from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval
 from paper_figures import measures
 from paper_figures.style import look
-from paper_figures.transforms import by_seed, difference_of, final_accuracy, unite_experiments
+from paper_figures.transforms import by_seed, difference_of, final_accuracy
 
 RULE = (
     "A difference supports a claim if its paired 95% interval lies above zero, or above minus the margin where one "
@@ -173,27 +173,26 @@ def _contrast(
         yield Contrast(dataset, setting, what, difference, (ours - theirs).dropna().rename(what), margin)
 
 
-def _between(
-    experiments: Sequence[str], *pairs: tuple[str, str], symbol: str = ""
-) -> Callable[[Inputs], Iterator[Contrast]]:
-    """Compare methods in every dataset, setting and level of experiments, whose levels are called `symbol`."""
+def _between(experiment: str, *pairs: tuple[str, str], symbol: str = "") -> Callable[[Inputs], Iterator[Contrast]]:
+    """Compare methods in every dataset, setting and level of an experiment, whose levels are called `symbol`."""
 
     def contrasts(inputs: Inputs) -> Iterator[Contrast]:
-        table = inputs.table[inputs.table["experiment"].isin(experiments)]
-        final = unite_experiments(final_accuracy(table, [method for pair in pairs for method in pair]))
-        for (dataset, setting, level), rows in final.groupby(["dataset", "setting", "level"], dropna=False):
+        table = inputs.table[inputs.table["experiment"] == experiment]
+        final = final_accuracy(table, [method for pair in pairs for method in pair])
+        for _, rows in final.groupby(["dataset", "setting", "level"], dropna=False):
+            dataset, setting, level = rows[["dataset", "setting", "level"]].iloc[0]
             label = f"{symbol} {level:g}" if symbol and not math.isnan(level) else str(setting)
             for ours, theirs in pairs:
                 what = f"{look(ours).label} minus {look(theirs).label}"
-                series = (by_seed(rows, method=method) for method in (ours, theirs))
-                yield from _contrast(str(dataset), label, what, *series)
+                values, base = by_seed(rows, method=ours), by_seed(rows, method=theirs)
+                yield from _contrast(str(dataset), label, what, values, base)
 
     return contrasts
 
 
 def _improves(inputs: Inputs) -> Iterator[Contrast]:
-    yield from _between(["comparison"], ("dmml-kd-tb", "dmml"))(inputs)
-    yield from _between(["balance"], ("dmml-kd-tb", "dmml"), symbol="energy budget")(inputs)
+    yield from _between("comparison", ("dmml-kd-tb", "dmml"))(inputs)
+    yield from _between("balance", ("dmml-kd-tb", "dmml"), symbol="energy budget")(inputs)
 
 
 def _along(
@@ -332,7 +331,7 @@ CLAIMS: tuple[Claim, ...] = (
         "generator helps",
         "The generator improves accuracy",
         ("table_ablation",),
-        _between(["ablation", "comparison"], ("dmml-kd", "dmml-kd-no-generator")),
+        _between("ablation", ("dmml-kd", "dmml-kd-no-generator")),
     ),
     Claim(
         "compete", "Modalities compete: the slow one trains less than it would alone", ("figure_imbalance",), _compete
@@ -342,13 +341,13 @@ CLAIMS: tuple[Claim, ...] = (
         "energy",
         "Local iterations optimized under the remaining energy beat the same cut for all modalities",
         ("figure_iterations_energy", "table_energy"),
-        _between(["balance"], ("dmml-tb", "dmml"), ("dmml-kd-tb", "dmml-kd"), symbol="energy budget"),
+        _between("balance", ("dmml-tb", "dmml"), ("dmml-kd-tb", "dmml-kd"), symbol="energy budget"),
     ),
     Claim(
         "no server",
         "Exchange between neighbours alone, without a server, helps",
         ("figure_convergence", "table_accuracy"),
-        _between(["comparison"], ("dmml", "local"), ("dmml-kd", "local")),
+        _between("comparison", ("dmml", "local"), ("dmml-kd", "local")),
     ),
     Claim(
         "gentle",

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures import captions, claims, style, transforms
+from paper_figures.experiments import REFERENCE_METHOD
 from paper_figures.inputs import Numbers, pick, require
 
 NAME = "figure_convergence"
@@ -34,12 +36,15 @@ def make(results: Numbers, folder: Path) -> list[Path]:
 def over_rounds(table: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over seeds of each evaluated round's accuracy, and what it had cost by then.
 
+    Methods that use one modality alone are left out; `table_accuracy` has them.
+
     Returns:
         Columns dataset, setting, method, round, mean, low, high, seeds, time_s, energy_joule: simulated time and a
         device's energy up to the round, means over seeds; not a number where they were not recorded.
     """
     keys = ["dataset", "setting", "method", "round"]
     accuracy = transforms.accuracy_by_run(table)
+    accuracy = accuracy[~accuracy["method"].str.startswith(UNIMODAL)]
     if accuracy.empty:
         return accuracy
     curves = transforms.summarize(accuracy, keys)
@@ -103,7 +108,7 @@ def write_caption(curves: pd.DataFrame, comparison: pd.DataFrame, results: Numbe
     found = claims.judge(results.table, names=["improves", "no server"])
     sections = {
         "What was found": captions.describe_claims(*found),
-        "Accuracy in the last round": captions.describe_differences(comparison, transforms.REFERENCE_METHOD),
+        "Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD),
         "Rule": [claims.RULE],
     }
     return captions.compose("Test accuracy over rounds, time and energy", shown, sections, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,12 +42,12 @@ def choose(features: pd.DataFrame) -> pd.DataFrame:
 
     The dataset is the first one, by name, with both methods, or else the first one.
     """
-    points = features[features["embedding"].isin(list(EMBEDDINGS))]
+    points: pd.DataFrame = features[features["embedding"].isin(list(EMBEDDINGS))]
     if points.empty:
         return points
     methods = points.groupby("dataset", observed=True)["method"].nunique()
     dataset = min(methods.index, key=lambda name: (-methods[name], name))
-    own = points[points["dataset"] == dataset]
+    own: pd.DataFrame = points[points["dataset"] == dataset]
     own = own[own["seed"] == own["seed"].min()]
     devices = sorted(own["device"].dropna().unique())[:NUM_DEVICES]
     names = ["dataset", "method", "kind", "embedding", "modality"]
@@ -90,7 +91,7 @@ def _draw_points(axis: Axes, points: pd.DataFrame, everything: pd.DataFrame) -> 
         axis.scatter(
             group["x"],
             group["y"],
-            s=9,
+            s=9 if len(points) < 400 else 4,
             marker=DEVICE_MARKERS[devices.index(device)],
             facecolors=colour if filled else "none",
             edgecolors="white" if filled else colour,
@@ -103,14 +104,15 @@ def _draw_points(axis: Axes, points: pd.DataFrame, everything: pd.DataFrame) -> 
 
 def class_colours(count: int) -> list[tuple[float, float, float, float]]:
     """Return colours of classes that rise in lightness, so that neighbours differ with any colour vision."""
-    return [tuple(colour) for colour in plt.get_cmap("viridis")(np.linspace(0, 0.95, max(count, 1)))]
+    return [tuple(colour) for colour in plt.get_cmap("viridis")(np.linspace(0, 0.9, max(count, 1)))]
 
 
 def _handles(points: pd.DataFrame) -> list[Line2D]:
     devices = sorted(points["device"].unique())
     classes = sorted(points["class"].dropna().unique())
     modalities = sorted(points["modality"].unique())
-    grey = {"color": "none", "markeredgecolor": "#444444", "markersize": 4.5}
+    plain: dict[str, Any] = {"color": "none", "markeredgecolor": "white", "markersize": 5.5}
+    grey: dict[str, Any] = {"color": "none", "markeredgecolor": "#444444", "markersize": 4.5}
     handles = [
         Line2D([], [], marker=marker, markerfacecolor="#444444", label=f"device {device}", **grey)
         for device, marker in zip(devices, DEVICE_MARKERS, strict=False)
@@ -120,7 +122,7 @@ def _handles(points: pd.DataFrame) -> list[Line2D]:
         if name:
             handles.append(Line2D([], [], marker="o", markerfacecolor=face, label=name, **grey))
     for label, colour in zip(classes, class_colours(len(classes)), strict=True):
-        handles.append(Line2D([], [], marker="o", color="none", markerfacecolor=colour, label=f"class {label}"))
+        handles.append(Line2D([], [], marker="o", markerfacecolor=colour, label=f"class {label}", **plain))
     return handles
 
 

@@ -40,7 +40,7 @@ def transform(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["dataset", "modality", "method"]
     gaps = transforms.summarize(measures.undertraining_gap(table), keys, "gap")
-    parts = [gaps.assign(measure="gap", round=pd.NA)]
+    parts = [gaps.assign(measure="gap")]
     for metric in CURVES:
         rows = pick(table, metric, of_devices=False).rename(columns={"part": "modality"})
         own = ~rows["method"].str.startswith(UNIMODAL) | (rows["method"] == UNIMODAL + rows["modality"])
@@ -49,7 +49,7 @@ def transform(table: pd.DataFrame) -> pd.DataFrame:
         parts.append(transforms.summarize(rows[own], [*keys, "round"], "value").assign(measure=metric))
     drawn = pd.concat([part for part in parts if len(part)]) if any(map(len, parts)) else parts[0]
     columns = ["measure", *keys, "round", "mean", "low", "high", "seeds"]
-    return drawn.astype({"round": "Int32"})[columns].reset_index(drop=True)
+    return drawn.reindex(columns=columns).astype({"round": "Int32"}).reset_index(drop=True)
 
 
 def draw(drawn: pd.DataFrame) -> Figure:
@@ -105,8 +105,8 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
         f"Columns are modalities. Means over devices and up to {drawn['seeds'].max()} seeds with 95% Student intervals "
         "over seeds. Under-training gap: accuracy of a linear probe on the encoder trained alone (`unimodal`) minus "
         "that of a probe on the encoder after joint training, paired by device and seed, in the last round, on devices "
-        "that hold the modality. Accuracy of the modality alone: the prediction from this modality only. Balance metric: "
-        "training speed over the mean speed of the device's modalities; above 1 a modality is fast. "
+        "that hold the modality. Accuracy of the modality alone: the prediction from this modality only. Balance "
+        "metric: training speed over the mean speed of the device's modalities; above 1 a modality is fast. "
     )
     if slow:
         shown += (

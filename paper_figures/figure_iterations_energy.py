@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -127,7 +128,7 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
     if modalities:
         handles = [Line2D([], [], color=style.modality_colour(name), label=name) for name in modalities]
     else:
-        styles = [(0, dashes) if dashes else "-" for dashes in DEVICE_DASHES]
+        styles: list[Any] = [(0, dashes) if dashes else "-" for dashes in DEVICE_DASHES]
         handles = [
             Line2D([], [], color="#444444", linestyle=line, linewidth=1.0, label=f"device {device}")
             for device, line in zip(devices, styles, strict=False)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures import captions, claims, levels, measures, style, transforms
+from paper_figures.experiments import REFERENCE_METHOD
 from paper_figures.inputs import Numbers, require
 
 NAME = "figure_modality_heterogeneity"
@@ -103,9 +104,7 @@ def write_caption(accuracy: pd.DataFrame, gains: pd.DataFrame, results: Numbers)
     judged = claims.judge(results.table, names=["missing hurts", "missing helped", "missing most"])
     sections = {
         "What was found": captions.describe_claims(*judged),
-        "Accuracy in the last round": captions.describe_differences(
-            accuracy, transforms.REFERENCE_METHOD, "missing rate"
-        ),
+        "Accuracy in the last round": captions.describe_differences(accuracy, REFERENCE_METHOD, "missing rate"),
         "Gain of DMML-KD over DMML": lines,
         "Rule": [claims.RULE],
     }

@@ -63,8 +63,8 @@ def draw(drawn: pd.DataFrame) -> Figure:
             axis = axes[row, column]
             panel = drawn[(drawn["measure"] == measure) & (drawn["setting"] == setting)]
             _draw_panel(axis, panel, setting, 100.0 if measure == "accuracy" else 1.0)
-            if measure == "consensus" and (drawn.loc[drawn["measure"] == measure, "mean"] > 0).all():
-                axis.set_yscale("log")
+            if measure == "consensus":
+                axis.set_ylim(bottom=0)
         axes[row, 0].set_ylabel(MEASURES[measure])
     methods = style.in_order(drawn["method"])
     style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from paper_figures import captions, claims, style, transforms
+from paper_figures.experiments import REFERENCE_METHOD
 from paper_figures.inputs import Numbers, require
 
 
@@ -86,7 +87,7 @@ def draw_accuracy(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
 
 def draw_differences(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
     """Draw each method's difference to the reference with bands of its paired intervals."""
-    axis.axhline(0, color=style.look(transforms.REFERENCE_METHOD).colour, linewidth=1.0, zorder=1)
+    axis.axhline(0, color=style.look(REFERENCE_METHOD).colour, linewidth=1.0, zorder=1)
     known = panel.dropna(subset=["difference"])
     for method in style.in_order(known["method"]):
         own = known[known["method"] == method][[x, "difference", "difference_low", "difference_high"]]
@@ -107,7 +108,7 @@ def set_level_axis(axis: Axes, levels: Sequence[float] | pd.Series, label: str, 
 
 def difference_label() -> str:
     """Return the label of an axis of differences to the reference."""
-    return f"Difference to {style.look(transforms.REFERENCE_METHOD).label}\n(points)"
+    return f"Difference to {style.look(REFERENCE_METHOD).label}\n(points)"
 
 
 def write_caption(rows: pd.DataFrame, shown: LevelFigure, results: Numbers) -> str:
@@ -123,7 +124,7 @@ def write_caption(rows: pd.DataFrame, shown: LevelFigure, results: Numbers) -> s
         text += " Differences are not drawn: no seed has DMML and another method."
     sections = {
         "What was found": captions.describe_claims(*claims.judge(results.table, names=shown.claims)),
-        "Accuracy in the last round": captions.describe_differences(rows, transforms.REFERENCE_METHOD, shown.symbol),
+        "Accuracy in the last round": captions.describe_differences(rows, REFERENCE_METHOD, shown.symbol),
         "Rule": [claims.RULE],
     }
     return captions.compose(shown.title, text, sections, results)

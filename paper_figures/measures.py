@@ -45,12 +45,8 @@ def slowest_modality(table: pd.DataFrame, method: str = "dmml") -> dict[str, str
     The metric is speed over the device's mean speed, so that the slowest is known without looking at any accuracy.
     """
     rows = pick(table, "balance_metric", methods=[method], of_devices=False)
-    means = rows.groupby(["dataset", "part"])["value"].mean().reset_index()
-    return {
-        str(dataset): str(group.loc[group["value"].idxmin(), "part"])
-        for dataset, group in means.groupby("dataset")
-        if len(group) > 1
-    }
+    means = rows.groupby(["dataset", "part"])["value"].mean().reset_index().sort_values("value", kind="stable")
+    return {str(dataset): str(group["part"].iloc[0]) for dataset, group in means.groupby("dataset") if len(group) > 1}
 
 
 def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = "dmml") -> pd.DataFrame:
@@ -93,7 +89,7 @@ def feature_distance(features: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "method", "seed"]
     measured = common[common["embedding"] == DISTANCE]
     if not measured.empty:
-        means = measured.groupby(keys)["x"].mean().reset_index(name="distance")
+        means = measured.groupby(keys)["x"].mean().dropna().reset_index(name="distance")
         return means.assign(space="features")
     found = [(*key, _distance_in_plane(group)) for key, group in common[common["embedding"] == "pca"].groupby(keys)]
     return pd.DataFrame(found, columns=[*keys, "distance"]).dropna().assign(space="pca")

@@ -36,7 +36,7 @@ class Look:
 
     label: str
     colour: str
-    marker: str | tuple[int, int, int]
+    marker: Any
     dashes: tuple[float, ...] = ()
 
 

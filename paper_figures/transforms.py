@@ -9,11 +9,10 @@ import pandas as pd
 
 from dmmlkd_ext.experiments.results import last_round
 from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval, paired_difference
+from paper_figures.experiments import REFERENCE_METHOD
 from paper_figures.inputs import pick
 from paper_figures.style import in_order
 
-REFERENCE_METHOD = "dmml"
-"""The method that others are compared with: the paper's starting point."""
 RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
 """What tells one use of a run from another: a run may serve two experiments, or two settings of one."""
 SETTING_ORDER = ("default", "moderate", "severe", "topology", "devices", "link loss")
@@ -122,15 +121,6 @@ def by_seed(rows: pd.DataFrame, value: str = "mean", **fixed: object) -> pd.Seri
     return chosen.set_index("seed")[value].sort_index()
 
 
-def unite_experiments(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep one row of each dataset, setting, level, method and seed: a run may serve several experiments.
-
-    Args:
-        rows: a row a run, such as of `final_accuracy`.
-    """
-    return rows.drop_duplicates(["dataset", "setting", "level", "method", "seed"]).reset_index(drop=True)
-
-
 def in_figure_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Sort rows: datasets by name, the mildest setting first, levels, methods in the order of legends, rounds."""
     if rows.empty:
@@ -153,7 +143,7 @@ def in_figure_order(rows: pd.DataFrame) -> pd.DataFrame:
         if name in rows:
             ranks[name] = rows[name]
     keys = pd.DataFrame(ranks)
-    return rows.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
+    return rows.loc[keys.sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:

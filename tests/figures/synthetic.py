@@ -19,15 +19,14 @@ MODALITIES = {
 BASE = {"avdigits": 0.62, "mfeat": 0.70, "watch": 0.80}
 GAIN = {"local": -0.15, "dmml": 0.0, "dmml-tb": 0.01, "dmml-kd": 0.05, "dmml-kd-tb": 0.06, "centralized": 0.12}
 NAN = float("nan")
-ABLATION = [name for name in METHODS if name.startswith("dmml-kd-no") or name == "dmml-kd-gaussian"] + ["dmml-kd-tb"]
+ABLATED = [name for name in METHODS if name.startswith("dmml-kd-no") or name == "dmml-kd-gaussian"]
+ABLATION = ["dmml", "dmml-kd", *ABLATED, "dmml-kd-tb"]
 BALANCE = [
     *("dmml", "dmml-tb", "dmml-reversed", "dmml-kd", "dmml-kd-tb", "dmml-kd-reversed"),
     *("dmml-kd-separate", "dmml-kd-greedy"),
 ]
 COMPARED = [
-    name
-    for name in METHODS
-    if name not in (*ABLATION, *BALANCE) or name in ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
+    name for name in METHODS if name not in (*ABLATED, *BALANCE) or name in ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 ]
 
 
@@ -81,16 +80,16 @@ def make_table(size: Size = FULL) -> pd.DataFrame:
         builder.add("comparison", COMPARED, setting, NAN, shift)
         builder.add("ablation", ABLATION, setting, NAN, shift)
     for level in (0.15, 0.3, 0.6)[: size.levels]:
-        builder.add("balance", BALANCE, "", level, 0.12 * np.log(level), budget=level)
+        builder.add("balance", BALANCE, "default", level, 0.12 * np.log(level), budget=level)
     for alpha in (0.05, 0.1, 0.5, 1.0, 10.0)[: size.levels]:
-        builder.add("non_iid", ["local", "dmml", "dmml-kd"], "", alpha, 0.06 * np.log10(alpha), alpha=alpha)
+        builder.add("non_iid", ["local", "dmml", "dmml-kd"], "default", alpha, 0.06 * np.log10(alpha), alpha=alpha)
     for rate in (0.0, 0.2, 0.4, 0.6, 0.8)[: size.levels]:
-        builder.add("missing", ["dmml", "dmml-kd"], "", rate, -0.15 * rate, missing=rate)
+        builder.add("missing", ["dmml", "dmml-kd"], "default", rate, -0.15 * rate, missing=rate)
     for dataset in ("avdigits", "watch"):
         alone = [f"unimodal:{modality}" for modality in MODALITIES[dataset]]
         methods = ["dmml", "dmml-tb", "dmml-reversed", "dmml-kd", "dmml-kd-tb", *alone]
-        builder.add("imbalance", methods, "", 0.3, 0.0, datasets=(dataset,), budget=0.3, probes=True)
-    names = ("random_geometric", "ring", "complete", "grid", "watts_strogatz", "star")
+        builder.add("imbalance", methods, "default", NAN, 0.0, datasets=(dataset,), budget=0.3, probes=True)
+    names = ("random_geometric", "ring", "torus", "star", "complete", "exponential", "erdos_renyi", "watts_strogatz")
     for topology in names[: size.levels]:
         builder.add("topology", ["dmml", "dmml-kd"], "topology", NAN, 0.0, datasets=("mfeat",), topology=topology)
     for devices in (10, 20, 50)[: size.levels]:
@@ -271,7 +270,10 @@ def make_settings(size: Size = FULL) -> pd.DataFrame:
             settings = flatten(preset(dataset, method).to_dict())
             if not np.isnan(level):
                 settings["energy.budget_fraction"] = level
-            rows += [(experiment, "", level, dataset, method, option, str(value)) for option, value in settings.items()]
+            rows += [
+                (experiment, "default", level, dataset, method, option, str(value))
+                for option, value in settings.items()
+            ]
     return pd.DataFrame(rows, columns=["experiment", "setting", "level", "dataset", "method", "option", "value"])
 
 
