@@ -116,7 +116,8 @@ def modality_marker(modality: str) -> tuple[int, int, int]:
 def legend_handle(method: str, width: float | None = None) -> Line2D:
     """Return the entry of a method in a legend, also where some panel lacks the method."""
     shown = look(method)
-    line = Line2D([], [], color=shown.colour, marker=shown.marker, markeredgecolor="white", label=shown.label)
+    line = Line2D([], [], color=shown.colour, marker=shown.marker, label=shown.label)
+    line.set(markeredgecolor="white", markeredgewidth=0.4, markersize=5)
     if width is not None:
         line.set_linewidth(width)
     if shown.dashes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from paper_figures import style, tables
+from paper_figures import tables
 from paper_figures.inputs import NumbersAndSettings, require
 from paper_figures.marks import mark_of
 
@@ -16,7 +18,9 @@ EXPERIMENTS = (
     *("comparison", "ablation", "balance", "imbalance", "features"),
     *("non_iid", "missing", "topology", "sensitivity"),
 )
-EVERYWHERE = "everywhere"
+EVERYWHERE, ELSEWHERE = "everywhere", "elsewhere"
+LONGEST = 80
+"""Characters; where the most frequent value of an option holds is not told at greater length than that."""
 KEYS = ("dataset", "method", "experiment", "level", "setting")
 """What a value may depend on, the plainest first."""
 LEFT_OUT = ("seed", "method.name", "data.dataset")
@@ -31,7 +35,7 @@ def make(results: NumbersAndSettings, folder: Path) -> list[Path]:
     caption = (
         "Every option of every run. [P]: stated by the paper's abstract or formulas; [C]: a choice of this project. No "
         "value is the paper's: none is known. A value that is the same in all runs stands once, as `everywhere`; "
-        "another stands with the least that it depends on. "
+        "another stands with the least that it depends on, or as `elsewhere`. "
         f"Each configuration was run with seeds {seeds} or some of them."
     )
     counts = rows.drop_duplicates("option")["mark"].value_counts()
@@ -66,11 +70,12 @@ def _places(own: pd.DataFrame) -> list[tuple[str, str]]:
         return [(str(own["value"].iloc[0]), EVERYWHERE)]
     keys = _deciding_keys(own)
     places = own.drop_duplicates([*keys, "value"])
+    commonest = places["value"].value_counts(sort=False).idxmax()
     found = []
     for value in dict.fromkeys(places["value"]):
-        groups = places[places["value"] == value]
-        found.append((str(value), _describe(groups, keys)))
-    return found
+        where = _describe(places[places["value"] == value], keys)
+        found.append((str(value), ELSEWHERE if value == commonest and len(where) > LONGEST else where))
+    return sorted(found, key=lambda entry: entry[1] == ELSEWHERE)
 
 
 def _deciding_keys(own: pd.DataFrame) -> list[str]:
@@ -96,11 +101,9 @@ def _describe(groups: pd.DataFrame, keys: list[str]) -> str:
     )
 
 
-def _name(key: str, value: object) -> str:
-    if key == "method":
-        return style.look(str(value)).label
+def _name(key: str, value: Any) -> str:
     if key == "level":
-        return "no level" if pd.isna(value) else f"level {value:g}"  # type: ignore[str-format]
+        return "no level" if math.isnan(value) else f"level {value:g}"
     return str(value)
 
 
