@@ -111,7 +111,8 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
         if row["measure"] == "accuracy":
             lines.append(f"- {place}: {captions.with_interval(row['mean'], row['low'], row['high'])} %")
         else:
-            lines.append(f"- {place}: consensus distance {row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]")
+            interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
+            lines.append(f"- {place}: consensus distance {row['mean']:.3g}{interval}")
     sections = {
         "What was found": captions.describe_claims(*claims.judge(results.table, names=["gentle"])),
         "Numbers": lines,

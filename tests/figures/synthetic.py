@@ -79,6 +79,7 @@ def make_table(size: Size = FULL) -> pd.DataFrame:
         shift = -0.08 if setting == "severe" else 0.0
         builder.add("comparison", COMPARED, setting, NAN, shift)
         builder.add("ablation", ABLATION, setting, NAN, shift)
+    builder.add("features", ["dmml-kd", "dmml-kd-no-generator"], "severe", NAN, 0.0)
     for level in (0.15, 0.3, 0.6)[: size.levels]:
         builder.add("balance", BALANCE, "default", level, 0.12 * np.log(level), budget=level)
     for alpha in (0.05, 0.1, 0.5, 1.0, 10.0)[: size.levels]:
@@ -131,7 +132,12 @@ class _Builder:
                     "experiment": experiment,
                     "setting": setting,
                     "level": level,
-                    "run": f"{dataset}-{method}-{seed}-{experiment}-{setting}-{level:g}{topology}",
+                    "run": "-".join(
+                        map(
+                            str,
+                            (dataset, method, seed, experiment, setting, round(100 * np.nan_to_num(level)), topology),
+                        )
+                    ),
                     "dataset": dataset,
                     "method": method,
                     "seed": seed,
@@ -238,7 +244,7 @@ def make_features(size: Size = FULL) -> pd.DataFrame:
     methods = ("dmml-kd-no-generator", "dmml-kd")
     for dataset, seed, method in itertools.product(size.datasets[:2], size.seeds[:3], methods):
         apart = 2.5 if method.endswith("generator") else 0.8
-        for device, modality in itertools.product(range(4), MODALITIES[dataset][:2]):
+        for device, modality in itertools.product(range(size.devices // 2), MODALITIES[dataset][:2]):
             for label, embedding in itertools.product(range(5), ("pca", "tsne")):
                 angle = 2 * np.pi * label / 5
                 for kind in ("common", "specific"):

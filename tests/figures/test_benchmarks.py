@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -72,7 +73,7 @@ def test_the_same_measurements_give_the_same_bytes(module, source: Path, tmp_pat
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert b"CreationDate" not in one.read_bytes()
-        assert "nan" not in one.read_text() if one.suffix == ".md" else True
+    assert not re.search(r"\bnan\b", (tmp_path / "a" / f"{module.NAME}.md").read_text())
 
 
 @pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
