@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from paper_figures.inputs import Numbers
-from paper_figures.style import look
+from paper_figures.style import look, prefix_of
 
 DEFAULT_SETTING = "default"
 """What a setting is called where an experiment varies its level alone; it is not written."""
@@ -32,8 +32,9 @@ def signed(value: float, low: float, high: float, scale: float = 100.0, digits: 
     """Return a difference with its interval, by default in percentage points, e.g. ``+3.2 [+1.1, +5.3]``."""
     if math.isnan(value):
         return "-"
-    shown = f"{scale * value:+.{digits}f}"
-    return shown if math.isnan(low) else f"{shown} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    # Adding zero to what is rounded turns -0.0 into +0.0.
+    shown, *ends = (f"{round(scale * number, digits) + 0.0:+.{digits}f}" for number in (value, low, high))
+    return shown if math.isnan(low) else f"{shown} [{', '.join(ends)}]"
 
 
 def p_value(value: float) -> str:
@@ -44,18 +45,16 @@ def p_value(value: float) -> str:
 
 
 def quantity(value: float, unit: str = "") -> str:
-    """Return a number of a wide range with three digits, e.g. ``1.23 k`` or ``4.5 M`` and a unit.
+    """Return a number of a wide range with three digits and a unit with its prefix.
 
     Example:
         >>> quantity(12345.0, "J"), quantity(0.5, "s"), quantity(float("nan"), "s")
-        ('12.3 kJ', '0.5 s', '-')
+        ('12.3 kJ', '500 ms', '-')
     """
     if math.isnan(value):
         return "-"
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}".strip()
-    return f"{value:.3g} {unit}".strip()
+    factor, prefix = prefix_of(value)
+    return f"{value / factor:.3g} {prefix}{unit}".strip()
 
 
 def where(row: Mapping[Any, Any], symbol: str = "") -> str:

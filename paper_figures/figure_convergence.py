@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures import captions, claims, style, transforms
@@ -19,7 +19,8 @@ from paper_figures.inputs import Numbers, pick, require
 NAME = "figure_convergence"
 EXPERIMENTS = ("comparison",)
 COSTS = {"cumulative_time_s": "time_s", "cumulative_energy_joule": "energy_joule"}
-AXES = {"round": "Round", "time_s": "Simulated time (s)", "energy_joule": "Energy a device (J)"}
+AXES = {"round": ("Round", ""), "time_s": ("Simulated time", "s"), "energy_joule": ("Energy a device", "J")}
+"""Label and unit of a horizontal axis."""
 IN_TEXT = {"time_s": "simulated time", "energy_joule": "the energy that a device has spent"}
 
 
@@ -64,9 +65,11 @@ def draw(curves: pd.DataFrame) -> Figure:
     for (row, (setting, x)), (column, dataset) in product(enumerate(rows), enumerate(datasets)):
         axis = axes[row, column]
         chosen = curves[(curves["dataset"] == dataset) & (curves["setting"] == setting)].dropna(subset=[x])
-        _draw_panel(axis, chosen, x)
+        label, unit = AXES[x]
+        factor, prefix = style.prefix_of(curves[x].max()) if unit else (1.0, "")
+        _draw_panel(axis, chosen.assign(**{x: chosen[x] / factor}), x)
         style.label_panel(axis, captions.where({"dataset": dataset, "setting": setting}))
-        axis.set_xlabel(AXES[x])
+        axis.set_xlabel(f"{label} ({prefix}{unit})" if unit else label)
         if column == 0:
             axis.set_ylabel("Test accuracy (%)")
     methods = style.in_order(curves["method"])
@@ -83,7 +86,6 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
     else:
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     style.keep_percent(axis)
 
 

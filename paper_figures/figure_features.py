@@ -76,7 +76,7 @@ def draw(points: pd.DataFrame, distances: pd.DataFrame) -> Figure:
             axis.text(0.03, 0.03, note, transform=axis.transAxes, fontsize=7, bbox=box)
         if column == 0:
             axis.set_ylabel(EMBEDDINGS[embedding])
-    style.add_legend(figure, _handles(points), 8)
+    style.add_legend(figure, _handles(points), 8, length=0.8)
     return figure
 
 
@@ -117,7 +117,7 @@ def _handles(points: pd.DataFrame) -> list[Line2D]:
         Line2D([], [], marker=marker, markerfacecolor="#444444", label=f"device {device}", **grey)
         for device, marker in zip(devices, DEVICE_MARKERS, strict=False)
     ]
-    names = [modalities[0], ", ".join(modalities[1:])]
+    names = [modalities[0], modalities[1] if len(modalities) == 2 else "others" if modalities[1:] else ""]
     for name, face in zip(names, ("#444444", "none"), strict=True):
         if name:
             handles.append(Line2D([], [], marker="o", markerfacecolor=face, label=name, **grey))

@@ -57,9 +57,9 @@ def draw(drawn: pd.DataFrame) -> Figure:
     columns = list(
         drawn[["dataset", "modality"]].drop_duplicates().sort_values("dataset", kind="stable").itertuples(index=False)
     )
-    measures_ = [name for name in ("gap", *CURVES) if (drawn["measure"] == name).any()]
-    figure, axes = style.panels(len(measures_), len(columns), 1.6, sharey="row")
-    for (row, measure), (column, (dataset, modality)) in product(enumerate(measures_), enumerate(columns)):
+    names = [name for name in ("gap", *CURVES) if (drawn["measure"] == name).any()]
+    figure, axes = style.panels(len(names), len(columns), 1.6, sharey="row")
+    for (row, measure), (column, (dataset, modality)) in product(enumerate(names), enumerate(columns)):
         axis = axes[row, column]
         chosen = (drawn["dataset"] == dataset) & (drawn["modality"] == modality) & (drawn["measure"] == measure)
         if measure == "gap":
@@ -70,6 +70,12 @@ def draw(drawn: pd.DataFrame) -> Figure:
             style.label_panel(axis, f"{dataset}: {modality}")
         if column == 0:
             axis.set_ylabel(CURVES.get(measure, "Under-training\ngap (points)"))
+    for row, measure in enumerate(names):
+        low, _ = axes[row, 0].get_ylim()
+        if measure == "modality_accuracy":
+            style.keep_percent(axes[row, 0])
+        elif measure == "balance_metric" and low < 0:
+            axes[row, 0].set_ylim(bottom=0)  # no speed is negative, though an interval of few seeds may reach there
     methods = style.in_order(drawn["method"])
     style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)
     return figure

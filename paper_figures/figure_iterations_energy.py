@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +95,24 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
     compared = bool(budgets["uniform_difference"].notna().any())
     below = len(metrics)  # the rows of budgets
     figure, axes = style.panels(below + 1 + compared, len(datasets), 1.65)
+    energy = traces.loc[traces["metric"] == "energy_left_joule", "value"].max()
+    scale, prefix = style.prefix_of(energy)
     for column, dataset in enumerate(datasets):
         own = traces[traces["dataset"] == dataset]
         for row, metric in enumerate(metrics):
-            _draw_traces(axes[row, column], own[own["metric"] == metric])
+            factor = scale if metric == "energy_left_joule" else 1.0
+            _draw_traces(
+                axes[row, column], own[own["metric"] == metric].assign(value=lambda rows: rows["value"] / factor)
+            )
         panel = budgets[budgets["dataset"] == dataset]
         levels.draw_accuracy(axes[below, column], panel)
         if compared:
             _draw_gains(axes[-1, column], panel)
         for axis in axes[below:, column]:
             levels.set_level_axis(axis, panel["level"], "Energy budget (fraction)")
+            axis.set_xlim(axes[below, column].get_xlim())
         style.label_panel(axes[0, column], dataset)
-    names = {"local_iterations": "Local iterations", "energy_left_joule": "Energy left (J)"}
+    names = {"local_iterations": "Local iterations", "energy_left_joule": f"Energy left ({prefix}J)"}
     for row, metric in enumerate(metrics):
         axes[row, 0].set_ylabel(names[metric])
     axes[below, 0].set_ylabel("Final test\naccuracy (%)")
@@ -147,7 +154,15 @@ def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:
         names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high"}
         if len(rows):
             own = rows[["level", *names]].rename(columns=names)
-            style.draw_line(axis, own, method, "level", strong=method in style.STRONG, band=method in style.STRONG)
+            strong = method in style.STRONG
+            style.draw_line(axis, own, method, "level", strong=strong, band=strong, bars=strong and len(own) == 1)
+
+
+def _against_uniform(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row["uniform_difference"]):
+        return ""
+    gap = captions.signed(row["uniform_difference"], row["uniform_low"], row["uniform_high"])
+    return f"; against uniform {gap} points, p {captions.p_value(row['uniform_p_holm'])}"
 
 
 def write_caption(traces: pd.DataFrame, budgets: pd.DataFrame, results: Numbers) -> str:
@@ -171,9 +186,7 @@ def write_caption(traces: pd.DataFrame, budgets: pd.DataFrame, results: Numbers)
     )
     lines = [
         f"- {captions.where(row, 'energy budget')}, {style.look(row['method']).label}: "
-        f"{captions.with_interval(row['mean'], row['mean_low'], row['mean_high'])} %; against uniform "
-        f"{captions.signed(row['uniform_difference'], row['uniform_low'], row['uniform_high'])} points, "
-        f"p {captions.p_value(row['uniform_p_holm'])}"
+        f"{captions.with_interval(row['mean'], row['mean_low'], row['mean_high'])} %{_against_uniform(row)}"
         for row in budgets.to_dict("records")
     ]
     sections = {

@@ -63,8 +63,10 @@ def draw(drawn: pd.DataFrame) -> Figure:
             axis = axes[row, column]
             panel = drawn[(drawn["measure"] == measure) & (drawn["setting"] == setting)]
             _draw_panel(axis, panel, setting, 100.0 if measure == "accuracy" else 1.0)
-            if measure == "consensus":
-                axis.set_ylim(bottom=-0.05 * axis.get_ylim()[1])  # a distance of 0 is not cut in half
+        if measure == "accuracy":
+            style.keep_percent(axes[row, 0])
+        else:
+            axes[row, 0].set_ylim(bottom=-0.05 * axes[row, 0].get_ylim()[1])  # a distance of 0 is not cut in half
         axes[row, 0].set_ylabel(MEASURES[measure])
     methods = style.in_order(drawn["method"])
     style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)

@@ -92,7 +92,7 @@ def draw_differences(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
     for method in style.in_order(known["method"]):
         own = known[known["method"] == method][[x, "difference", "difference_low", "difference_high"]]
         own.columns = pd.Index([x, "mean", "low", "high"])
-        style.draw_line(axis, own, method, x, band=True)
+        style.draw_line(axis, own, method, x, band=True, bars=len(own) == 1)
 
 
 def set_level_axis(axis: Axes, levels: Sequence[float] | pd.Series, label: str, logarithmic: bool = False) -> None:

@@ -219,7 +219,18 @@ def keep_percent(axis: Axes) -> None:
     axis.set_ylim(max(0.0, low), min(100.5, high))
 
 
-def add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+def prefix_of(largest: float) -> tuple[float, str]:
+    """Return the factor and the prefix of a unit in which a largest value has one to three digits before the point.
+
+    Example:
+        >>> prefix_of(0.056), prefix_of(12.0), prefix_of(4.5e6)
+        ((0.001, 'm'), (1.0, ''), (1000000.0, 'M'))
+    """
+    prefixes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+    return next(((factor, prefix) for factor, prefix in prefixes if abs(largest) >= factor), (1.0, ""))
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], columns: int, length: float = 2.6) -> None:
     """Put one legend above all panels, in at most so many columns, half as many in a narrow figure."""
     if figure.get_figwidth() <= ONE_COLUMN:
         columns = max(1, columns // 2)
@@ -227,7 +238,7 @@ def add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
         handles=list(handles),
         loc="outside upper center",
         ncols=min(columns, max(1, len(handles))),
-        handlelength=2.6,
+        handlelength=length,
         columnspacing=1.4,
         fontsize=7.5,
     )
