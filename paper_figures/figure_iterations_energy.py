@@ -101,9 +101,8 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
         own = traces[traces["dataset"] == dataset]
         for row, metric in enumerate(metrics):
             factor = scale if metric == "energy_left_joule" else 1.0
-            _draw_traces(
-                axes[row, column], own[own["metric"] == metric].assign(value=lambda rows: rows["value"] / factor)
-            )
+            chosen = own[own["metric"] == metric]
+            _draw_traces(axes[row, column], chosen.assign(value=chosen["value"] / factor))
         panel = budgets[budgets["dataset"] == dataset]
         levels.draw_accuracy(axes[below, column], panel)
         if compared:
