@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from rows import finals, table_of
@@ -151,6 +153,8 @@ def test_every_claim_is_told_and_its_figures_are_there() -> None:
 
     found, _ = claims.judge(table_of(comparison(GAINS)))
     assert found["name"].tolist() == [claim.name for claim in claims.CLAIMS]
+    notes = (Path(claims.__file__).parent / "REPRODUCTION.md").read_text()
     for claim in claims.CLAIMS:
+        assert f"| {claim.text} | {', '.join(f'`{figure}`' for figure in claim.figures)} |" in notes
         for figure in claim.figures:
             assert figure == import_module(f"paper_figures.{figure}").NAME
