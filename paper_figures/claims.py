@@ -1,6 +1,7 @@
 """The claims of the paper's abstract, each as paired differences that would support it, and a verdict by a fixed rule.
 
-What is claimed is the abstract's [P]; which differences test it is our choice [C].
+What is claimed is the abstract's [P], in our words; which differences test it is our choice [C]. The claims "missing
+most", "generator helps" and "gentle" go further than the abstract and are ours.
 """
 
 from __future__ import annotations
