@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -35,8 +36,11 @@ def module_of(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _style() -> None:
-    style.use_style()
+def _style() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DOTS_PER_INCH", 40)  # what is tested is the same at any resolution, and sooner drawn
+        style.use_style()
+        yield
 
 
 @pytest.fixture(scope="module")
