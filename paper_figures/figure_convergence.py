@@ -1,116 +1,116 @@
-"""Figure 1: test accuracy over rounds, by dataset and energy budget."""
+"""Test accuracy over rounds, over simulated time and over energy spent, by dataset and heterogeneity."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dmmlkd_ext.experiments.results import Results
-from paper_figures import captions, style, transforms
+from dmmlkd_ext.training.methods import UNIMODAL
+from paper_figures import captions, claims, style, transforms
 from paper_figures.experiments import REFERENCE_METHOD
+from paper_figures.inputs import Numbers, pick, require
 
 NAME = "figure_convergence"
 EXPERIMENTS = ("comparison",)
+COSTS = {"cumulative_time_s": "time_s", "cumulative_energy_joule": "energy_joule"}
+AXES = {"round": ("Round", ""), "time_s": ("Simulated time", "s"), "energy_joule": ("Energy a device", "J")}
+"""Label and unit of a horizontal axis."""
+IN_TEXT = {"time_s": "simulated time", "energy_joule": "the energy that a device has spent"}
 
 
-def make(results: Results, folder: Path) -> list[Path]:
+def make(results: Numbers, folder: Path) -> list[Path]:
     """Draw the figure from results and write its files."""
-    accuracy = transforms.over_rounds(transforms.accuracy_by_run(results.table))
-    comparison = transforms.final_comparison(results.table, REFERENCE_METHOD)
-    figure = draw(accuracy)
-    paths = style.save_figure(figure, accuracy, write_caption(comparison, results), folder, NAME)
+    curves = require(over_rounds(results.table), NAME, "test accuracy of the experiment comparison")
+    comparison = transforms.compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
+    figure = draw(curves)
+    paths = style.save_figure(figure, curves, write_caption(curves, comparison, results), folder, NAME)
     plt.close(figure)
     return paths
 
 
-def draw(accuracy: pd.DataFrame) -> Figure:
-    """Draw one panel a dataset (columns) and energy budget (rows).
+def over_rounds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over seeds of each evaluated round's accuracy, and what it had cost by then.
 
-    Args:
-        accuracy: of `transforms.over_rounds`, at least one row.
+    Methods that use one modality alone are left out; `table_accuracy` has them.
+
+    Returns:
+        Columns dataset, setting, method, round, mean, low, high, seeds, time_s, energy_joule: simulated time and a
+        device's energy up to the round, means over seeds; not a number where they were not recorded.
     """
-    datasets = list(dict.fromkeys(accuracy["dataset"]))
-    budgets = list(dict.fromkeys(accuracy["budget"]))
-    figure, axes = plt.subplots(
-        len(budgets),
-        len(datasets),
-        figsize=(style.TWO_COLUMNS, 0.6 + 1.9 * len(budgets)),
-        sharex=True,
-        sharey="col",
-        squeeze=False,
-        layout="constrained",
-    )
-    for row, budget in enumerate(budgets):
-        for column, dataset in enumerate(datasets):
-            panel = accuracy[(accuracy["dataset"] == dataset) & (accuracy["budget"] == budget)]
-            _draw_panel(axes[row, column], panel, f"{dataset}, {budget} energy")
-        axes[row, 0].set_ylabel("Test accuracy (%)")
-    for axis in axes[-1]:
-        axis.set_xlabel("Round")
-        low, high = axis.get_ylim()  # common to the column
-        axis.set_ylim(max(0.0, low), min(100.0, high))
-    handles = [style.legend_handle(method) for method in style.in_order(accuracy["method"])]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=2.8)
+    keys = ["dataset", "setting", "method", "round"]
+    accuracy = transforms.accuracy_by_run(table)
+    accuracy = accuracy[~accuracy["method"].str.startswith(UNIMODAL)]
+    if accuracy.empty:
+        return accuracy
+    curves = transforms.summarize(accuracy, keys)
+    for metric, name in COSTS.items():
+        cost = pick(table, metric, of_devices=False).groupby(keys)["value"].mean().rename(name)
+        curves = curves.merge(cost.reset_index(), on=keys, how="left")
+    return curves
+
+
+def draw(curves: pd.DataFrame) -> Figure:
+    """Draw a column a dataset; a row a setting over rounds, then the last setting over time and over energy."""
+    datasets = list(dict.fromkeys(curves["dataset"]))
+    settings = list(dict.fromkeys(curves["setting"]))
+    rows = [(setting, "round") for setting in settings]
+    rows += [(settings[-1], cost) for cost in COSTS.values() if curves[cost].notna().any()]
+    figure, axes = style.panels(len(rows), len(datasets), 1.75)
+    for (row, (setting, x)), (column, dataset) in product(enumerate(rows), enumerate(datasets)):
+        axis = axes[row, column]
+        chosen = curves[(curves["dataset"] == dataset) & (curves["setting"] == setting)].dropna(subset=[x])
+        label, unit = AXES[x]
+        factor, prefix = style.prefix_of(curves[x].max()) if unit else (1.0, "")
+        _draw_panel(axis, chosen.assign(**{x: chosen[x] / factor}), x)
+        style.label_panel(axis, captions.where({"dataset": dataset, "setting": setting}))
+        axis.set_xlabel(f"{label} ({prefix}{unit})" if unit else label)
+        if column == 0:
+            axis.set_ylabel("Test accuracy (%)")
+    methods = style.in_order(curves["method"])
+    handles = [style.legend_handle(method, 1.6 if method in style.STRONG else 0.8) for method in methods]
+    style.add_legend(figure, handles, 4)
     return figure
 
 
-def _draw_panel(axis: Axes, panel: pd.DataFrame, label: str) -> None:
-    shown = panel.assign(**{name: 100 * panel[name] for name in ("mean", "low", "high")})
-    looks = {method: style.look(method) for method in style.in_order(shown["method"])}
-    appearance: dict[str, Any] = {
-        "palette": {method: look.colour for method, look in looks.items()},
-        "markers": {method: look.marker for method, look in looks.items()},
-        "dashes": {method: look.dashes or "" for method, look in looks.items()},
-    }
-    sns.lineplot(
-        shown,
-        x="round",
-        y="mean",
-        hue="method",
-        style="method",
-        hue_order=list(looks),
-        style_order=list(looks),
-        errorbar=None,
-        legend=False,
-        ax=axis,
-        **appearance,
+def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
+    for method in reversed(style.in_order(panel["method"])):
+        strong = method in style.STRONG
+        style.draw_line(axis, panel[panel["method"] == method], method, x, strong=strong, band=strong)
+    if x == "round":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    style.keep_percent(axis)
+
+
+def write_caption(curves: pd.DataFrame, comparison: pd.DataFrame, results: Numbers) -> str:
+    """Return the caption: what is drawn, what was found, final numbers, provenance."""
+    settings = list(dict.fromkeys(curves["setting"]))
+    costs = [cost for cost in COSTS.values() if curves[cost].notna().any()]
+    shown = (
+        f"Mean test accuracy over devices and up to {curves['seeds'].max()} seeds, with no limit on energy; bands are "
+        "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. "
     )
-    for method, look in looks.items():
-        line = shown[shown["method"] == method]
-        axis.fill_between(
-            line["round"], line["low"], line["high"], color=look.colour, alpha=style.BAND_ALPHA, linewidth=0
+    if costs:
+        place = f" ({settings[-1]})" if settings[-1] else ""
+        shown += (
+            f"The last rows show the last setting{place} over {' and over '.join(IN_TEXT[cost] for cost in costs)}"
+            ", means over devices and seeds at the evaluated rounds; the numbers of every setting are in the CSV. "
         )
-        for edge in ("low", "high"):  # bands overlap: their edges tell whose they are
-            axis.plot(line["round"], line[edge], color=look.colour, alpha=style.EDGE_ALPHA, linewidth=0.6)
-    axis.set(xlabel="", ylabel="")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    # A label of the panel, not a title of the image.
-    axis.set_title(label, loc="left", fontsize=8, fontweight="bold", pad=3)
-
-
-def write_caption(comparison: pd.DataFrame, results: Results) -> str:
-    """Return the caption: what is drawn, final numbers, provenance."""
-    seeds = comparison["seeds"].max()
-    lines = [
-        "# Test accuracy over rounds",
-        "",
-        f"Mean over devices and up to {seeds} seeds; bands are 95% Student intervals over seeds. Columns are "
-        "datasets. At 100% energy every modality trains all local iterations in all rounds; at 30% a "
-        "device has three tenths of that energy for all rounds. Rows of differences are paired by seed.",
-        "",
-        "Accuracy in the last round:",
-        "",
-        *captions.describe_differences(comparison, REFERENCE_METHOD),
-        "",
-        "Provenance:",
-        "",
-        *captions.describe_provenance(results.table, results.unfinished),
-    ]
-    return "\n".join(lines) + "\n"
+    missing = [IN_TEXT[cost] for cost in COSTS.values() if cost not in costs]
+    if missing:
+        shown += f"Not recorded, and not drawn: {', '.join(missing)}. "
+    shown += "Differences are paired by seed; p of the paired t test, adjusted by Holm over all of them."
+    found = claims.judge(results.table, names=["improves", "no server"])
+    sections = {
+        "What was found": captions.describe_claims(*found),
+        "Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD),
+        "Rule": [claims.RULE],
+    }
+    return captions.compose("Test accuracy over rounds, time and energy", shown, sections, results)

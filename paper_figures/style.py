@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dmmlkd_ext.training.methods import UNIMODAL
 from dmmlkd_ext.training.storage import write_atomically, write_text
 
 ONE_COLUMN = 3.5
@@ -31,7 +36,7 @@ class Look:
 
     label: str
     colour: str
-    marker: str
+    marker: Any
     dashes: tuple[float, ...] = ()
 
 
@@ -63,17 +68,58 @@ _LOOKS: dict[str, Look] = {
     "dmml-kd-gaussian": Look("Gaussian generator", _TEAL, "H", (4, 1, 1, 1)),
 }
 METHOD_ORDER: tuple[str, ...] = tuple(_LOOKS)
+STRONG: tuple[str, ...] = ("local", "dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
+"""The paper's methods and their starting points, drawn with strong lines where rivals are drawn thinner."""
+
+# Modalities are told apart where methods are not, and the methods `unimodal:<modality>` are drawn like them: Tol's
+# muted colours, and stars as markers, which no other method has: number of points and rotation in degrees.
+_INDIGO, _ROSE, _FOREST, _SAND, _CYAN, _MAGENTA = "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#AA4499"
+_MODALITIES: dict[str, tuple[str, tuple[int, int, int]]] = {
+    "image": (_INDIGO, (3, 1, 0)),
+    "audio": (_ROSE, (4, 1, 0)),
+    "video": (_FOREST, (5, 1, 0)),
+    "accelerometer": (_CYAN, (6, 1, 0)),
+    "gyroscope": (_MAGENTA, (7, 1, 0)),
+    "fac": (_INDIGO, (3, 1, 60)),
+    "fou": (_ROSE, (4, 1, 45)),
+    "kar": (_FOREST, (5, 1, 36)),
+    "mor": (_SAND, (6, 1, 30)),
+    "pix": (_CYAN, (7, 1, 26)),
+    "zer": (_MAGENTA, (8, 1, 22)),
+}
+_UNKNOWN_MODALITY = (_BLACK, (9, 1, 0))
 
 
 def look(method: str) -> Look:
-    """Return how a method is drawn; one without a look of its own is black, under its own name."""
+    """Return how a method is drawn; one without a look of its own is black, under its own name.
+
+    Example:
+        >>> look("dmml-kd").label, look("unimodal:audio").label
+        ('DMML-KD', 'audio alone')
+    """
+    if method.startswith(UNIMODAL):
+        modality = method.removeprefix(UNIMODAL)
+        return Look(f"{modality} alone", modality_colour(modality), modality_marker(modality), (1, 1))
     return _LOOKS.get(method, Look(method, _BLACK, ".", (1, 1)))
 
 
-def legend_handle(method: str) -> Line2D:
+def modality_colour(modality: str) -> str:
+    """Return the colour of a modality; an unknown one is black."""
+    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[0]
+
+
+def modality_marker(modality: str) -> tuple[int, int, int]:
+    """Return the marker of a modality, a star of its own."""
+    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[1]
+
+
+def legend_handle(method: str, width: float | None = None) -> Line2D:
     """Return the entry of a method in a legend, also where some panel lacks the method."""
     shown = look(method)
-    line = Line2D([], [], color=shown.colour, marker=shown.marker, markeredgecolor="white", label=shown.label)
+    line = Line2D([], [], color=shown.colour, marker=shown.marker, label=shown.label)
+    line.set(markeredgecolor="white", markeredgewidth=0.4, markersize=5)
+    if width is not None:
+        line.set_linewidth(width)
     if shown.dashes:
         line.set_linestyle((0, shown.dashes))
     return line
@@ -90,14 +136,112 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return sorted(set(methods), key=lambda name: (known.get(name, len(known)), name))
 
 
-def budget_label(fraction: float) -> str:
-    """Return how an energy budget is called in figures and tables.
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure of panels, `height` inches a row, and its axes as an array [rows, columns].
+
+    One column of panels is as wide as a column of text, more are as wide as two.
+    """
+    width = ONE_COLUMN if columns == 1 else TWO_COLUMNS
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, 0.6 + height * rows), squeeze=False, layout="constrained", **options
+    )
+    return figure, axes
+
+
+def label_panel(axis: Axes, label: str) -> None:
+    """Write what a panel shows above it: a label of the panel, not a title of the image."""
+    axis.set_title(label, loc="left", fontsize=8, fontweight="bold", pad=3)
+
+
+def draw_line(
+    axis: Axes,
+    rows: pd.DataFrame,
+    method: str,
+    x: str,
+    scale: float = 100.0,
+    strong: bool = True,
+    band: bool = True,
+    bars: bool = False,
+) -> None:
+    """Draw a method's line with the band, or the bars, of its intervals.
+
+    Args:
+        axis: where it is drawn.
+        rows: columns `x`, mean, low, high, a row a point.
+        method: whose look is taken.
+        x: name of the column of the horizontal axis.
+        scale: factor on the values; 100 gives percent.
+        strong: False draws a thinner line with smaller markers.
+        band: whether a band of the intervals is drawn.
+        bars: whether each point has a bar of its interval.
+    """
+    shown = look(method)
+    rows = rows.sort_values(x)
+    mean, low, high = (scale * rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
+    places = rows[x].to_numpy(dtype=float)
+    axis.plot(
+        places,
+        mean,
+        color=shown.colour,
+        marker=shown.marker,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+        linestyle=(0, shown.dashes) if shown.dashes else "-",
+        linewidth=1.4 if strong else 0.8,
+        markersize=4.0 if strong else 2.5,
+        markevery=max(1, len(places) // 8),
+        alpha=1.0 if strong else 0.8,
+        zorder=3 if strong else 2,
+    )
+    if band:
+        axis.fill_between(places, low, high, color=shown.colour, alpha=BAND_ALPHA, linewidth=0)
+        for edge in (low, high):  # bands overlap: their edges tell whose they are
+            axis.plot(places, edge, color=shown.colour, alpha=EDGE_ALPHA, linewidth=0.5)
+    if bars:
+        draw_bars(axis, places, mean, low, high, shown.colour)
+
+
+def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: str, horizontal: bool = False) -> None:
+    """Draw bars of intervals; where there is no interval, none."""
+    known = np.isfinite(low) & np.isfinite(high)
+    if not known.any():
+        return
+    places, mean, low, high = (np.asarray(values)[known] for values in (places, mean, low, high))
+    lengths = np.stack([mean - low, high - mean])
+    where: dict[str, Any] = {"x": mean, "y": places, "xerr": lengths} if horizontal else {}
+    where = where or {"x": places, "y": mean, "yerr": lengths}
+    axis.errorbar(**where, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, capthick=0.9, zorder=2.5)
+
+
+def keep_percent(axis: Axes) -> None:
+    """Cut the vertical axis to what an accuracy can be."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(0.0, low), min(100.5, high))
+
+
+def prefix_of(largest: float) -> tuple[float, str]:
+    """Return the factor and the prefix of a unit in which a largest value has one to three digits before the point.
 
     Example:
-        >>> budget_label(0.3), budget_label(float("nan"))
-        ('30%', '100%')
+        >>> prefix_of(0.056), prefix_of(12.0), prefix_of(4.5e6)
+        ((0.001, 'm'), (1.0, ''), (1000000.0, 'M'))
     """
-    return "100%" if pd.isna(fraction) else f"{fraction:.0%}"
+    prefixes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+    return next(((factor, prefix) for factor, prefix in prefixes if abs(largest) >= factor), (1.0, ""))
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], columns: int, length: float = 2.6) -> None:
+    """Put one legend above all panels, in at most so many columns, half as many in a narrow figure."""
+    if figure.get_figwidth() <= ONE_COLUMN:
+        columns = max(1, columns // 2)
+    figure.legend(
+        handles=list(handles),
+        loc="outside upper center",
+        ncols=min(columns, max(1, len(handles))),
+        handlelength=length,
+        columnspacing=1.4,
+        fontsize=7.5,
+    )
 
 
 def use_style() -> None:

@@ -3,103 +3,148 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
 from dmmlkd_ext.experiments.results import last_round
-from dmmlkd_ext.experiments.statistics import Interval, holm, mean_interval, paired_difference
-from paper_figures.style import budget_label, in_order
+from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval, paired_difference
+from paper_figures.experiments import REFERENCE_METHOD
+from paper_figures.inputs import pick
+from paper_figures.style import in_order
 
-SETTING = ["dataset", "budget"]
-"""What is held fixed when methods are compared."""
+RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
+"""What tells one use of a run from another: a run may serve two experiments, or two settings of one."""
+SETTING_ORDER = ("default", "moderate", "severe", "topology", "devices", "link loss")
+NOTHING = PairedDifference(math.nan, math.nan, math.nan, 0, math.nan)
 
 
-def accuracy_by_run(table: pd.DataFrame) -> pd.DataFrame:
+def accuracy_by_run(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
     """Return the mean and the worst device's test accuracy of each evaluated round of each run.
 
     Args:
-        table: of `dmmlkd_ext.experiments.results.load_results`.
+        table: the tidy table.
+        methods: those to keep; empty keeps all.
 
     Returns:
-        Columns dataset, budget, method, seed, run, round, mean, worst; the budget as a label such as ``30%``.
+        Columns of `RUN`, round, mean, worst.
     """
-    rows = table[(table["metric"] == "accuracy") & (table["part"] == "test")]
-    keys = ["dataset", "method", "seed", "run", "round"]
-    plain = rows.assign(
-        budget=[budget_label(fraction) for fraction in rows["budget_fraction"]],
-        **{name: rows[name].astype(str) for name in ("dataset", "method", "run")},
-    )
-    grouped = plain.groupby([*keys, "budget"], sort=True)["value"]
-    result = grouped.agg(mean="mean", worst="min").reset_index()
-    return result[["dataset", "budget", "method", "seed", "run", "round", "mean", "worst"]]
+    rows = pick(table, "accuracy", ["test"], methods, of_devices=True)
+    grouped = rows.groupby([*RUN, "round"], dropna=False, sort=True)["value"]
+    return grouped.agg(mean="mean", worst="min").reset_index()
 
 
-def over_rounds(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over seeds of each round's accuracy with its 95% interval.
+def final_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the mean and the worst device's test accuracy in the last round of each run, as `accuracy_by_run`."""
+    return accuracy_by_run(last_round(table), methods)
+
+
+def device_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return each device's test accuracy in the last round: columns of `RUN`, device, value."""
+    rows = pick(last_round(table), "accuracy", ["test"], methods, of_devices=True)
+    return rows[[*RUN, "device", "value"]].reset_index(drop=True)
+
+
+def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> pd.DataFrame:
+    """Return the mean over seeds of a column with its 95% Student interval.
 
     Args:
-        accuracy: of `accuracy_by_run`.
+        rows: a row a repetition.
+        keys: columns that are held fixed.
+        value: the column that is averaged.
 
     Returns:
-        Columns dataset, budget, method, round, mean, low, high, seeds.
+        Columns `keys`, mean, low, high, seeds, in the order of figures.
     """
-    rows = []
-    for (dataset, budget, method, index), group in accuracy.groupby([*SETTING, "method", "round"]):
-        interval = mean_interval(group["mean"].to_numpy())
-        rows.append((dataset, budget, method, index, interval.mean, interval.low, interval.high, len(group)))
-    columns = [*SETTING, "method", "round", "mean", "low", "high", "seeds"]
-    return _ordered(pd.DataFrame(rows, columns=columns))
+    found = []
+    for key, group in rows.groupby(list(keys), dropna=False):
+        interval = mean_interval(group[value].to_numpy())
+        found.append((*key, interval.mean, interval.low, interval.high, interval.count))
+    return in_figure_order(pd.DataFrame(found, columns=[*keys, "mean", "low", "high", "seeds"]))
 
 
-def final_comparison(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return each method's accuracy in the last round and its difference to a reference over the same seeds.
+def compare(
+    rows: pd.DataFrame,
+    keys: Sequence[str],
+    reference: str = REFERENCE_METHOD,
+    values: Sequence[str] = ("mean", "worst"),
+    column: str = "method",
+) -> pd.DataFrame:
+    """Return each method's values and the difference of the first one to a reference over the same seeds.
 
     Args:
-        table: of `dmmlkd_ext.experiments.results.load_results`.
+        rows: a row a run.
+        keys: columns that are held fixed when methods are compared.
         reference: the method that the others are compared with; where it has no runs, differences are missing.
+        values: columns that are averaged; the first one is compared.
+        column: what is compared, if it is not methods.
 
     Returns:
-        A row for each dataset, budget and method: `mean` and `worst` (device) with `_low`, `_high` of their
-        95% intervals over seeds; `difference` of the means with `_low`, `_high`; `p` of the paired t test and
-        `p_holm`, adjusted over all of the table; `seeds` and `pairs`, how many were used.
+        A row for each of `keys` and method: each of `values` with `_low`, `_high` of its 95% interval over seeds;
+        `difference` with `_low`, `_high`; `p` of the paired t test and `p_holm`, adjusted over all rows; `seeds`
+        and `pairs`, how many were used.
     """
-    accuracy = accuracy_by_run(last_round(table))
-    rows = []
-    for (dataset, budget), setting in accuracy.groupby(SETTING):
-        base = setting[setting["method"] == reference].set_index("seed")["mean"]
-        for method, group in setting.groupby("method"):
-            row = {"dataset": dataset, "budget": budget, "method": method, "seeds": len(group)}
-            for name in ("mean", "worst"):
-                row |= _columns(name, mean_interval(group[name].to_numpy()))
-            rows.append(row | _difference(group.set_index("seed")["mean"], base, method == reference))
-    result = pd.DataFrame(rows)
+    found = []
+    for key, setting in rows.groupby(list(keys), dropna=False):
+        base = setting[setting[column] == reference].set_index("seed")[values[0]]
+        for name, group in setting.groupby(column):
+            row = {**dict(zip(keys, key, strict=True)), column: name, "seeds": len(group)}
+            for value in values:
+                row |= _columns(value, mean_interval(group[value].to_numpy()))
+            own = group.set_index("seed")[values[0]]
+            difference = NOTHING if name == reference else difference_of(own, base)
+            row |= _columns("difference", difference)
+            found.append(row | {"p": difference.p_value, "pairs": difference.count})
+    result = pd.DataFrame(found)
     if not result.empty:
         result["p_holm"] = holm(result["p"].tolist())
-    return _ordered(result)
+    return in_figure_order(result)
 
 
-def _difference(values: pd.Series, base: pd.Series, is_reference: bool) -> dict[str, float]:
-    """Compare over the seeds that both have; a run that failed must not silence the others."""
+def difference_of(values: pd.Series, base: pd.Series) -> PairedDifference:
+    """Compare over the pairs that both have; a run that failed must not silence the others."""
     common = values.index.intersection(base.index)
-    if is_reference or common.empty:
-        missing = Interval(math.nan, math.nan, math.nan, 0)
-        return {**_columns("difference", missing), "p": math.nan, "pairs": 0}
-    difference = paired_difference(values.loc[common], base.loc[common])
-    return {**_columns("difference", difference), "p": difference.p_value, "pairs": difference.count}
+    return NOTHING if common.empty else paired_difference(values.loc[common], base.loc[common])
+
+
+def by_seed(rows: pd.DataFrame, value: str = "mean", **fixed: object) -> pd.Series:
+    """Return a column by seed of the rows in which other columns have fixed values.
+
+    Example:
+        >>> rows = pd.DataFrame({"method": ["a", "b"], "seed": [0, 0], "mean": [0.5, 0.6]})
+        >>> by_seed(rows, method="b").to_dict()
+        {0: 0.6}
+    """
+    chosen = rows
+    for name, wanted in fixed.items():
+        chosen = chosen[chosen[name] == wanted]
+    return chosen.set_index("seed")[value].sort_index()
+
+
+def in_figure_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows: datasets by name, the mildest setting first, levels, methods in the order of legends, rounds."""
+    if rows.empty:
+        return rows
+    ranks: dict[str, pd.Series] = {}
+    for name in ("dataset", "experiment"):
+        if name in rows:
+            ranks[name] = rows[name]
+    if "setting" in rows:
+        known = {setting: index for index, setting in enumerate(SETTING_ORDER)}
+        ranks["_setting"] = rows["setting"].map(lambda setting: known.get(setting, len(known)))
+        ranks["setting"] = rows["setting"]
+    for name in ("level", "topology", "modality", "block", "held"):
+        if name in rows:
+            ranks[name] = rows[name]
+    if "method" in rows:
+        order = {method: index for index, method in enumerate(in_order(rows["method"]))}
+        ranks["_method"] = rows["method"].map(order)
+    for name in ("device", "round"):
+        if name in rows:
+            ranks[name] = rows[name]
+    keys = pd.DataFrame(ranks)
+    return rows.loc[keys.sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows: datasets by name, the largest budget first, methods in the order of legends, rounds."""
-    if rows.empty:
-        return rows
-    rank = {method: index for index, method in enumerate(in_order(rows["method"]))}
-    keys = rows.assign(
-        _budget=[-float(label.rstrip("%")) for label in rows["budget"]],
-        _method=rows["method"].map(rank),
-    )
-    by = ["dataset", "_budget", "_method", *(["round"] if "round" in rows else [])]
-    return rows.loc[keys.sort_values(by, kind="stable").index].reset_index(drop=True)

@@ -1,0 +1,83 @@
+"""The committed results of the benchmarks: where they are, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paper_figures.inputs import MissingResultsError
+
+FOLDER = Path(__file__).resolve().parents[1] / "tests" / "benchmarks" / "results"
+LIMITS = ("limit", "floor")
+"""What a row is compared with begins so where it is the machine's limit and not a rival."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The rows of one session of the kernels' benchmark and the machine that it ran on."""
+
+    rows: pd.DataFrame
+    """Columns operator, case, work, threads, against, native_us, other_us, ratio, target, verdict, is_limit."""
+    machine: dict[str, Any]
+
+
+def load_kernels(name: str, folder: Path = FOLDER) -> Benchmark:
+    """Read the newest session, by the date at the end of its folder's name.
+
+    Args:
+        name: of the figure, for the error.
+        folder: of the sessions.
+
+    Raises:
+        MissingResultsError: there is none.
+    """
+    found = sorted(folder.glob("*/rows.csv"), key=lambda path: (path.parent.name[-10:], path.parent.name))
+    if not found:
+        raise MissingResultsError(
+            f"{name} cannot be drawn: there is no */rows.csv of a benchmark; `make bench` writes one"
+        )
+    rows = pd.read_csv(found[-1], keep_default_na=False, na_values={"target": [""]})
+    return Benchmark(mark_limits(rows), _read_machine(found[-1].with_name("machine.json")))
+
+
+def mark_limits(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the column is_limit: whether the row compares with the machine's limit; its ratio is then a fraction of it.
+
+    Example:
+        >>> mark_limits(pd.DataFrame({"against": ["reference", "limit: copy, 2 streams"]}))["is_limit"].tolist()
+        [False, True]
+    """
+    return rows.assign(is_limit=rows["against"].str.startswith(LIMITS))
+
+
+def load_json(name: str, folder: Path = FOLDER) -> Any:
+    """Read a JSON file of results; None where there is none."""
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def describe_machine(machine: dict[str, Any]) -> list[str]:
+    """Return lines that say on what, at which commit and with which command was measured."""
+    if not machine:
+        return ["- Machine: not recorded"]
+    build = machine.get("build", {})
+    lines = [f"- Machine: {machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores"]
+    if build:
+        lines.append(
+            f"- Build: torch {build.get('torch')}, {build.get('backend')}, {build.get('instruction_set')}, "
+            f"{build.get('compiler')}"
+        )
+    return [
+        *lines,
+        f"- Commit: {machine.get('commit', 'unknown')}",
+        f"- Command: `{machine.get('command', 'unknown')}`",
+    ]
+
+
+def _read_machine(path: Path) -> dict[str, Any]:
+    machine: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return machine

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rows import example_table
+from synthetic import FigureResults
+
+from paper_figures import benchmarks, figure_kernels, figure_scaling, style, table_kernels
+from paper_figures.inputs import MissingResultsError
+
+NOTHING = FigureResults(example_table().iloc[:0])
+HEADER = "operator,case,work,threads,against,native_us,other_us,ratio,target,verdict"
+ROWS = (
+    "gossip,10 devices,mix,1,reference,100,400,4,5,not met",
+    "gossip,10 devices,mix,1,limit: copy,100,60,0.6,0.5,met",
+    "gossip,10 devices,mix,1,torch.mm,100,50,0.5,,",
+    "gossip,10 devices,mix,2,reference,60,400,6.667,,",
+    'pairwise_kl,"(32, 2, 10)",loss,1,torch.compile,50,150,3,,',
+)
+
+
+@pytest.fixture(autouse=True)
+def _style() -> None:
+    style.use_style()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for name, rows in (("new-2026-02-01", ROWS), ("old-2025-12-31", ROWS[:1])):
+        folder = tmp_path / "source" / name
+        folder.mkdir(parents=True)
+        (folder / "rows.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+        machine = {"processor": f"processor of {name}", "cores": 2, "commit": "abc", "command": "make bench"}
+        (folder / "machine.json").write_text(json.dumps(machine))
+    return tmp_path / "source"
+
+
+def write_scaling(folder: Path) -> None:
+    sizes = [
+        {"devices": n, "seconds_a_round": n / 100, "parameters_a_device": 1000, "peak_floats_a_parameter": 4.0}
+        for n in (10, 100)
+    ]
+    ranks = [
+        {
+            "mode": mode,
+            "ranks": n,
+            "devices": 100 if mode == "strong" else 100 * n,
+            "seconds_per_round": seconds,
+            "bytes_sent_per_round": 1000 * (n - 1),
+            "communication_share": 0.1,
+        }
+        for mode, n, seconds in (("strong", 1, 2.0), ("strong", 2, 1.25), ("weak", 2, 2.5), ("weak", 1, 2.0))
+    ]
+    (folder / figure_scaling.POPULATION).write_text(json.dumps({"machine": {"processor": "P"}, "rows": sizes}))
+    (folder / figure_scaling.DISTRIBUTED).write_text(json.dumps(ranks))
+
+
+def test_the_newest_session_is_read(source: Path) -> None:
+    benchmark = benchmarks.load_kernels("figure_kernels", source)
+    assert len(benchmark.rows) == len(ROWS)
+    assert benchmark.machine["processor"] == "processor of new-2026-02-01"
+    assert benchmark.rows["is_limit"].tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
+def test_the_same_measurements_give_the_same_bytes(module, source: Path, tmp_path: Path) -> None:
+    write_scaling(source)
+    first, second = (module.make(NOTHING, tmp_path / folder, source) for folder in ("a", "b"))
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert b"CreationDate" not in one.read_bytes()
+    assert not re.search(r"\bnan\b", (tmp_path / "a" / f"{module.NAME}.md").read_text())
+
+
+@pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
+def test_without_measurements_the_error_says_what_writes_them(module, tmp_path: Path) -> None:
+    with pytest.raises(MissingResultsError, match=rf"{module.NAME} cannot be drawn: there is .*`(make bench|python)"):
+        module.make(NOTHING, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_committed_benchmarks_are_drawn(tmp_path: Path) -> None:
+    figure_kernels.make(NOTHING, tmp_path)
+    table_kernels.make(NOTHING, tmp_path)
+    drawn = pd.read_csv(tmp_path / "figure_kernels.csv")
+    assert {"gossip", "orthogonality", "pairwise_kl"} <= set(drawn["operator"])
+    assert drawn["threads"].nunique() == 1
+
+
+def test_wins_and_losses_are_told(source: Path, tmp_path: Path) -> None:
+    figure_kernels.make(NOTHING, tmp_path, source)
+    caption = (tmp_path / "figure_kernels.md").read_text()
+    assert "- gossip over torch.mm: 0.50 to 0.50 times, median 0.50, 1 of 1 slower" in caption
+    assert "- gossip, fraction of the limit: 0.60 to 0.60 in 1 cases" in caption
+    assert "- gossip, targets: 1 of 2 met" in caption
+    assert "- pairwise_kl, fraction of the limit: not measured" in caption
+
+
+def test_the_table_has_a_row_a_case_and_number_of_threads(source: Path) -> None:
+    rows = table_kernels.transform(benchmarks.load_kernels("table_kernels", source).rows)
+    shown = table_kernels.format_rows(rows)
+    assert shown["Threads"].tolist() == [1, 2, 1]
+    assert shown["Reference"].tolist() == ["400 (4.00)", "400 (6.67)", "-"]
+    assert shown["torch.compile"].tolist() == ["-", "-", "150 (3.00)"]
+    assert shown["Fraction of limit"].tolist() == ["0.6", "-", "-"]
+    assert shown["Ratio to others"].tolist() == ["torch.mm 0.50", "-", "-"]
+    assert shown["Targets met"].tolist() == ["1 of 2", "-", "-"]
+
+
+def test_speed_up_counts_the_work_that_is_done(tmp_path: Path) -> None:
+    write_scaling(tmp_path)
+    ranks = figure_scaling.over_ranks(benchmarks.load_json(figure_scaling.DISTRIBUTED, tmp_path))
+    assert ranks.set_index(["mode", "ranks"])["speed_up"].to_dict() == {
+        ("strong", 1): 1.0,
+        ("strong", 2): 1.6,
+        ("weak", 1): 1.0,
+        ("weak", 2): 1.6,
+    }
+    devices = figure_scaling.over_devices(benchmarks.load_json(figure_scaling.POPULATION, tmp_path))
+    assert devices["memory_bytes"].tolist() == [4 * 4 * 1000 * 10, 4 * 4 * 1000 * 100]
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    write_scaling(tmp_path)
+    (tmp_path / figure_scaling.DISTRIBUTED).unlink()
+    figure_scaling.make(NOTHING, tmp_path / "out", tmp_path)
+    caption = (tmp_path / "out" / "figure_scaling.md").read_text()
+    assert "Not drawn, because it was not measured: distributed_scaling.json." in caption
+    assert "- 100 devices: 1 s a round, peak of 2 MiB" in caption
+    (tmp_path / figure_scaling.POPULATION).unlink()
+    write_scaling(tmp_path)
+    (tmp_path / figure_scaling.POPULATION).unlink()
+    figure_scaling.make(NOTHING, tmp_path / "ranks", tmp_path)
+    assert "not measured: population_scale.json." in (tmp_path / "ranks" / "figure_scaling.md").read_text()

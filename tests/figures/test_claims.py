@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rows import finals, table_of
+from scipy import stats
+from synthetic import make_features
+
+from paper_figures import captions, claims
+
+GAINS = (0.10, 0.12, 0.11)
+
+
+def judged(name: str, table: pd.DataFrame, features: pd.DataFrame | None = None) -> tuple[dict, pd.DataFrame]:
+    found, differences = claims.judge(table, features, [name])
+    (claim,) = found.to_dict("records")
+    return claim, differences
+
+
+def comparison(gains: tuple[float, ...], dataset: str = "watch") -> list[dict]:
+    values = {("dmml", seed): 0.5 for seed in range(len(gains))}
+    values |= {("dmml-kd-tb", seed): 0.5 + gain for seed, gain in enumerate(gains)}
+    return finals(values, dataset=dataset)
+
+
+def test_a_claim_holds_if_every_interval_lies_above_zero() -> None:
+    claim, differences = judged("improves", table_of(comparison(GAINS) + comparison(GAINS, "mfeat")))
+    assert (claim["verdict"], claim["supporting"], claim["contradicting"]) == (claims.HOLDS, 2, 0)
+    assert claim["mean"] == pytest.approx(0.11)
+    half = stats.t.ppf(0.975, 2) * stats.sem(GAINS)
+    assert (claim["low"], claim["high"]) == (pytest.approx(0.11 - half), pytest.approx(0.11 + half))
+    assert differences["p_holm"].tolist() == pytest.approx(2 * differences["p"])
+    assert differences["verdict"].tolist() == [claims.SUPPORTS] * 2
+
+
+def test_a_claim_holds_in_part_or_not_at_all() -> None:
+    noise = (0.1, -0.1, 0.02)
+    claim, _ = judged("improves", table_of(comparison(GAINS) + comparison(noise, "mfeat")))
+    assert claim["verdict"] == claims.IN_PART
+    claim, _ = judged("improves", table_of(comparison(noise)))
+    assert (claim["verdict"], claim["undecided"]) == (claims.DOES_NOT_HOLD, 1)
+    claim, _ = judged("improves", table_of(comparison(tuple(-gain for gain in GAINS))))
+    assert (claim["verdict"], claim["contradicting"]) == (claims.DOES_NOT_HOLD, 1)
+
+
+def test_one_lucky_interval_of_many_is_not_enough() -> None:
+    lucky = (0.1, 0.2, 0.15)  # its interval is above zero, and its p is 0.036
+    noise = [comparison((0.1, -0.1, 0.02), name) for name in ("mfeat", "avdigits")]
+    alone, _ = judged("improves", table_of(comparison(lucky)))
+    assert alone["verdict"] == claims.HOLDS
+    among, _ = judged("improves", table_of(sum(noise, comparison(lucky))))
+    assert (among["verdict"], among["supporting"]) == (claims.DOES_NOT_HOLD, 1)
+
+
+def test_what_has_no_interval_is_not_tested() -> None:
+    claim, differences = judged("improves", table_of(comparison((0.1,))))
+    assert (claim["verdict"], len(differences)) == (claims.NOT_TESTED, 1)
+    claim, differences = judged("non-iid hurts", table_of(comparison(GAINS)))
+    assert (claim["verdict"], len(differences)) == (claims.NOT_TESTED, 0)
+    assert captions.describe_claims(*claims.judge(table_of(comparison(GAINS)), names=["non-iid hurts"])) == [
+        "- Non-IID data hurt DMML: **not tested**."
+    ]
+
+
+def over_levels(experiment: str, levels: dict[float, tuple[float, float]], setting: str = "default") -> pd.DataFrame:
+    rows = []
+    for level, (plain, distilled) in levels.items():
+        for seed, noise in enumerate((0.0, 0.01, 0.02)):
+            values = {("dmml", seed, level): plain + noise, ("dmml-kd", seed, level): distilled + noise + noise**2}
+            rows += finals(values, experiment=experiment, setting=setting)
+    return table_of(rows)
+
+
+def test_non_iid_data_hurt_where_the_least_alpha_is_worst() -> None:
+    table = over_levels("non_iid", {0.1: (0.5, 0.7), 1.0: (0.9, 0.9), 10.0: (0.8, 0.85)})
+    claim, differences = judged("non-iid hurts", table)
+    assert claim["verdict"] == claims.HOLDS
+    assert differences["what"].item() == "DMML at alpha 10 minus at 0.1"
+    assert claim["mean"] == pytest.approx(0.3)
+    claim, _ = judged("non-iid narrowed", table)
+    assert claim["mean"] == pytest.approx(0.15)
+    assert claim["verdict"] == claims.HOLDS
+
+
+def test_missing_modalities_hurt_where_the_highest_rate_is_worst() -> None:
+    table = over_levels("missing", {0.0: (0.8, 0.8), 0.8: (0.5, 0.6)})
+    claim, _ = judged("missing hurts", table)
+    assert claim["mean"] == pytest.approx(0.3)
+    claim, differences = judged("missing helped", table)
+    assert differences["setting"].item() == "missing rate 0.8"
+    assert differences["difference"].item() == pytest.approx(0.1, abs=1e-3)
+
+
+def test_degradation_is_gentle_within_the_margin() -> None:
+    for lost, verdict in ((0.02, claims.HOLDS), (0.2, claims.DOES_NOT_HOLD)):
+        table = over_levels("topology", {0.0: (0.8, 0.8), 0.5: (0.8, 0.8 - lost)}, "link loss")
+        claim, differences = judged("gentle", table)
+        assert claim["verdict"] == verdict
+        assert differences["difference"].item() == pytest.approx(-lost)
+        assert differences["margin"].item() == claims.GENTLE
+
+
+def test_the_gain_of_incomplete_devices_is_compared_within_a_missing_rate() -> None:
+    rows = []
+    for level in (0.2, 0.8):
+        for seed, more in enumerate((0.05, 0.06, 0.07)):
+            for device, held in ((0, 1), (1, 2)):
+                for method in ("dmml", "dmml-kd"):
+                    gain = (level + (more if held == 1 else 0.0)) if method == "dmml-kd" else 0.0
+                    about = {"experiment": "missing", "method": method, "level": level, "seed": seed, "device": device}
+                    rows.append({**about, "value": gain})
+                    rows.append({**about, "metric": "modalities_held", "part": "", "value": held})
+    claim, _ = judged("missing most", table_of(rows))
+    assert claim["verdict"] == claims.HOLDS
+    assert claim["mean"] == pytest.approx(0.06)
+
+
+def test_balance_is_judged_by_the_slow_modality() -> None:
+    rows = []
+    for seed, noise in enumerate((0.0, 0.01, 0.03)):
+        for method, audio, image in (
+            ("dmml", 0.5 - noise, 0.9),
+            ("dmml-tb", 0.6, 0.9),
+            ("unimodal:audio", 0.8, 0.0),
+            ("unimodal:image", 0.0, 0.9),
+        ):
+            about = {"experiment": "imbalance", "method": method, "seed": seed}
+            for part, value, speed in (("audio", audio, 0.5), ("image", image, 1.5)):
+                rows.append({**about, "metric": "probe_accuracy", "part": part, "device": 0, "value": value})
+                rows.append({**about, "metric": "balance_metric", "part": part, "value": speed})
+    claim, differences = judged("compete", table_of(rows))
+    assert claim["verdict"] == claims.HOLDS
+    assert differences["setting"].item() == "audio"
+    assert claim["mean"] == pytest.approx(0.3 + 0.04 / 3)
+    claim, _ = judged("balance", table_of(rows))
+    assert claim["mean"] == pytest.approx(0.1 + 0.04 / 3)
+
+
+def test_the_generator_is_judged_by_the_distance_of_devices() -> None:
+    claim, differences = judged("one distribution", table_of(comparison(GAINS)), make_features())
+    assert claim["verdict"] == claims.HOLDS
+    assert claim["unit"] == "distance"
+    assert differences["dataset"].tolist() == ["avdigits", "mfeat"]
+    line = captions.describe_contrast(differences.to_dict("records")[0])
+    assert line.startswith("avdigits: distance of devices' class means without the generator minus with it +1.")
+    assert "points" not in line
+
+
+def test_every_claim_is_told_and_its_figures_are_there() -> None:
+    from importlib import import_module
+
+    found, _ = claims.judge(table_of(comparison(GAINS)))
+    assert found["name"].tolist() == [claim.name for claim in claims.CLAIMS]
+    notes = (Path(claims.__file__).parent / "REPRODUCTION.md").read_text()
+    for claim in claims.CLAIMS:
+        assert f"| {claim.text} | {', '.join(f'`{figure}`' for figure in claim.figures)} |" in notes
+        for figure in claim.figures:
+            assert figure == import_module(f"paper_figures.{figure}").NAME
