@@ -135,7 +135,7 @@ class Members:
         shared = working[SHARED].of(np.flatnonzero(active.any(axis=1)))
         # All of them: kernels may sum in another order for another number of modalities, and on another rank, or in
         # another chunk, other devices train beside this one.
-        columns = np.arange(active.shape[1]).tolist()
+        columns = list(range(active.shape[1]))
         names = [population.network.modalities[column] for column in columns]
         modalities = {
             name: working[name].of(np.flatnonzero(active[:, column]))
@@ -143,7 +143,7 @@ class Members:
         }
         place = _places(shared.devices, len(active))
         positions = [torch.from_numpy(place[rows.devices]) for rows in modalities.values()]
-        counted = torch.from_numpy(active[np.ix_(shared.devices, columns)]).unsqueeze(1)
+        counted = torch.from_numpy(active[np.ix_(shared.devices, np.arange(active.shape[1]))]).unsqueeze(1)
         return cls(active, shared, modalities, columns, positions, counted)
 
     def are(self, active: BoolArray) -> bool:
