@@ -85,7 +85,7 @@ class ReceivedHeads(NamedTuple):
             share = alike if self.share is None else self.share[:, labels]
             means = (entropy.view(logits.shape[:2]) * share).mean(1)
             loss = features.new_zeros(len(features)).index_add(0, receiver, means)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         return loss.detach(), gradient
 
 
