@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 if TYPE_CHECKING:
     from dmmlkd_ext.experiments.commands import Command
 
+_WRONGLY = 2
 _INTERRUPTED = 130
 
 
@@ -115,5 +116,7 @@ def _flatten(message: str) -> str:
 
 
 def _complain(message: str, exit_code: int) -> int:
+    if exit_code == _WRONGLY and os.environ.get("RANK", "0") != "0":
+        return exit_code  # of many processes that are asked for the same, the first one complains
     print(f"dmmlkd: {' '.join(message.split())}", file=sys.stderr)
     return exit_code

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,8 +21,11 @@ from dmmlkd_ext.experiments.presets import PRESETS, preset
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunLockedError, run_experiment
 from dmmlkd_ext.experiments.sweep import parse_shard, run_sweep, select_shard
+from dmmlkd_ext.network.slices import links_cut
 from dmmlkd_ext.ops import build_info
+from dmmlkd_ext.training.liveness import RankLostError
 from dmmlkd_ext.training.methods import METHODS
+from dmmlkd_ext.training.ranks import FailedElsewhereError, Ranks, joined_ranks, started_by_torchrun
 
 
 class UserError(Exception):
@@ -44,7 +49,13 @@ def _require_positive(command: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class RunCommand:
-    """Run one method on one dataset, or what is left of the run; a finished run is reused."""
+    """Run one method on one dataset, or what is left of the run; a finished run is reused.
+
+    `torchrun --nproc-per-node 4 -m dmmlkd_ext run METHOD DATASET ...` runs it in four processes, each with a part of
+    the devices, and with the same results. On several machines that see one folder of runs, start that on each of them
+    with `--nnodes`, `--rdzv-backend c10d` and `--rdzv-endpoint`. With `--max-restarts` it goes on from the last
+    checkpoint when a process is lost.
+    """
 
     method: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METHOD")]
     """Name of the method; `dmmlkd info` lists them."""
@@ -61,28 +72,42 @@ class RunCommand:
     """Write events for TensorBoard into the folder `tensorboard` among the runs."""
     quiet: bool = False
     """Draw no bar."""
+    timeout_s: float = 300.0
+    """Under torchrun: seconds that a process waits for the others before it takes one for lost; more than their rounds
+    may differ by."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "threads", "checkpoint_every")
+        _require_positive(self, "threads", "checkpoint_every", "timeout_s")
 
     def execute(self) -> int:
         """Run, and print the folder and the final accuracy."""
         try:
-            folder = run_experiment(
-                self.config,
-                self.runs,
-                threads=self.threads,
-                checkpoint_every=self.checkpoint_every,
-                progress=False if self.quiet else None,
-                tensorboard=self.tensorboard,
-                build=_build,
-            )
-        except (DataUnavailableError, ChecksumError, RunLockedError, ImportError) as error:
+            with joined_ranks(self.timeout_s) if started_by_torchrun() else nullcontext(Ranks()) as ranks:
+                folder = self._run(ranks)
+        except FailedElsewhereError:
+            return 1  # the rank that failed says why
+        except (DataUnavailableError, ChecksumError, RunLockedError, RankLostError, ImportError) as error:
             raise UnavailableError(str(error)) from error
+        if ranks.rank == 0:
+            self._print_result(folder)
+        return 0
+
+    def _run(self, ranks: Ranks) -> Path:
+        return run_experiment(
+            self.config,
+            self.runs,
+            threads=self.threads,
+            checkpoint_every=self.checkpoint_every,
+            progress=False if self.quiet else None,
+            tensorboard=self.tensorboard,
+            build=partial(_build, ranks=ranks, quiet=self.quiet),
+            ranks=ranks,
+        )
+
+    def _print_result(self, folder: Path) -> None:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         mean, worst = result["test_accuracy_mean"], result["test_accuracy_worst"]
         print(f"{folder}: test accuracy {mean:.4f}, worst device {worst:.4f}, {result['rounds']} rounds")
-        return 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +141,10 @@ class SweepCommand:
 
     def execute(self) -> int:
         """Run all, name those that failed, and return 1 if any did."""
+        if started_by_torchrun():
+            raise UserError(
+                "sweep must not be started by torchrun: it starts a process a run; share it out by --shard i/n"
+            )
         try:
             configs = [
                 override_settings(preset(dataset, method, seed), self.settings)
@@ -216,14 +245,21 @@ def _read_value(text: str) -> Any:
         return text
 
 
-def _build(config: ExperimentConfig) -> ResumableSimulation:
+def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimulation:
     """Build the simulation; what does not fit the dataset is the user's error, not one of ours."""
-    from dmmlkd_ext.experiments.world import build_simulation
+    from dmmlkd_ext.experiments import world
 
     try:
-        return build_simulation(config)
+        if ranks.size == 1:
+            return world.build_simulation(config)
+        simulation = world.build_simulation(config, ranks)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if ranks.rank == 0 and not quiet:
+        edges, part = simulation.network.topology.edges, simulation.part
+        devices, cut = ", ".join(map(str, part.counts)), links_cut(edges, part.owner)
+        print(f"{devices} devices on {ranks.size} ranks, {cut} of {len(edges)} links between ranks", file=sys.stderr)
+    return simulation
 
 
 def _fetch(name: str) -> int:

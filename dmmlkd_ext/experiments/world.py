@@ -19,19 +19,26 @@ from dmmlkd_ext.data.partition import (
 from dmmlkd_ext.data.registry import load_dataset
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
 from dmmlkd_ext.models.network import MultiModalNetwork
+from dmmlkd_ext.network.slices import slice_devices
 from dmmlkd_ext.network.topology import Topology, build_topology
 from dmmlkd_ext.network.wireless import WirelessNetwork
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.guidance import GENERATOR, make_guidance
 from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.training.ranks import Ranks, Slice
 from dmmlkd_ext.training.simulation import Simulation
 
 
-def build_simulation(config: ExperimentConfig) -> Simulation:
+def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Simulation:
     """Return the simulation that a configuration describes, before its first round.
 
+    Args:
+        config: what is simulated.
+        ranks: the processes that share it, each with the devices that `slice_devices` gives it; None is this one alone.
+
     Raises:
-        ValueError: the configuration does not fit the dataset; the message names the field.
+        ValueError: the configuration does not fit the dataset, or has fewer devices than there are ranks; the message
+            names the field.
         DataUnavailableError: the dataset is neither at hand nor to be had.
     """
     dataset = load_dataset(config.data.dataset, config.seed)
@@ -53,10 +60,13 @@ def build_simulation(config: ExperimentConfig) -> Simulation:
     model = MultiModalNetwork(dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width)
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, config.seed)
     further = {GENERATOR: guidance.layout} if guidance else {}
-    population = Population(model, holds, config.seed, further)
+    part = slice_population(topology, holds, model, ranks or Ranks())
+    population = Population(model, holds[part.devices], config.seed, further)
+    everyone = np.ones(len(holds), dtype=np.bool_)
+    held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
     network = WirelessNetwork(
         topology,
-        {name: np.isin(np.arange(len(holds)), block.devices) for name, block in population.blocks.items()},
+        {name: held.get(name, everyone) for name in population.blocks},
         {name: block.num_parameters for name, block in population.blocks.items()},
         config.energy,
         config.channel,
@@ -64,7 +74,23 @@ def build_simulation(config: ExperimentConfig) -> Simulation:
         config.seed,
         method.exchange,
     )
-    return Simulation(dataset, device_samples, population, network, method, training, config.seed, guidance)
+    return Simulation(dataset, device_samples, population, network, method, training, config.seed, guidance, part)
+
+
+def slice_population(topology: Topology, holds: npt.NDArray[np.bool_], model: MultiModalNetwork, ranks: Ranks) -> Slice:
+    """Return the devices of this rank: even shares of the work, few links between ranks.
+
+    Raises:
+        ValueError: there are more ranks than devices.
+    """
+    if ranks.size > len(holds):
+        raise ValueError(
+            f"nproc-per-node and nnodes must make at most {len(holds)} ranks, one a device; got {ranks.size}"
+        )
+    macs = np.array([model.forward_macs[name] for name in model.modalities], dtype=np.float64)
+    # A device without modalities still exchanges.
+    work = holds @ macs + 0.01 * macs.sum()
+    return Slice(ranks, slice_devices(topology.edges, len(holds), ranks.size, work))
 
 
 def keep_only(holds: npt.NDArray[np.bool_], modalities: Sequence[str], modality: str) -> npt.NDArray[np.bool_]:

@@ -72,11 +72,16 @@ class WirelessNetwork:
         exchanges: bool = True,
     ) -> None:
         self.topology, self.energy, self.exchanges = topology, energy, exchanges
+        self._blocks = list(block_parameters)
         self._holds = np.stack([holds_block[name] for name in block_parameters], axis=1)
         self._bits = np.array([BITS_PER_PARAMETER * size for size in block_parameters.values()], dtype=float)
         self._failures = Failures(failures, topology, seed)
         self._channel = Channel(channel, topology, seed) if energy.model == "wireless" else None
         self._frequency_hz = draw_frequencies_hz(energy, topology.num_devices, seed)
+
+    def holds(self, block: str) -> BoolArray:
+        """Return which devices have a block, bool [devices]."""
+        return np.asarray(self._holds[:, self._blocks.index(block)])
 
     def draw(self, round_index: int, battery_joule: FloatArray | None = None) -> RoundLinks:
         """Return the links of a round, counted from 0.

@@ -10,8 +10,10 @@ import torch
 
 from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.seeding import torch_generator
+from dmmlkd_ext.training.modulation import NOISE_TABLE, GradientNoise
 
-NOISE_TABLE = 2**20
+DRAWN_DEVICES = 2**16
+"""Devices whose order of samples is drawn at a time."""
 
 
 class RoundBatches:
@@ -23,11 +25,10 @@ class RoundBatches:
         indices: torch.Tensor,
         noise: torch.Tensor | None,
         offsets: torch.Tensor,
-        draw: torch.Generator,
+        gradient_noise: GradientNoise,
     ) -> None:
         self._split, self._indices, self._noise, self._offsets = split, indices, noise, offsets
-        self.draw = draw
-        """For what else is drawn in the round's local iterations."""
+        self.gradient_noise = gradient_noise
 
     def labels(self, iteration: int, devices: torch.Tensor) -> torch.Tensor:
         """Return the labels of some devices' batches, int64 [devices, batch]."""
@@ -45,7 +46,7 @@ class RoundBatches:
         values: torch.Tensor = rows.unflatten(0, indices.shape)
         if self._noise is None:
             return values
-        windows = self._noise.unfold(0, values[0].numel(), 1)
+        windows = self._noise.unfold(0, values.shape[1:].numel(), 1)
         noise = windows[self._offsets[iteration, column, devices] % len(windows)]
         return values + noise.view_as(values)
 
@@ -63,6 +64,8 @@ class BatchSampler:
         batch_size: samples of a batch.
         input_noise: standard deviation of the noise on the features; 0 adds none.
         seed: the run's seed.
+        own: int64, increasing: the devices whose batches are wanted, counted from 0 in what is returned; None is all.
+            Draws are made for all devices, so that a device's do not depend on who else is here.
 
     Raises:
         ValueError: a device has no sample, or an index is out of range.
@@ -83,6 +86,7 @@ class BatchSampler:
         batch_size: int,
         input_noise: float,
         seed: int,
+        own: npt.NDArray[np.int64] | None = None,
     ) -> None:
         for device, samples in enumerate(device_samples):
             if len(samples) == 0:
@@ -90,10 +94,12 @@ class BatchSampler:
             if samples.min() < 0 or samples.max() >= len(split):
                 raise ValueError(f"device_samples must be in [0, {len(split)}), got others for device {device}")
         self.batch_size, self.seed, self._split = batch_size, seed, split
-        self._counts = torch.tensor([len(samples) for samples in device_samples])
-        self._owned = torch.zeros(len(device_samples), int(self._counts.max()), dtype=torch.int64)
-        for row, samples in zip(self._owned, device_samples, strict=True):
-            row[: len(samples)] = torch.from_numpy(np.sort(samples))
+        self._own = np.arange(len(device_samples)) if own is None else own
+        self._devices, self._most = len(device_samples), max(map(len, device_samples))
+        self._counts = torch.tensor([len(device_samples[device]) for device in self._own])
+        self._owned = torch.zeros(len(self._own), self._most, dtype=torch.int64)
+        for row, device in zip(self._owned, self._own, strict=True):
+            row[: len(device_samples[device])] = torch.from_numpy(np.sort(device_samples[device]))
         largest = max((values[0].numel() for values in split.features.values()), default=0) * batch_size
         self._noise = None
         if input_noise:
@@ -104,12 +110,33 @@ class BatchSampler:
         """Return the batches of a round's local iterations."""
         generator = torch_generator(self.seed, "batches", round_index)
         devices, most = self._owned.shape
-        keys = torch.rand(devices, most, generator=generator)
+        keys = self._draw_keys(generator)
         keys[torch.arange(most) >= self._counts.unsqueeze(1)] = 2  # no sample: sorted behind those there are
         order = keys.argsort(dim=1, stable=True)
         position = torch.arange(num_iterations * self.batch_size) % self._counts.unsqueeze(1)
         indices = self._owned.gather(1, order.gather(1, position))
         indices = indices.view(devices, num_iterations, self.batch_size).transpose(0, 1).contiguous()
-        places = (num_iterations, len(self._split.features), devices)
-        offsets = torch.randint(NOISE_TABLE, places, generator=generator)
-        return RoundBatches(self._split, indices, self._noise, offsets, generator)
+        offsets = self._draw_offsets(generator, num_iterations if self._noise is not None else 0)
+        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._own)
+        return RoundBatches(self._split, indices, self._noise, offsets, gradient_noise)
+
+    def _draw_keys(self, generator: torch.Generator) -> torch.Tensor:
+        """Draw what the samples of own devices are sorted by, [own devices, most samples of a device].
+
+        A generator gives one number after the other, so that drawing some devices at a time changes nothing but the
+        memory that it takes.
+        """
+        keys = torch.empty(len(self._own), self._most)
+        for begin in range(0, self._devices, DRAWN_DEVICES):
+            drawn = torch.rand(min(DRAWN_DEVICES, self._devices - begin), self._most, generator=generator)
+            first, last = np.searchsorted(self._own, (begin, begin + len(drawn)))
+            keys[first:last] = drawn[torch.from_numpy(self._own[first:last] - begin)]
+        return keys
+
+    def _draw_offsets(self, generator: torch.Generator, num_iterations: int) -> torch.Tensor:
+        """Draw where own devices read the table of noise, int64 [iterations, modalities, own devices]."""
+        own, places = torch.from_numpy(self._own), (len(self._split.features), self._devices)
+        offsets = torch.empty(num_iterations, places[0], len(own), dtype=torch.int64)
+        for iteration in offsets:
+            iteration.copy_(torch.randint(NOISE_TABLE, places, generator=generator)[:, own])
+        return offsets

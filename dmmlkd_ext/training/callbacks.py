@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from dmmlkd_ext.training.storage import save_state, write_atomically
+from dmmlkd_ext.training.checkpoints import save_checkpoint
+from dmmlkd_ext.training.ranks import Ranks
+from dmmlkd_ext.training.storage import write_atomically
 
 
 class RunningSimulation(Protocol):
@@ -137,16 +139,18 @@ class Checkpoint(Callback):
     Args:
         path: the file of the checkpoint; its folder must exist.
         every: rounds between two checkpoints, at least 1.
+        ranks: the processes of the simulation, each of which has this callback; None is this one alone.
 
     Raises:
         ValueError: `every` is below 1.
     """
 
-    def __init__(self, path: Path, every: int = 10) -> None:
+    def __init__(self, path: Path, every: int = 10, ranks: Ranks | None = None) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.path = path
         self.every = every
+        self.ranks = ranks
         self._saved: int | None = None
 
     @override
@@ -162,7 +166,7 @@ class Checkpoint(Callback):
             self._save(simulation)
 
     def _save(self, simulation: RunningSimulation) -> None:
-        save_state(self.path, simulation.state_dict())
+        save_checkpoint(self.path, simulation.state_dict(), self.ranks)
         self._saved = simulation.round
 
 

@@ -64,22 +64,20 @@ def train(
     training = Training(population, batches, plan, method, config, learning_rate, guidance)
     sums = torch.zeros(len(TERMS), population.num_devices, dtype=torch.float64)
     counts = torch.zeros(population.num_devices, dtype=torch.float64)
-    for chunk in _chunks(population, method):
+    for chunk in _chunks(population):
         _train_chunk(training, chunk, sums, counts)
     means = (sums / counts).numpy()  # 0 / 0: a device that trained nothing
     has = [term == "task" or getattr(method.losses, term) > 0 for term in TERMS]
     return {term: means[row] if has[row] else np.full(population.num_devices, np.nan) for row, term in enumerate(TERMS)}
 
 
-def _chunks(population: Population, method: MethodConfig) -> Iterator[IntArray]:
-    """Give the devices in runs; all at once where their draws come from one stream."""
+def _chunks(population: Population) -> Iterator[IntArray]:
+    """Give the devices in runs."""
     devices = population.num_devices
     names = (SHARED, *population.network.modalities)
     parameters = sum(population.blocks[name].local.numel() for name in names) / max(1, devices)
-    size = devices
-    if method.modulation != "ogm-ge":
-        size = max(1, int(CHUNK_VALUES * torch.get_num_threads() / max(1.0, parameters)))
-    for begin in range(0, devices, max(1, size)):
+    size = max(1, int(CHUNK_VALUES * torch.get_num_threads() / max(1.0, parameters)))
+    for begin in range(0, devices, size):
         yield np.arange(begin, min(begin + size, devices))
 
 
@@ -135,7 +133,9 @@ class Members:
     def of(cls, population: Population, working: dict[str, WorkingRows], active: BoolArray) -> Members:
         """Look up the rows of the modalities in `active`."""
         shared = working[SHARED].of(np.flatnonzero(active.any(axis=1)))
-        columns = [int(column) for column in np.flatnonzero(active.any(axis=0))]
+        # All of them: kernels may sum in another order for another number of modalities, and on another rank, or in
+        # another chunk, other devices train beside this one.
+        columns = list(range(active.shape[1]))
         names = [population.network.modalities[column] for column in columns]
         modalities = {
             name: working[name].of(np.flatnonzero(active[:, column]))
@@ -143,7 +143,7 @@ class Members:
         }
         place = _places(shared.devices, len(active))
         positions = [torch.from_numpy(place[rows.devices]) for rows in modalities.values()]
-        counted = torch.from_numpy(active[shared.devices][:, columns]).unsqueeze(1)
+        counted = torch.from_numpy(active[shared.devices]).unsqueeze(1)
         return cls(active, shared, modalities, columns, positions, counted)
 
     def are(self, active: BoolArray) -> bool:
@@ -174,7 +174,7 @@ def _iterate(training: Training, working: dict[str, WorkingRows], iteration: int
         _observe(training.guidance, batch, members.shared.index)
     losses, gradients = objective(batch, method.losses, guided, members.head_gradients)
     _pull_back(members, pull_backs, gradients)
-    _modulate(training, batch, members, pull_backs)
+    _modulate(training, iteration, batch, members, pull_backs)
     if method.proximal:
         for rows in members.blocks:
             rows.gradient.add_(rows.parameters - rows.start(), alpha=method.proximal)
@@ -252,7 +252,9 @@ def _pull_back(members: Members, pull_backs: list[PullBack], gradients: list[tor
         pull_back(gradient, rows.gradients)
 
 
-def _modulate(training: Training, batch: BatchFeatures, members: Members, pull_backs: list[PullBack]) -> None:
+def _modulate(
+    training: Training, iteration: int, batch: BatchFeatures, members: Members, pull_backs: list[PullBack]
+) -> None:
     """Let a rival change the gradients of the modalities' blocks."""
     modulation, strength = training.method.modulation, training.method.modulation_strength
     if modulation == "none":
@@ -266,8 +268,9 @@ def _modulate(training: Training, batch: BatchFeatures, members: Members, pull_b
     if modulation == "ogm-ge":
         coefficients = ogm_coefficients(outputs, strength)
         for column, (layout, rows, position) in enumerate(blocks):
-            own, draw = coefficients[position, column], training.batches.draw
-            rows.gradient.copy_(ogm_gradient(layout, rows.gradient, own, competes[position], draw))
+            own, width = coefficients[position, column], rows.gradient.shape[1]
+            noise = training.batches.gradient_noise.rows(iteration, members.columns[column], rows.index, width)
+            rows.gradient.copy_(ogm_gradient(layout, rows.gradient, own, competes[position], noise))
     if modulation == "mmpareto":
         joint = [rows.gradient.clone() for rows in members.blocks]
         # One sum serves for all the unimodal losses: no modality's block sees another's.

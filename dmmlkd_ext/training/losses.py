@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,10 +42,15 @@ class BatchOutputs:
     waiting_count: torch.Tensor | None = None
 
 
+def sum_in_order(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the sum over modalities, one after the other: one that is absent changes no bit, nor does its column."""
+    return functools.reduce(torch.add, values.unbind(dim))
+
+
 def predict(outputs: BatchOutputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the prediction's logits [devices, batch, classes] and how many modalities they are a mean of."""
     weight = outputs.present.unsqueeze(-1)
-    total = ((outputs.common_logits + outputs.specific_logits) * weight).sum(2)
+    total = sum_in_order((outputs.common_logits + outputs.specific_logits) * weight, 2)
     count = outputs.present.sum(2)
     if outputs.waiting_logits is not None and outputs.waiting_count is not None:
         total, count = total + outputs.waiting_logits, count + outputs.waiting_count
@@ -126,7 +132,7 @@ def _feature_distance(outputs: BatchOutputs, guidance: GuidanceBatch) -> torch.T
 
 def _mean_over_present(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Return the mean over the modalities present, [devices, batch], of values [devices, batch, modalities]."""
-    return (values * present).sum(2) / present.sum(2).clamp_min(1)
+    return sum_in_order(values * present, 2) / present.sum(2).clamp_min(1)
 
 
 def modality_entropy(outputs: BatchOutputs, specific: bool = False) -> torch.Tensor:

@@ -5,12 +5,19 @@ Heads keep their plain gradients. So does a device that has one modality in a ba
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.models.layout import BlockLayout
-from dmmlkd_ext.training.losses import BatchOutputs, modality_entropy
+from dmmlkd_ext.seeding import torch_generator
+from dmmlkd_ext.training.losses import BatchOutputs, modality_entropy, sum_in_order
 
 HEAD = "head"
+NOISE_TABLE = 2**20
+"""Normal numbers in a table of noise."""
 
 
 def competing(outputs: BatchOutputs) -> torch.Tensor:
@@ -43,7 +50,7 @@ def ogm_coefficients(outputs: BatchOutputs, strength: float) -> torch.Tensor:
     samples = outputs.present.sum(1)
     score = probability.sum(1) / samples.clamp_min(1)  # [devices, modalities]
     held = (samples > 0).sum(1, keepdim=True)
-    others = (score.sum(1, keepdim=True) - score) / (held - 1).clamp_min(1)
+    others = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
     ratio = score / others.clamp_min(1e-8)
     return torch.where((ratio > 1) & (held > 1), 1 - torch.tanh(strength * ratio), 1.0)
 
@@ -53,7 +60,7 @@ def ogm_gradient(
     gradient: torch.Tensor,
     coefficient: torch.Tensor,
     competes: torch.Tensor,
-    draw: torch.Generator,
+    noise: torch.Tensor,
 ) -> torch.Tensor:
     """Scale each device's gradient and add noise ("GE"), on every parameter of its encoder (Peng et al. 2022).
 
@@ -65,7 +72,7 @@ def ogm_gradient(
         gradient: [rows, parameters].
         coefficient: of each row, [rows].
         competes: bool [rows]; the others keep their gradients.
-        draw: of the noise.
+        noise: normal numbers of deviation 1, [rows, parameters].
 
     Returns:
         A new gradient, [rows, parameters].
@@ -74,17 +81,45 @@ def ogm_gradient(
         >>> from dmmlkd_ext.models.layout import ParameterSpec
         >>> layout = BlockLayout({"weight": ParameterSpec((3,), 0.0), "head": ParameterSpec((1,), 0.0)})
         >>> gradient, one = torch.tensor([[2.0, 2.0, 2.0, 4.0]]), torch.ones(1, dtype=torch.bool)
-        >>> ogm_gradient(layout, gradient, torch.tensor([0.5]), one, torch.Generator())  # no deviation, no noise
+        >>> ogm_gradient(layout, gradient, torch.tensor([0.5]), one, torch.ones(1, 4))  # no deviation, no noise
         tensor([[1., 1., 1., 4.]])
     """
     modulated = gradient.clone()
-    noise = torch.randn(gradient.shape, generator=draw, dtype=gradient.dtype)
     parts = zip(_encoder(layout, modulated), _encoder(layout, noise), strict=True)
     for values, random in parts:
         deviation = values.std(1, keepdim=True).nan_to_num(0.0)  # of a single value: none
         changed = values * coefficient.unsqueeze(1) + random * deviation
         values.copy_(torch.where(competes.unsqueeze(1), changed, values))
     return modulated
+
+
+class GradientNoise:
+    """Normal numbers for the gradients of a round, of each device the same whoever else is here.
+
+    They are read from one table, from a place that is drawn for each device, iteration and modality.
+
+    Args:
+        seed: the run's seed.
+        round_index: the round.
+        num_devices: all devices.
+        own: int64, the devices of this rank, which are counted from 0 here.
+    """
+
+    def __init__(self, seed: int, round_index: int, num_devices: int, own: npt.NDArray[np.int64]) -> None:
+        self._seed, self._round, self._num_devices = seed, round_index, num_devices
+        self._own = torch.from_numpy(own)
+
+    def rows(self, iteration: int, column: int, devices: torch.Tensor, parameters: int) -> torch.Tensor:
+        """Return numbers for some of the rank's devices, [devices, parameters], in the block of modality `column`."""
+        draw = torch_generator(self._seed, "gradient noise", self._round, iteration, column)
+        offsets = torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)
+        windows = _gradient_noise_table(self._seed, max(NOISE_TABLE, 2 * parameters)).unfold(0, parameters, 1)
+        return windows[offsets[self._own[devices]] % len(windows)]
+
+
+@functools.lru_cache(maxsize=2)
+def _gradient_noise_table(seed: int, size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch_generator(seed, "gradient noise table"))
 
 
 def unimodal_loss(outputs: BatchOutputs) -> torch.Tensor:

@@ -12,13 +12,18 @@ import torch
 from dmmlkd_ext.models.layout import BlockLayout
 from dmmlkd_ext.models.network import MultiModalNetwork
 from dmmlkd_ext.seeding import torch_generator
+from dmmlkd_ext.training.ranks import Slice, alone
+
+CHUNK_VALUES = 2**18
+"""Values of a block at a time where a whole copy of it would be made otherwise."""
 
 
 class Block:
     """One block of parameters of the devices that have it: three matrices [devices of the block, parameters].
 
     `local` is what devices train, `start` what they began the round with, `momentum` the optimizer's buffer,
-    which stays with its device. An exchange writes the mixed parameters over `start`.
+    which stays with its device. An exchange writes the mixed parameters over `start`. Behind `local` there may be room
+    for a halo: rows of neighbours on other ranks, as they were received in the last exchange.
 
     Args:
         devices: int64, the numbers of the devices that have the block, increasing.
@@ -28,8 +33,14 @@ class Block:
     def __init__(self, devices: npt.NDArray[np.int64], initial: torch.Tensor) -> None:
         self.devices = devices
         self.start = initial.repeat(len(devices), 1)
-        self.local = self.start.clone()
+        self.local = self.at_hand = self.start.clone()
         self.momentum = torch.zeros_like(self.start)
+
+    def make_room(self, halo: int) -> None:
+        """Let `at_hand` have `halo` rows behind those of `local`."""
+        self.at_hand = self.local.new_empty(len(self.devices) + halo, self.num_parameters)
+        self.at_hand[: len(self.devices)] = self.local
+        self.local = self.at_hand[: len(self.devices)]
 
     @property
     def num_parameters(self) -> int:
@@ -42,7 +53,7 @@ class Block:
 
 
 class Population:
-    """The devices' parameters, block by block (METHOD 2 and 4).
+    """The devices' parameters, block by block (METHOD 2 and 4); of the devices of this rank, counted from 0.
 
     Args:
         network: the model that every device has, as far as it has the modalities.
@@ -91,12 +102,28 @@ class Population:
         for block in self.blocks.values():
             block.local.copy_(block.start)
 
-    def consensus_distance(self) -> dict[str, float]:
-        """Return, for each block, the root mean square distance of the devices from their mean."""
-        return {
-            name: float(torch.linalg.vector_norm(block.start - block.start.mean(0))) / max(1, len(block.devices)) ** 0.5
-            for name, block in self.blocks.items()
-        }
+    def consensus_distance(self, part: Slice | None = None) -> dict[str, float]:
+        """Return, for each block, the root mean square distance of the devices from their mean, on all ranks.
+
+        A sum of float32 in float64 loses nothing to rounding unless a parameter's values differ by factors of 1e5, and
+        the mean is cut to float32, so that the bits do not depend on which rank holds whom.
+        """
+        part = part or alone(self.num_devices)
+        squares = {name: np.zeros(self.num_devices) for name in self.blocks}
+        members = {}
+        for name, block in self.blocks.items():
+            chunks = block.start.split(max(1, CHUNK_VALUES // max(1, block.num_parameters)))
+            total = block.start.new_zeros(block.num_parameters + 1, dtype=torch.float64)
+            total[-1] = len(block.devices)
+            for chunk in chunks:
+                total[:-1] += chunk.double().sum(0)
+            part.ranks.sum(total)
+            members[name] = total[-1].clamp_min(1)
+            mean = (total[:-1] / members[name]).to(block.start.dtype)
+            norms = [torch.linalg.vector_norm(chunk - mean, dim=1) for chunk in chunks]
+            squares[name][block.devices] = torch.cat(norms).double().square().numpy()
+        everyone = part.gather(squares)
+        return {name: float(everyone[name].sum() / float(members[name])) ** 0.5 for name in self.blocks}
 
     def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return what a resumed run needs, between two rounds."""

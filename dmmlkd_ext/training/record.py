@@ -29,9 +29,14 @@ class RecordedSimulation(Protocol):
     energy: EnergyAccount
     iteration_time: FloatArray
     learning_time: FloatArray
+    holds: npt.NDArray[np.bool_]
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
+        ...
+
+    def consensus_distance(self) -> dict[str, float]:
+        """Return the root mean square distance of the devices from their mean, a block."""
         ...
 
 
@@ -59,7 +64,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
     """
     population, plan, links = simulation.population, outcome.plan, outcome.links
     names = population.network.modalities
-    held = population.holds
+    held = simulation.holds
     learning_time = np.where(outcome.learns, simulation.learning_time, 0.0)
     # Waiting takes the same share of an iteration's time as of its energy.
     compute_time = plan.energy_joule(simulation.iteration_time, simulation.method.balance.pause)
@@ -71,7 +76,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "modality_accuracy": _alone(outcome.test, names),
         "generator_quality": None if outcome.quality is None else _quality(outcome.quality),
         "probe_accuracy": None if outcome.probe is None else {name: _values(outcome.probe[name]) for name in names},
-        "consensus_distance": population.consensus_distance(),
+        "consensus_distance": simulation.consensus_distance(),
         "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
         "balance_metric": _by_modality(outcome.metric, names, held),
         "imbalance": _values(simulation.imbalance()),

@@ -18,7 +18,7 @@ from dmmlkd_ext.balance import (
     training_speed,
     update_speeds,
 )
-from dmmlkd_ext.data.dataset import MultiModalDataset
+from dmmlkd_ext.data.dataset import MultiModalDataset, Split
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.network.energy import EnergyAccount, initial_budget_joule
 from dmmlkd_ext.network.topology import metropolis_hastings
@@ -27,14 +27,18 @@ from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.training import exchange, local
 from dmmlkd_ext.training.batches import BatchSampler
 from dmmlkd_ext.training.callbacks import Callback, EndTraining
+from dmmlkd_ext.training.checkpoints import select_rows
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.evaluation import Accuracy, GeneratorQuality, evaluate, judge_generator
-from dmmlkd_ext.training.exchange import Variation
+from dmmlkd_ext.training.exchange import Route, Variation
 from dmmlkd_ext.training.guidance import GENERATOR, Guidance, GuidanceRound
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.probe import probe_accuracy
+from dmmlkd_ext.training.ranks import Slice, alone
 from dmmlkd_ext.training.record import RoundOutcome, make_record
+
+GUIDANCE = "state of the guidance"
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -46,12 +50,14 @@ class Simulation:
     Args:
         dataset: what is learned.
         device_samples: the training samples of each device.
-        population: the devices' parameters and modalities.
+        population: parameters and modalities of the devices of this rank.
         network: links, failures, and what computing and sending cost.
         method: what is minimized, exchanged and balanced.
         config: how devices train.
         seed: the run's seed.
         guidance: what pulls the common features to one distribution, or None.
+        part: which devices this rank holds; None is all of them. What is one number a device is known on every rank, so
+            that links, plans and records are those of one process.
     """
 
     def __init__(
@@ -64,17 +70,24 @@ class Simulation:
         config: TrainingConfig,
         seed: int,
         guidance: Guidance | None = None,
+        part: Slice | None = None,
     ) -> None:
         self.dataset, self.population, self.network = dataset, population, network
         self.method, self.config, self.guidance = method, config, guidance
         self.round, self.total_rounds = 0, config.rounds
-        self.sampler = BatchSampler(dataset.train, device_samples, config.batch_size, config.input_noise, seed)
+        self.part = part or alone(len(device_samples))
+        self.sampler = BatchSampler(
+            dataset.train, device_samples, config.batch_size, config.input_noise, seed, self.part.devices
+        )
         labels = dataset.train.labels.numpy()
         # What a device without modalities predicts: the class that it has most of, the first of several.
-        self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in device_samples], dtype=np.int64)
+        own = [device_samples[device] for device in self.part.devices.tolist()]
+        self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in own], dtype=np.int64)
         model: MultiModalNetwork = population.network
+        self.holds = np.stack([network.holds(name) for name in model.modalities], axis=1)
+        self._make_room()
         macs = [model.forward_macs[name] for name in model.modalities]
-        self.iteration_energy = network.iteration_energy_joule(population.holds, macs, config.batch_size)
+        self.iteration_energy = network.iteration_energy_joule(self.holds, macs, config.batch_size)
         self.iteration_time = network.iteration_time_s(macs, config.batch_size)
         learning_macs = guidance.round_macs if guidance else 0.0
         self.overhead = network.computing_energy_joule(learning_macs)
@@ -87,7 +100,13 @@ class Simulation:
             network.typical_exchange_energy_joule() + self.overhead,
         )
         self.energy = EnergyAccount(budget)
-        self.speeds = np.full(population.holds.shape, np.nan)
+        self.speeds = np.full(self.holds.shape, np.nan)
+
+    def _make_room(self) -> None:
+        """Let each block have room for all rows that may ever come from other ranks."""
+        if self.part.ranks.size > 1:
+            for name, (_, route) in self._weights(self.network.topology.edges).items():
+                self.population.blocks[name].make_room(route.halo)
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Run the rounds that remain; a callback may end the training early."""
@@ -103,15 +122,18 @@ class Simulation:
 
     def run_round(self) -> dict[str, Any]:
         """Run one round on all devices and return its record."""
+        self.part.ranks.enter_round(self.round + 1)
         links = self.network.draw(self.round, self.energy.remaining_joule)
-        metric = balance_metric(self.speeds, self.population.holds)
+        metric = balance_metric(self.speeds, self.holds)
         plan = self._plan(links, metric)
         rate = self.config.learning_rate_at(self.round)
 
         self.population.begin_round()
         batches = self.sampler.draw(self.round, plan.num_iterations)
         guidance = self._guidance(plan)
-        losses = local.train(self.population, batches, plan, self.method, self.config, rate, guidance)
+        own = Plan(plan.iterations[self.part.devices], plan.start[self.part.devices])
+        losses = local.train(self.population, batches, own, self.method, self.config, rate, guidance)
+        losses = self.part.gather(losses)
         learns = links.devices & self.energy.can_pay(self.overhead + links.cost.energy_joule)
         variations = self._exchange(links, guidance, learns)
         self._account(links, plan, variations, learns)
@@ -134,7 +156,7 @@ class Simulation:
             np.where(links.devices, available, -np.inf),
             np.where(links.devices, battery, -np.inf),
             self.config.local_iterations,
-            self.population.holds & links.devices[:, None],
+            self.holds & links.devices[:, None],
         )
 
     def _guidance(self, plan: Plan) -> GuidanceRound | None:
@@ -144,23 +166,29 @@ class Simulation:
 
     def _exchange(self, links: RoundLinks, guided: GuidanceRound | None, learns: BoolArray) -> dict[str, Variation]:
         """Mix all blocks; what guides learns around it, on the devices that can pay for that (bool [devices])."""
-        weights = self._weights(links)
-        if self.guidance is None or guided is None:
-            return exchange.mix(self.population, weights)
-        self.guidance.before_exchange(self.population, guided.moments)
-        variations = exchange.mix(self.population, weights)
-        may_learn = torch.from_numpy(learns)
-        self.guidance.after_exchange(self.population, guided.moments, weights[SHARED], may_learn, self.round)
-        return variations
+        divided = self._weights(links.edges)
+        weights = {name: own for name, (own, _) in divided.items()}
+        routes = {name: route for name, (_, route) in divided.items()}
+        if self.guidance is not None and guided is not None:
+            self.guidance.before_exchange(self.population, guided.moments)
+        variations = exchange.mix(self.population, weights, routes, self.part.ranks)
+        if self.guidance is not None and guided is not None:
+            moments, may_learn = guided.moments, torch.from_numpy(learns[self.part.devices])
+            if self.guidance.config.weigh_heads:
+                moments.count_at_hand = exchange.with_halo(moments.count, routes[SHARED], self.part.ranks)
+            self.guidance.after_exchange(self.population, moments, weights[SHARED], may_learn, self.round)
+        columns = self.part.gather(
+            {f"{name} {field}": getattr(own, field) for name, own in variations.items() for field in Variation._fields}
+        )
+        return {name: Variation(*(columns[f"{name} {field}"] for field in Variation._fields)) for name in variations}
 
-    def _weights(self, links: RoundLinks) -> dict[str, GossipWeights]:
-        """Return the mixing weights of each block on the links that work (METHOD 4)."""
+    def _weights(self, edges: npt.NDArray[np.int64]) -> dict[str, tuple[GossipWeights, Route]]:
+        """Return this rank's mixing weights of each block on the links that work (METHOD 4), and what it exchanges."""
         weights = {}
         for name, block in self.population.blocks.items():
-            members = np.zeros(self.population.num_devices, dtype=np.bool_)
-            members[block.devices] = True
-            matrix = metropolis_hastings(links.edges, len(members), members)
-            weights[name] = GossipWeights.from_scipy(matrix, block.start.dtype)
+            members = self.network.holds(name)
+            matrix = metropolis_hastings(edges, len(members), members)
+            weights[name] = exchange.divide_weights(matrix, np.flatnonzero(members), self.part, block.start.dtype)
         return weights
 
     def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation], learns: BoolArray) -> None:
@@ -182,46 +210,64 @@ class Simulation:
         if self.guidance is None or self.round != self.total_rounds:
             return None
         pool, known = self.guidance.generate(self.population.blocks[GENERATOR].start, self.round)
-        if not known.all() or pool.shape[2] < 2:
+        everyone = self.part.gather({"known": known.all(1).numpy()})["known"]
+        if not everyone.all() or pool.shape[2] < 2:
             return None
-        return judge_generator(self.population, self.dataset.test, pool)
+        own = judge_generator(self.population, self.dataset.test, pool)
+        return GeneratorQuality(**self.part.gather({"nearest_mean": own.nearest_mean, "spread": own.spread}))
 
     def _evaluations(self) -> tuple[Accuracy | None, Accuracy | None]:
         """Return the accuracy on validation and test data in the rounds that are evaluated."""
         if self.round % self.config.evaluate_every and self.round != self.total_rounds:
             return None, None
-        validation, test = self.dataset.validation, self.dataset.test
-        return evaluate(self.population, validation, self.guess), evaluate(self.population, test, self.guess)
+        return self._evaluate(self.dataset.validation), self._evaluate(self.dataset.test)
+
+    def _evaluate(self, split: Split) -> Accuracy:
+        own = evaluate(self.population, split, self.guess)
+        columns = self.part.gather(
+            {f"alone {name}": values for name, values in own.alone.items()} | {"joint": own.joint}
+        )
+        return Accuracy(columns["joint"], {name: columns[f"alone {name}"] for name in own.alone})
+
+    def consensus_distance(self) -> dict[str, float]:
+        """Return, for each block, the root mean square distance of the devices from their mean."""
+        return self.population.consensus_distance(self.part)
 
     def _probe(self) -> dict[str, FloatArray] | None:
         """Probe the encoders once, after the last round, if asked to."""
         if not self.config.probe or self.round != self.total_rounds:
             return None
-        return probe_accuracy(self.population, self.dataset.train, self.dataset.test)
+        return self.part.gather(probe_accuracy(self.population, self.dataset.train, self.dataset.test))
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
-        return imbalance(self.speeds, self.population.holds)
+        return imbalance(self.speeds, self.holds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs; random draws need only the seed and the round."""
-        return {
-            "round": self.round,
-            "population": self.population.state_dict(),
-            "energy": self.energy.state_dict(),
-            "speeds": self.speeds,
-            "guidance": self.guidance.state_dict() if self.guidance else {},
-        }
+        """Return everything that a resumed run needs; random draws need only the seed and the round.
+
+        `rows` is what belongs to devices: matrices with a row a device, and the devices' numbers.
+        """
+        devices = {name: self.part.devices[block.devices] for name, block in self.population.blocks.items()}
+        rows = {name: {"devices": devices[name], **state} for name, state in self.population.state_dict().items()}
+        if self.guidance:
+            rows[GUIDANCE] = {"devices": self.part.devices, **self.guidance.state_dict()}
+        return {"round": self.round, "energy": self.energy.state_dict(), "speeds": self.speeds, "rows": [rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict` of a simulation of the same configuration.
 
+        Args:
+            state: `rows` may come in several parts, as any number of ranks left them.
+
         Raises:
             ValueError: the state is of another population or energy account.
         """
-        self.population.load_state_dict(state["population"])
+        blocks = self.population.blocks
+        devices = {name: self.part.devices[block.devices] for name, block in blocks.items()}
+        self.population.load_state_dict({name: select_rows(state["rows"], name, devices[name]) for name in blocks})
         self.energy.load_state_dict(state["energy"])
         self.speeds = np.array(state["speeds"], dtype=np.float64)
         if self.guidance:
-            self.guidance.load_state_dict(state["guidance"])
+            self.guidance.load_state_dict(select_rows(state["rows"], GUIDANCE, self.part.devices))
         self.round = int(state["round"])

@@ -64,15 +64,19 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(canonical, file))
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Load what `save_state` saved, onto the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave tensors in the file until they are used; the file must stay as it is for that time.
 
     Raises:
         FileNotFoundError: there is no file `path`.
         ValueError: the file does not hold a state.
     """
     try:
-        state = _decode(torch.load(path, map_location="cpu", weights_only=True))
+        state = _decode(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises many types for a damaged file

@@ -21,6 +21,7 @@ from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.guidance import GENERATOR, GeneratorConfig, make_guidance
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.training.ranks import Slice, alone
 from dmmlkd_ext.training.simulation import Simulation
 
 MIXED_SHAPES: dict[str, tuple[int, ...]] = {"vector": (6,), "wave": (2, 11), "image": (1, 9, 7)}
@@ -108,16 +109,20 @@ def make_simulation(
     topology: str = "ring",
     device_samples: Sequence[npt.NDArray[np.int64]] | None = None,
     seed: int = 0,
+    part: Slice | None = None,
 ) -> Simulation:
-    """Return a simulation before its first round."""
+    """Return a simulation before its first round, of all devices or of those of `part`."""
     dataset = dataset or make_dataset()
     method = plain_method(method) if isinstance(method, str) else method
     model = MultiModalNetwork(dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width)
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, seed)
-    population = Population(model, holds, seed, {GENERATOR: guidance.layout} if guidance else {})
+    part = part or alone(len(holds))
+    population = Population(model, holds[part.devices], seed, {GENERATOR: guidance.layout} if guidance else {})
+    everyone = np.ones(len(holds), dtype=np.bool_)
+    held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
     network = WirelessNetwork(
         build_topology(topology, len(holds), numpy_generator(seed, "topology")),
-        {name: np.isin(np.arange(len(holds)), block.devices) for name, block in population.blocks.items()},
+        {name: held.get(name, everyone) for name in population.blocks},
         {name: block.num_parameters for name, block in population.blocks.items()},
         energy or EnergyConfig(),
         ChannelConfig(),
@@ -127,7 +132,7 @@ def make_simulation(
     )
     if device_samples is None:
         device_samples = divide(len(dataset.train), len(holds))
-    return Simulation(dataset, device_samples, population, network, method, training, seed, guidance)
+    return Simulation(dataset, device_samples, population, network, method, training, seed, guidance, part)
 
 
 def widen(dataset: MultiModalDataset) -> MultiModalDataset:

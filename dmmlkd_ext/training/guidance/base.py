@@ -87,7 +87,8 @@ class FeatureMoments:
     """
 
     def __init__(self, devices: int, num_classes: int, width: int, full: bool = False) -> None:
-        self.count = torch.zeros(devices, num_classes)
+        self.count = self.count_at_hand = torch.zeros(devices, num_classes)
+        """Counts; behind those of own devices, `count_at_hand` has those of neighbours on other ranks."""
         self.sum = torch.zeros(devices, num_classes, width)
         self.product = torch.zeros(devices, num_classes, width, *([width] if full else []))
 

@@ -18,7 +18,7 @@ class ReceivedHeads(NamedTuple):
     """The heads that each of some devices received, its own among them.
 
     Attributes:
-        heads: what all devices sent, [all devices, d, classes].
+        heads: what devices sent, [devices at hand, d, classes]: those of this rank, then neighbours on others.
         row_pointers: int64 [devices + 1]: device i received `heads[rows[row_pointers[i] : row_pointers[i + 1]]]`.
         rows: int64.
         share: [received heads, classes], what each counts for a feature of a class, 1 in all for a device; None: alike.
@@ -45,9 +45,9 @@ class ReceivedHeads(NamedTuple):
     ) -> ReceivedHeads:
         """Return what `devices`, increasing, received in the exchange by `weights`.
 
-        With `seen` [all devices, classes] a head counts by what its device saw of a class; alike where nobody saw any.
+        With `seen` [devices at hand, classes] a head counts by what its device saw of a class; alike where nobody did.
         """
-        sent = population.network.layouts[SHARED].views(population.blocks[SHARED].local)["head"]
+        sent = population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"]
         counts = weights.row_pointers.diff()
         wanted = torch.zeros(len(counts), dtype=torch.bool)
         wanted[devices] = True

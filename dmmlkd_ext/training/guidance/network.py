@@ -65,7 +65,7 @@ class NetworkGuidance(Guidance):
         for rows in learns.nonzero().flatten().split(CHUNK * torch.get_num_threads()):
             targets = _MomentTargets.of(moments, rows)
             parameters, first, second = block.start[rows], block.momentum[rows], self._second_moment[rows]
-            seen = moments.count if self.config.weigh_heads else None
+            seen = moments.count_at_hand if self.config.weigh_heads else None
             received = ReceivedHeads.of(population, heads, rows, seen)
             self._learn(parameters, first, second, self._steps[rows], received, targets, noise)
             block.start[rows], block.momentum[rows], self._second_moment[rows] = parameters, first, second

@@ -1,0 +1,175 @@
+"""Which rank is missing, and since which round, when the others cannot go on.
+
+A backend says at best that a connection was closed or that time ran out, seldom by whom. So every rank beats: a thread
+writes to the store of the process group, twice a second, the round, how many operations the rank has entered with the
+others, and a count. A rank that fails by an error leaves that there, too. When an operation fails, a rank reads the
+others' beats twice: one that does not beat any more was killed or is stopped, and one that beats and is operations
+behind hangs, or is out of step by more than the timeout.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
+
+BEAT_S = 0.5
+LISTEN_S = 2.5
+"""Between the two looks at the others' beats: a rank that was not heard for so long does not beat."""
+
+
+class RankLostError(RuntimeError):
+    """The ranks cannot go on, because one of them died, hangs or failed, or because they were told to end."""
+
+
+class _ToldToEnd(BaseException):
+    """SIGTERM arrived; torchrun sends it to the other ranks as soon as one has ended."""
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """The last sign of a rank."""
+
+    round: int
+    step: int
+    beat: int
+    left: bool = False
+    """It has ended on purpose since."""
+    failure: str | None = None
+    """The error that it ended with, unless that was the loss of another rank."""
+    because: str | None = None
+    """Whom it missed when it left."""
+
+
+class Liveness:
+    """Beats for one rank while its block lasts, and explains failures by the others' beats.
+
+    Args:
+        store: of the process group.
+        rank: the number of this process.
+        size: the number of processes.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._store = store.clone()  # a connection of its own: another one may be waiting
+        self._store.set_timeout(timedelta(seconds=5))
+        self._round = self._step = self._beat = 0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._keep_beating, name="liveness", daemon=True)
+        self._at_end = False
+
+    def __enter__(self) -> Liveness:
+        self._publish()
+        self._thread.start()
+        self._handler = signal.signal(signal.SIGTERM, self._told_to_end)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._at_end = True
+        try:
+            if isinstance(error, _ToldToEnd):
+                raise self.explain("it was told to end by SIGTERM", told_to_end=True) from None
+            failure = None if error is None or isinstance(error, RankLostError) else f"{kind.__name__}: {error}"  # type: ignore[union-attr]
+            self._publish(left=True, failure=failure)
+        finally:
+            self._stop.set()
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def enter_round(self, number: int) -> None:
+        """Tell the round, counted from 1."""
+        self._round = number
+        self._publish()
+
+    def step(self) -> None:
+        """Note that this rank enters an operation with the others."""
+        self._step += 1
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Explain what a backend raises in the block."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.explain(error) from error
+
+    def explain(self, reason: object, told_to_end: bool = False) -> RankLostError:
+        """Return the error that names the ranks that are missing, and the round; takes some seconds."""
+        self._at_end = True
+        before, now = self._read(), {}
+        if before:
+            time.sleep(LISTEN_S)
+            now = self._read()
+        causes = self._causes(before, now)
+        if not (causes or told_to_end):
+            causes = self._hanging(now)
+        self._publish(left=True, because="; ".join(causes) or None)
+        where = f"round {self._round}" if self._round else "before the first round"
+        causes = causes or [_first_line(reason)]
+        return RankLostError(f"rank {self.rank} of {self.size}, {where}: {'; '.join(causes)}")
+
+    def _causes(self, before: dict[int, _Sign], now: dict[int, _Sign]) -> list[str]:
+        if self.rank not in now:
+            return ["the store of the process group is gone, with torchrun or with rank 0"]
+        others = {rank: sign for rank, sign in now.items() if rank != self.rank}
+        failed = [
+            f"rank {rank} failed in round {sign.round}: {sign.failure}" for rank, sign in others.items() if sign.failure
+        ]
+        lost = [
+            f"rank {rank} is lost: killed or stopped, last heard in round {sign.round}"
+            for rank, sign in others.items()
+            if not sign.left and sign == before.get(rank)
+        ]
+        silent = [f"rank {rank} never joined" for rank in range(self.size) if rank not in now]
+        told = sorted({sign.because for sign in others.values() if sign.because})
+        return failed + lost + silent or told
+
+    def _hanging(self, now: dict[int, _Sign]) -> list[str]:
+        behind = {rank: sign for rank, sign in now.items() if not sign.left and sign.step < self._step}
+        last = min((sign.step for sign in behind.values()), default=0)
+        return [f"rank {rank} hangs in round {sign.round}" for rank, sign in behind.items() if sign.step == last]
+
+    def _read(self) -> dict[int, _Sign]:
+        """Return the last signs of all ranks; none where the store is gone."""
+        signs = {}
+        with suppress(RuntimeError):
+            for rank in range(self.size):
+                if self._store.check([_key(rank)]):
+                    signs[rank] = _Sign(**json.loads(self._store.get(_key(rank))))
+        return signs
+
+    def _publish(self, **further: Any) -> None:
+        with self._lock, suppress(RuntimeError):  # a store that is gone is reported where an operation fails
+            self._beat += 1
+            sign = {"round": self._round, "step": self._step, "beat": self._beat, **further}
+            if not self._stop.is_set():
+                self._store.set(_key(self.rank), json.dumps(sign))
+            if further:
+                self._stop.set()  # this was the last sign
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self._publish()
+
+    def _told_to_end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._at_end:
+            self._at_end = True
+            raise _ToldToEnd
+
+
+def _key(rank: int) -> str:
+    return f"dmmlkd/rank {rank}"
+
+
+def _first_line(reason: object) -> str:
+    return str(reason).strip().partition("\n")[0]
