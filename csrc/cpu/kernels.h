@@ -36,17 +36,22 @@ struct GossipColumns {
   Accumulator* scratch;  // gossip_scratch() values
 };
 
-// One pair of small matrices, rows being samples. Row strides count values; the feature stride is 1.
+// One pair of matrices, rows being samples, all contiguous.
 template <class T>
 struct OrthogonalityPair {
   const T *common, *specific;
-  int64_t common_stride, specific_stride;
-  const T *common_scale, *specific_scale;  // a factor a row, 0 for one that does not count; null: 1
+  const bool* mask;  // which samples count; null: all
   int64_t samples, common_features, specific_features;
   bool by_samples, normalize;
-  T* gram;     // kept for the backward pass; null: not wanted
-  T* scratch;  // orthogonality_scratch() values
+  T *common_gradient, *specific_gradient;  // null: not wanted
+  T scale;                                 // the gradients are multiplied by it
+  T* scratch;                              // orthogonality_scratch() values
 };
+
+// In this order, each over all of its rows before the next: prepare over samples, from a multiple of 16; gram
+// over common_features, or twice the samples where the form is by samples; loss, which returns it, over
+// nothing; gradient over samples.
+enum class OrthogonalityStep { prepare, gram, loss, gradient };
 
 // Rows [begin, end) of a step of gradient descent. Row strides count values.
 template <class T>
@@ -70,12 +75,8 @@ struct Kernels {
   // Each returns the sum of the samples' losses.
   double (*pairwise_kl_float)(const PairwiseKlSamples<float>&);
   double (*pairwise_kl_double)(const PairwiseKlSamples<double>&);
-  // Returns the loss.
-  float (*orthogonality_forward_float)(const OrthogonalityPair<float>&);
-  double (*orthogonality_forward_double)(const OrthogonalityPair<double>&);
-  // Takes the upstream gradient and where the gradients go.
-  void (*orthogonality_backward_float)(const OrthogonalityPair<float>&, float, float*, float*);
-  void (*orthogonality_backward_double)(const OrthogonalityPair<double>&, double, double*, double*);
+  double (*orthogonality_float)(const OrthogonalityPair<float>&, OrthogonalityStep, int64_t, int64_t);
+  double (*orthogonality_double)(const OrthogonalityPair<double>&, OrthogonalityStep, int64_t, int64_t);
   void (*gossip_float)(const GossipColumns<float, float>&);
   void (*gossip_double)(const GossipColumns<double, double>&);
   void (*gossip_bfloat16)(const GossipColumns<bfloat16_bits, float>&);
@@ -117,7 +118,7 @@ inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
 }
 
 inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool by_samples) {
-  const int64_t rows = 2 * samples * (whole_vectors(d) + whole_vectors(e));
+  const int64_t rows = samples * (whole_vectors(d) + whole_vectors(e)) + 2 * whole_vectors(samples);
   if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
   return rows + d * whole_vectors(e) + e * whole_vectors(d);
 }
