@@ -111,7 +111,7 @@ inline int64_t whole_vectors(int64_t classes) {
 
 // Values of scratch, to begin at a multiple of 64 bytes.
 inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
-  const int64_t small = 8 * modalities * largest_vector;
+  const int64_t small = 8 * modalities * largest_vector;  // a few vectors and pointers a modality
   if (uses_lanes(modalities, classes))
     return 3 * (modalities * classes + largest_vector) * largest_vector + small;
   return 2 * modalities * whole_vectors(classes) + small;

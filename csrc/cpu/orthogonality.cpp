@@ -87,7 +87,7 @@ at::Tensor reduced(const Losses& losses, int64_t reduction, at::IntArrayRef lead
   double sum = 0;
   for (const double loss : losses) sum += loss;
   if (reduction == reduction_mean) sum /= static_cast<double>(losses.size());
-  const at::Tensor result = at::empty(whole ? at::IntArrayRef{} : leading, options);
+  const at::Tensor result = recycled_empty(whole ? at::IntArrayRef{} : leading, options);
   const double* values = whole ? &sum : losses.data();
   if (result.scalar_type() == at::kDouble)
     std::copy_n(values, result.numel(), result.mutable_data_ptr<double>());
@@ -119,8 +119,8 @@ Three forward_cpu(const at::Tensor& common, const at::Tensor& specific, const st
   const at::Tensor h = common.contiguous(), s = specific.contiguous();
   const at::Tensor present =
       mask ? mask->expand(common.sizes().slice(0, common.dim() - 1)).contiguous() : at::Tensor();
-  const at::Tensor h_gradient = with_common ? at::empty(common.sizes(), options) : at::Tensor(),
-                   s_gradient = with_specific ? at::empty(specific.sizes(), options) : at::Tensor();
+  const at::Tensor h_gradient = with_common ? recycled_empty(common.sizes(), options) : at::Tensor(),
+                   s_gradient = with_specific ? recycled_empty(specific.sizes(), options) : at::Tensor();
   const double scale =
       reduction == reduction_mean ? 1.0 / static_cast<double>(c10::multiply_integers(leading)) : 1.0;
   const Losses losses = type == at::kDouble
