@@ -31,6 +31,11 @@ inline void check_mask(const char* op, const at::Tensor& mask, c10::SymIntArrayR
   TORCH_CHECK_VALUE(fits, op, ": mask must broadcast to ", shape, " (", meaning, "), got ", sizes);
 }
 
+inline void check_reduction(const char* op, int64_t reduction) {
+  TORCH_CHECK_VALUE(reduction >= reduction_none && reduction <= reduction_sum, op,
+                    ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
+}
+
 inline void check_pairwise_kl(const at::Tensor& logits, const std::optional<at::Tensor>& mask,
                               int64_t reduction) {
   const char* op = "pairwise_kl_similarity";
@@ -39,8 +44,7 @@ inline void check_pairwise_kl(const at::Tensor& logits, const std::optional<at::
                     logits.sym_sizes());
   TORCH_CHECK_VALUE(logits.sym_size(-2) >= 1 && logits.sym_size(-1) >= 1, op,
                     ": logits must hold at least one modality and one class, got shape ", logits.sym_sizes());
-  TORCH_CHECK_VALUE(reduction >= reduction_none && reduction <= reduction_sum, op,
-                    ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
+  check_reduction(op, reduction);
   if (!mask) return;
   check_mask(op, *mask, logits.sym_sizes().slice(0, logits.dim() - 1), "[..., modalities] of logits");
   TORCH_CHECK_VALUE(mask->device() == logits.device(), op, ": mask must be on ", logits.device(),
@@ -48,7 +52,7 @@ inline void check_pairwise_kl(const at::Tensor& logits, const std::optional<at::
 }
 
 inline void check_orthogonality(const at::Tensor& common, const at::Tensor& specific,
-                                const std::optional<at::Tensor>& mask) {
+                                const std::optional<at::Tensor>& mask, int64_t reduction) {
   const char* op = "orthogonality_difference";
   check_floating(op, "common", common);
   TORCH_CHECK_VALUE(common.dim() >= 2, op, ": common must have shape [..., samples, features], got ",
@@ -63,6 +67,7 @@ inline void check_orthogonality(const at::Tensor& common, const at::Tensor& spec
   TORCH_CHECK_VALUE(common.sym_size(-1) >= 1 && specific.sym_size(-1) >= 1, op,
                     ": common and specific must hold at least one feature, got shapes ", common.sym_sizes(),
                     " and ", specific.sym_sizes());
+  check_reduction(op, reduction);
   if (!mask) return;
   check_mask(op, *mask, common.sym_sizes().slice(0, common.dim() - 1), "[..., samples] of common");
   TORCH_CHECK_VALUE(mask->device() == common.device(), op, ": mask must be on ", common.device(),

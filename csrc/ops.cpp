@@ -9,17 +9,16 @@ TORCH_LIBRARY(dmmlkd, m) {
       "pairwise_kl_forward(Tensor logits, Tensor? mask, int reduction, bool with_gradient) -> (Tensor, "
       "Tensor)");
 
-  // Differentiable. One value a matrix in the leading dimensions.
-  m.def("orthogonality_difference(Tensor common, Tensor specific, Tensor? mask, bool normalize) -> Tensor");
-
-  // On a CPU and for small matrices: the loss of each pair, what the backward pass needs of it (if asked
-  // for), and the factors of the rows; half precisions come back in float32.
+  // Differentiable. One value a matrix in the leading dimensions, or, with a reduction, of them all.
   m.def(
-      "orthogonality_forward(Tensor common, Tensor specific, Tensor? mask, bool normalize, bool with_gram) "
-      "-> (Tensor, Tensor, Tensor)");
+      "orthogonality_difference(Tensor common, Tensor specific, Tensor? mask, bool normalize, int "
+      "reduction=0) "
+      "-> Tensor");
+  // On a CPU, by kernels of its own: the loss, and the gradients for an upstream gradient of 1 (each empty
+  // unless asked for).
   m.def(
-      "orthogonality_backward(Tensor upstream, Tensor common, Tensor specific, Tensor gram, Tensor scales, "
-      "bool normalize) -> (Tensor, Tensor)");
+      "orthogonality_forward(Tensor common, Tensor specific, Tensor? mask, bool normalize, int reduction, "
+      "bool common_gradient, bool specific_gradient) -> (Tensor, Tensor, Tensor)");
 
   // Differentiable in local. Weights are compressed rows.
   m.def("gossip_mix(Tensor local, Tensor row_pointers, Tensor columns, Tensor values) -> Tensor");

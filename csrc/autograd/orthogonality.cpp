@@ -1,10 +1,11 @@
-// orthogonality_difference with its derivative in closed form, on any device: the products go to the GEMM
-// library.
+// orthogonality_difference with its derivative in closed form, on any device: by kernels of our own, or by
+// products that go to the GEMM library.
 //
 // With rows H = common and S = specific of B samples, || H^T S ||_F^2 = sum of squares of the d x d matrix
 // H^T S, and also <H H^T, S S^T>, B x B. Whichever form costs less is taken, for the loss and for
 //     d/dH = 2 S (H^T S)^T = 2 (S S^T) H,    d/dS = 2 H (H^T S) = 2 (H H^T) S.
-// Only the small matrices are kept for the backward pass, and the upstream scale is put on them.
+// By the library only the small matrices are kept for the backward pass, and the upstream scale is put on
+// them.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
@@ -18,6 +19,7 @@
 #include "../checks.h"
 #include "../orthogonality_form.h"
 #include "functorch.h"
+#include "upstream.h"
 
 namespace dmmlkd {
 namespace {
@@ -32,38 +34,25 @@ at::Tensor converted(const at::Tensor& tensor, at::ScalarType type) {
 
 at::Tensor transposed(const at::Tensor& matrices) { return matrices.transpose(-2, -1); }
 
-// Small matrices on a CPU have kernels of their own: there the work around the products costs more than they
-// do.
-bool is_small(const at::Tensor& common, const at::Tensor& specific) {
+// On a CPU most sizes have kernels of their own.
+bool has_kernel(const at::Tensor& common, const at::Tensor& specific) {
   if (!common.device().is_cpu() && !common.is_meta()) return false;
-  const int64_t b = common.sym_size(-2).guard_int(__FILE__, __LINE__);
-  const int64_t d = common.sym_size(-1).guard_int(__FILE__, __LINE__);
-  const int64_t e = specific.sym_size(-1).guard_int(__FILE__, __LINE__);
-  const int64_t inner = by_samples(common, specific) ? b : std::max(d, e);
-  return inner <= 256 && b * d * e <= 32 * 1024 * 1024;
+  return prefers_native(common.sym_size(-2).guard_int(__FILE__, __LINE__),
+                        common.sym_size(-1).guard_int(__FILE__, __LINE__),
+                        specific.sym_size(-1).guard_int(__FILE__, __LINE__));
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_small(const at::Tensor& common,
-                                                             const at::Tensor& specific,
-                                                             const std::optional<at::Tensor>& mask,
-                                                             bool normalize, bool with_gram) {
-  static auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("dmmlkd::orthogonality_forward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-              const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, bool, bool)>();
-  return op.call(common, specific, mask, normalize, with_gram);
-}
-
-std::tuple<at::Tensor, at::Tensor> backward_small(const at::Tensor& upstream, const at::Tensor& common,
-                                                  const at::Tensor& specific, const at::Tensor& gram,
-                                                  const at::Tensor& scales, bool normalize) {
-  static auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("dmmlkd::orthogonality_backward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                                    const at::Tensor&, const at::Tensor&, bool)>();
-  return op.call(upstream, common, specific, gram, scales, normalize);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_op(const at::Tensor& common,
+                                                          const at::Tensor& specific,
+                                                          const std::optional<at::Tensor>& mask,
+                                                          bool normalize, int64_t reduction,
+                                                          bool common_gradient, bool specific_gradient) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("dmmlkd::orthogonality_forward", "")
+                       .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+                           const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, bool,
+                           int64_t, bool, bool)>();
+  return op.call(common, specific, mask, normalize, reduction, common_gradient, specific_gradient);
 }
 
 // Rows ready for the product: absent ones zero, scaled to unit length on demand.
@@ -95,8 +84,15 @@ at::Tensor inverse_samples_squared(const at::Tensor& common, const std::optional
   return samples.clamp_min(1).square().reciprocal();
 }
 
+// The mean of none is zero, not NaN.
+at::Tensor reduced(const at::Tensor& losses, int64_t reduction) {
+  if (reduction == reduction_none) return losses;
+  if (reduction == reduction_sum) return losses.sum();
+  return losses.sum() / std::max<int64_t>(1, losses.numel());
+}
+
 at::Tensor composite(const at::Tensor& common, const at::Tensor& specific,
-                     const std::optional<at::Tensor>& mask, bool normalize) {
+                     const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
   const Rows h(common, mask, normalize), s(specific, mask, normalize);
   at::Tensor loss;
   if (by_samples(common, specific))
@@ -106,7 +102,7 @@ at::Tensor composite(const at::Tensor& common, const at::Tensor& specific,
   else
     loss = at::matmul(transposed(h.values), s.values).square().sum({-2, -1});
   if (normalize) loss = loss * inverse_samples_squared(common, mask);
-  return converted(loss, common.scalar_type());
+  return converted(reduced(loss, reduction), common.scalar_type());
 }
 
 // Through the scaling of a row to unit length: the part of the gradient along the row drops out.
@@ -117,11 +113,14 @@ at::Tensor through_length(const at::Tensor& gradient, const Rows& rows) {
 
 // Both gradients in closed form; a Gram matrix that is not at hand is computed anew, as a part of the graph.
 variable_list gradients(const at::Tensor& common, const at::Tensor& specific,
-                        const std::optional<at::Tensor>& mask, bool normalize, const at::Tensor& upstream,
-                        at::Tensor first, at::Tensor second) {
+                        const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction,
+                        const at::Tensor& upstream, at::Tensor first, at::Tensor second) {
   const Rows h(common, mask, normalize), s(specific, mask, normalize);
   at::Tensor factor = 2 * converted(upstream, h.values.scalar_type());
   if (normalize) factor = factor * inverse_samples_squared(common, mask);
+  if (reduction == reduction_mean)
+    factor = factor /
+             std::max<int64_t>(1, common.numel() / std::max<int64_t>(1, common.size(-2) * common.size(-1)));
   factor = factor.unsqueeze(-1).unsqueeze(-1);
   at::Tensor common_gradient, specific_gradient;
   if (by_samples(common, specific)) {
@@ -136,7 +135,7 @@ variable_list gradients(const at::Tensor& common, const at::Tensor& specific,
     specific_gradient = at::matmul(h.values, product);
   }
   return {converted(through_length(common_gradient, h), common.scalar_type()),
-          converted(through_length(specific_gradient, s), specific.scalar_type()), at::Tensor(),
+          converted(through_length(specific_gradient, s), specific.scalar_type()), at::Tensor(), at::Tensor(),
           at::Tensor()};
 }
 
@@ -144,31 +143,47 @@ std::optional<at::Tensor> given(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }
 
-class SmallOrthogonality : public torch::autograd::Function<SmallOrthogonality> {
+// The forward pass computes the gradients while the operands are in the cache; the backward pass scales them.
+class NativeOrthogonality : public torch::autograd::Function<NativeOrthogonality> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& common, const at::Tensor& specific,
-                            const std::optional<at::Tensor>& mask, bool normalize) {
+                            const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [loss, gram, scales] = forward_small(common, specific, mask, normalize, true);
-    context->save_for_backward({common, specific, mask.value_or(at::Tensor()), gram, scales});
+    const auto wide = common.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    auto [loss, common_gradient, specific_gradient] =
+        forward_op(converted(common, wide), converted(specific, wide), mask, normalize, reduction,
+                   common.requires_grad(), specific.requires_grad());
+    context->save_for_backward(
+        {common, specific, mask.value_or(at::Tensor()), common_gradient, specific_gradient});
     context->saved_data["normalize"] = normalize;
+    context->saved_data["reduction"] = reduction;
     return converted(loss, common.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list upstream) {
     const auto saved = context->get_saved_variables();
-    const bool normalize = context->saved_data["normalize"].toBool();
+    const int64_t reduction = context->saved_data["reduction"].toInt();
     if (at::GradMode::is_enabled())  // a derivative of this derivative may be asked for
-      return gradients(saved[0], saved[1], given(saved[2]), normalize, upstream[0], {}, {});
-    auto [common, specific] = backward_small(upstream[0], saved[0], saved[1], saved[3], saved[4], normalize);
-    return {common, specific, at::Tensor(), at::Tensor()};
+      return gradients(saved[0], saved[1], given(saved[2]), context->saved_data["normalize"].toBool(),
+                       reduction, upstream[0], {}, {});
+    const bool one = is_one(upstream[0]);
+    const auto scaled = [&](const at::Tensor& gradient, const at::Tensor& features) {
+      if (gradient.dim() == 1) return at::Tensor();  // not asked for
+      at::Tensor result = gradient;
+      if (!one) {
+        const at::Tensor factor = converted(upstream[0], gradient.scalar_type());
+        result = gradient * (reduction == reduction_none ? factor.unsqueeze(-1).unsqueeze(-1) : factor);
+      }
+      return converted(result, features.scalar_type());
+    };
+    return {scaled(saved[3], saved[0]), scaled(saved[4], saved[1]), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
-class LargeOrthogonality : public torch::autograd::Function<LargeOrthogonality> {
+class LibraryOrthogonality : public torch::autograd::Function<LibraryOrthogonality> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& common, const at::Tensor& specific,
-                            const std::optional<at::Tensor>& mask, bool normalize) {
+                            const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Rows h(common, mask, normalize), s(specific, mask, normalize);
     at::Tensor first, second, loss;  // H^T S; or S S^T and H H^T
@@ -182,52 +197,53 @@ class LargeOrthogonality : public torch::autograd::Function<LargeOrthogonality> 
     if (normalize) loss = loss * inverse_samples_squared(common, mask);
     context->save_for_backward({common, specific, mask.value_or(at::Tensor()), first, second});
     context->saved_data["normalize"] = normalize;
-    return converted(loss, common.scalar_type());
+    context->saved_data["reduction"] = reduction;
+    return converted(reduced(loss, reduction), common.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list upstream) {
     const auto saved = context->get_saved_variables();
-    const bool normalize = context->saved_data["normalize"].toBool();
     const bool again = at::GradMode::is_enabled();
-    return gradients(saved[0], saved[1], given(saved[2]), normalize, upstream[0],
-                     again ? at::Tensor() : saved[3], again ? at::Tensor() : saved[4]);
+    return gradients(saved[0], saved[1], given(saved[2]), context->saved_data["normalize"].toBool(),
+                     context->saved_data["reduction"].toInt(), upstream[0], again ? at::Tensor() : saved[3],
+                     again ? at::Tensor() : saved[4]);
   }
 };
 
 at::Tensor without_gradient(const at::Tensor& common, const at::Tensor& specific,
-                            const std::optional<at::Tensor>& mask, bool normalize) {
-  if (!is_small(common, specific)) return composite(common, specific, mask, normalize);
-  return converted(std::get<0>(forward_small(common, specific, mask, normalize, false)),
-                   common.scalar_type());
+                            const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
+  if (!has_kernel(common, specific)) return composite(common, specific, mask, normalize, reduction);
+  return std::get<0>(forward_op(common, specific, mask, normalize, reduction, false, false));
 }
 
 at::Tensor difference(const at::Tensor& common, const at::Tensor& specific,
-                      const std::optional<at::Tensor>& mask, bool normalize) {
-  check_orthogonality(common, specific, mask);
-  return without_gradient(common, specific, mask, normalize);
+                      const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
+  check_orthogonality(common, specific, mask, reduction);
+  return without_gradient(common, specific, mask, normalize, reduction);
 }
 
 at::Tensor difference_autograd(const at::Tensor& common, const at::Tensor& specific,
-                               const std::optional<at::Tensor>& mask, bool normalize) {
-  check_orthogonality(common, specific, mask);
-  if (inside_functorch()) return composite(common, specific, mask, normalize);
+                               const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
+  check_orthogonality(common, specific, mask, reduction);
+  if (inside_functorch()) return composite(common, specific, mask, normalize, reduction);
   if (at::GradMode::is_enabled() && (common.requires_grad() || specific.requires_grad()))
-    return is_small(common, specific) ? SmallOrthogonality::apply(common, specific, mask, normalize)
-                                      : LargeOrthogonality::apply(common, specific, mask, normalize);
+    return has_kernel(common, specific)
+               ? NativeOrthogonality::apply(common, specific, mask, normalize, reduction)
+               : LibraryOrthogonality::apply(common, specific, mask, normalize, reduction);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return without_gradient(common, specific, mask, normalize);
+  return without_gradient(common, specific, mask, normalize, reduction);
 }
 
 at::Tensor difference_autocast(const at::Tensor& common, const at::Tensor& specific,
-                               const std::optional<at::Tensor>& mask, bool normalize) {
+                               const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
-  static auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("dmmlkd::orthogonality_difference", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, bool)>();
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("dmmlkd::orthogonality_difference", "")
+                       .typed<at::Tensor(const at::Tensor&, const at::Tensor&,
+                                         const std::optional<at::Tensor>&, bool, int64_t)>();
   const auto device = common.device().type();
   return op.call(at::autocast::cached_cast(at::kFloat, common, device),
-                 at::autocast::cached_cast(at::kFloat, specific, device), mask, normalize);
+                 at::autocast::cached_cast(at::kFloat, specific, device), mask, normalize, reduction);
 }
 
 }  // namespace

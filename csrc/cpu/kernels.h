@@ -36,17 +36,22 @@ struct GossipColumns {
   Accumulator* scratch;  // gossip_scratch() values
 };
 
-// One pair of small matrices, rows being samples. Row strides count values; the feature stride is 1.
+// One pair of matrices, rows being samples, all contiguous.
 template <class T>
 struct OrthogonalityPair {
   const T *common, *specific;
-  int64_t common_stride, specific_stride;
-  const T *common_scale, *specific_scale;  // a factor a row, 0 for one that does not count; null: 1
+  const bool* mask;  // which samples count; null: all
   int64_t samples, common_features, specific_features;
   bool by_samples, normalize;
-  T* gram;     // kept for the backward pass; null: not wanted
-  T* scratch;  // orthogonality_scratch() values
+  T *common_gradient, *specific_gradient;  // null: not wanted
+  T scale;                                 // the gradients are multiplied by it
+  T* scratch;                              // orthogonality_scratch() values
 };
+
+// In this order, each over all of its rows before the next: prepare over samples, from a multiple of 16; gram
+// over common_features, or twice the samples where the form is by samples; loss, which returns it, over
+// nothing; gradient over samples.
+enum class OrthogonalityStep { prepare, gram, loss, gradient };
 
 // Rows [begin, end) of a step of gradient descent. Row strides count values.
 template <class T>
@@ -191,12 +196,8 @@ struct Kernels {
   // Each returns the sum of the samples' losses.
   double (*pairwise_kl_float)(const PairwiseKlSamples<float>&);
   double (*pairwise_kl_double)(const PairwiseKlSamples<double>&);
-  // Returns the loss.
-  float (*orthogonality_forward_float)(const OrthogonalityPair<float>&);
-  double (*orthogonality_forward_double)(const OrthogonalityPair<double>&);
-  // Takes the upstream gradient and where the gradients go.
-  void (*orthogonality_backward_float)(const OrthogonalityPair<float>&, float, float*, float*);
-  void (*orthogonality_backward_double)(const OrthogonalityPair<double>&, double, double*, double*);
+  double (*orthogonality_float)(const OrthogonalityPair<float>&, OrthogonalityStep, int64_t, int64_t);
+  double (*orthogonality_double)(const OrthogonalityPair<double>&, OrthogonalityStep, int64_t, int64_t);
   void (*gossip_float)(const GossipColumns<float, float>&);
   void (*gossip_double)(const GossipColumns<double, double>&);
   void (*gossip_bfloat16)(const GossipColumns<bfloat16_bits, float>&);
@@ -248,14 +249,14 @@ inline int64_t whole_vectors(int64_t classes) {
 
 // Values of scratch, to begin at a multiple of 64 bytes.
 inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
-  const int64_t small = 8 * modalities * largest_vector;
+  const int64_t small = 8 * modalities * largest_vector;  // a few vectors and pointers a modality
   if (uses_lanes(modalities, classes))
     return 3 * (modalities * classes + largest_vector) * largest_vector + small;
   return 2 * modalities * whole_vectors(classes) + small;
 }
 
 inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool by_samples) {
-  const int64_t rows = 2 * samples * (whole_vectors(d) + whole_vectors(e));
+  const int64_t rows = samples * (whole_vectors(d) + whole_vectors(e)) + 2 * whole_vectors(samples);
   if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
   return rows + d * whole_vectors(e) + e * whole_vectors(d);
 }
@@ -270,10 +271,9 @@ inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t mod
   const int64_t padded = whole_vectors(classes), padded_width = whole_vectors(width);
   const int64_t heads = (3 * width + 1) * padded + 2 * classes * padded_width;
   const int64_t logits = 5 * samples * modalities * padded + (samples + rehearsed + 2) * padded;
-  const int64_t gradients = 2 * samples * padded_width + 2 * whole_vectors(samples * width);
-  const int64_t gram = whole_vectors(by_samples ? 2 * samples * samples : width * width);
-  return heads + logits + gradients + gram + 4 * whole_vectors(samples) +
-         pairwise_kl_scratch(modalities, classes) + orthogonality_scratch(samples, width, width, by_samples);
+  const int64_t gradients = 2 * samples * padded_width + 4 * whole_vectors(samples * width);
+  return heads + logits + gradients + 4 * whole_vectors(samples) + pairwise_kl_scratch(modalities, classes) +
+         orthogonality_scratch(samples, width, width, by_samples);
 }
 
 inline int64_t heads_entropy_scratch(int64_t samples, int64_t width, int64_t classes) {

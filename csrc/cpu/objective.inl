@@ -54,32 +54,6 @@ inline void add_entropy_gradient(T factor, const T* probabilities, int64_t label
   target[label] -= factor;
 }
 
-// The inverse length of a row; see the peak in orthogonality.cpp. A row with NaN gives NaN.
-template <class T>
-inline T inverse_row_length(const T* row, int64_t features) {
-  constexpr int width = Simd<T>::width;
-  const int64_t whole = features / width * width;
-  Vector<T> most{};
-  for (int64_t i = 0; i < whole; i += width) {
-    const Vector<T> value = load(row + i);
-    most = maximum<T>(most, value < 0 ? -value : value);
-  }
-  T peak = max_lanes<T>(most);
-  for (int64_t i = whole; i < features; ++i) {
-    const T size = row[i] < 0 ? -row[i] : row[i];
-    peak = size > peak ? size : peak;
-  }
-  const T divisor = peak > 0 ? peak : T(1);
-  Vector<T> squares{};
-  for (int64_t i = 0; i < whole; i += width) {
-    const Vector<T> value = load(row + i) / divisor;
-    squares += value * value;
-  }
-  T sum = sum_lanes<T>(squares);
-  for (int64_t i = whole; i < features; ++i) sum += (row[i] / divisor) * (row[i] / divisor);
-  return sum == T(0) ? T(0) : T(1) / square_root(sum) / divisor;
-}
-
 template <class T>
 struct Objective {
   DeviceObjective<T>& o;
@@ -255,32 +229,31 @@ struct Objective {
 
   // Adds the orthogonality's gradients to those of common and specific features.
   void difference(int64_t m, const Padded<T>& to_common, const Padded<T>& to_specific, T* memory) {
-    const T* features = o.modalities[m].features;
-    T *scales = memory, *common_part = scales + 2 * whole_vectors(o.samples);
-    T* specific_part = common_part + whole_vectors(o.samples * o.width);
-    OrthogonalityPair<T> pair{};
-    pair.common = features, pair.specific = features + o.width;
-    pair.common_stride = pair.specific_stride = 2 * o.width;
-    pair.common_scale = scales, pair.specific_scale = scales + whole_vectors(o.samples);
-    pair.samples = o.samples, pair.common_features = pair.specific_features = o.width;
-    pair.by_samples = o.by_samples, pair.normalize = true;
-    pair.gram = specific_part + whole_vectors(o.samples * o.width);
-    pair.scratch = pair.gram + whole_vectors(o.by_samples ? 2 * o.samples * o.samples : o.width * o.width);
-    int64_t counted = 0;
+    const int64_t half = whole_vectors(o.samples * o.width);
+    T *halves = memory, *gradients = halves + 2 * half;
+    bool* mask = reinterpret_cast<bool*>(gradients + 2 * half);
     for (int64_t sample = 0; sample < o.samples; ++sample) {
-      const T* own = features + sample * 2 * o.width;
-      const bool counts = here(sample, m);
-      counted += counts;
-      scales[sample] = counts ? inverse_row_length(own, o.width) : T(0);
-      scales[whole_vectors(o.samples) + sample] = counts ? inverse_row_length(own + o.width, o.width) : T(0);
+      const T* own = o.modalities[m].features + sample * 2 * o.width;
+      mask[sample] = here(sample, m);
+      for (int64_t i = 0; i < o.width; ++i) {
+        halves[sample * o.width + i] = own[i];
+        halves[half + sample * o.width + i] = own[o.width + i];
+      }
     }
-    const T weight = T(1) / static_cast<T>(counted > 0 ? counted * counted : 1);
-    o.losses[3] += weight * orthogonality_forward(pair);
-    orthogonality_backward(pair, o.difference * weight, common_part, specific_part);
+    OrthogonalityPair<T> pair{};
+    pair.common = halves, pair.specific = halves + half, pair.mask = mask;
+    pair.samples = o.samples, pair.common_features = pair.specific_features = o.width;
+    pair.by_samples = o.by_samples, pair.normalize = true, pair.scale = o.difference;
+    pair.common_gradient = gradients, pair.specific_gradient = gradients + half;
+    pair.scratch = gradients + 2 * half + whole_vectors(o.samples);
+    orthogonality(pair, OrthogonalityStep::prepare, 0, o.samples);
+    orthogonality(pair, OrthogonalityStep::gram, 0, o.by_samples ? 2 * o.samples : o.width);
+    o.losses[3] += static_cast<T>(orthogonality(pair, OrthogonalityStep::loss, 0, 0));
+    orthogonality(pair, OrthogonalityStep::gradient, 0, o.samples);
     for (int64_t k = 0; k < o.samples; ++k)
       for (int64_t i = 0; i < o.width; ++i) {
-        to_common.data[k * to_common.stride + i] += common_part[k * o.width + i];
-        to_specific.data[k * to_specific.stride + i] += specific_part[k * o.width + i];
+        to_common.data[k * to_common.stride + i] += gradients[k * o.width + i];
+        to_specific.data[k * to_specific.stride + i] += gradients[half + k * o.width + i];
       }
   }
 

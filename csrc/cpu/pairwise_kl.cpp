@@ -113,7 +113,7 @@ double compute(const at::Tensor& logits, const at::Tensor& mask, const at::Tenso
 }
 
 at::Tensor scalar(double value, const at::TensorOptions& options) {
-  at::Tensor result = at::empty({}, options);
+  at::Tensor result = recycled_empty({}, options);
   result.scalar_type() == at::kDouble ? void(*result.mutable_data_ptr<double>() = value)
                                       : void(*result.mutable_data_ptr<float>() = static_cast<float>(value));
   return result;
@@ -137,7 +137,7 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& logits,
     return {loss, with_gradient ? at::zeros_like(logits) : at::empty({0}, logits.options())};
   }
   const at::Tensor rows = logits.stride(-1) == 1 || classes == 1 ? logits : logits.contiguous();
-  const at::Tensor gradient = with_gradient ? at::empty_like(rows) : at::Tensor();
+  const at::Tensor gradient = with_gradient ? recycled_empty_like(rows) : at::Tensor();
   at::Tensor loss = reduction == reduction_none ? at::empty(leading, logits.options()) : at::Tensor();
   const at::Tensor present = mask ? mask->expand(logits.sizes().slice(0, logits.dim() - 1)) : at::Tensor();
   const double scale = reduction == reduction_mean ? 1.0 / static_cast<double>(samples) : 1.0;

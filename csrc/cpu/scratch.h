@@ -3,7 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <new>
+
+#include "recycle.h"
 
 namespace dmmlkd {
 
@@ -11,14 +12,13 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t values)
-      : data_(static_cast<T*>(::operator new(static_cast<size_t>(values) * sizeof(T), alignment))) {}
-  ~Scratch() { ::operator delete(data_, alignment); }
+      : data_(static_cast<T*>(take_block(static_cast<size_t>(values) * sizeof(T)))) {}
+  ~Scratch() { give_block(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   T* data() const { return data_; }
 
  private:
-  static constexpr std::align_val_t alignment{64};
   T* data_;
 };
 

@@ -70,7 +70,7 @@ inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
 inline Vector<float> exp_nonpositive(Vector<float> x) {
   const Vector<float> lowest = splat(-87.0f);
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  x = x < lowest ? lowest : x;
+  x = maximum<float>(x, lowest);
   const Vector<float> shifted = x * 1.44269504088896341f + shift;
   const Vector<float> whole = shifted - shift;
   // ln 2 in two parts: the first product is exact, so that the reduction does not cost |x| rounding errors.
@@ -90,7 +90,7 @@ inline Vector<float> exp_nonpositive(Vector<float> x) {
 inline Vector<double> exp_nonpositive(Vector<double> x) {
   const Vector<double> lowest = splat(-708.0);
   const double shift = 6755399441055744.0;  // 1.5 * 2^52
-  x = x < lowest ? lowest : x;
+  x = maximum<double>(x, lowest);
   const Vector<double> shifted = x * 1.4426950408889634074 + shift;
   const Vector<double> whole = shifted - shift;
   const Vector<double> r = (x - whole * 6.93145751953125e-1) - whole * 1.42860682030941723212e-6;
@@ -125,6 +125,92 @@ template <>
 struct LaneList<8> : Lanes<0, 1, 2, 3, 4, 5, 6, 7> {};
 template <>
 struct LaneList<16> : Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> {};
+
+// The lanes of a vector of `bytes` bytes that lie in pieces of 16 bytes, a stride apart.
+template <class T, int bytes>
+struct Wide {
+  typedef T Vector __attribute__((vector_size(bytes)));
+  typedef T Unaligned __attribute__((vector_size(bytes), aligned(sizeof(T)), may_alias));
+  static constexpr int width = bytes / int(sizeof(T));
+};
+
+template <class Half, int... Lane>
+inline auto join(Half low, Half high, Lanes<Lane...>) {
+  return __builtin_shufflevector(low, high, Lane...);
+}
+
+template <class T, int bytes>
+inline typename Wide<T, bytes>::Vector load_pieces(const T* source, int64_t stride) {
+  if constexpr (bytes == 16) {
+    return *reinterpret_cast<const typename Wide<T, 16>::Unaligned*>(source);
+  } else {
+    const auto low = load_pieces<T, bytes / 2>(source, stride),
+               high = load_pieces<T, bytes / 2>(source + bytes / 32 * stride, stride);
+    return join(low, high, LaneList<Wide<T, bytes>::width>{});
+  }
+}
+
+template <class T, int bytes, int... Lane>
+inline void store_pieces(typename Wide<T, bytes>::Vector value, T* target, int64_t stride, Lanes<Lane...>) {
+  if constexpr (bytes == 16) {
+    *reinterpret_cast<typename Wide<T, 16>::Unaligned*>(target) = value;
+  } else {
+    constexpr int half = Wide<T, bytes / 2>::width;
+    using Next = LaneList<(half / 2 < 2 ? 2 : half / 2)>;
+    store_pieces<T, bytes / 2>(__builtin_shufflevector(value, value, Lane...), target, stride, Next{});
+    store_pieces<T, bytes / 2>(__builtin_shufflevector(value, value, (Lane + half)...),
+                               target + bytes / 32 * stride, stride, Next{});
+  }
+}
+
+// Values in 16 bytes: vectors are transposed in squares of that side.
+template <class T>
+constexpr int piece = 16 / int(sizeof(T));
+
+// In each square: the first or the last halves of two rows, value by value or, for `pairs`, two by two.
+template <class T, bool last, bool pairs, int... Lane>
+inline Vector<T> interleave(Vector<T> a, Vector<T> b, Lanes<Lane...>) {
+  constexpr int width = Simd<T>::width, side = piece<T>, run = pairs ? 2 : 1;
+  return __builtin_shufflevector(a, b,
+                                 (Lane / side * side + (last ? side / 2 : 0) + Lane % side / (2 * run) * run +
+                                  Lane % run + (Lane % side / run % 2) * width)...);
+}
+
+// Transposes the squares side by side in `piece` rows.
+template <class T>
+inline void transpose_pieces(Vector<T>* rows) {
+  constexpr LaneList<Simd<T>::width> lanes{};
+  if constexpr (piece<T> == 2) {
+    const Vector<T> low = interleave<T, false, false>(rows[0], rows[1], lanes);
+    rows[1] = interleave<T, true, false>(rows[0], rows[1], lanes);
+    rows[0] = low;
+  } else {
+    const Vector<T> a = interleave<T, false, false>(rows[0], rows[1], lanes),
+                    b = interleave<T, true, false>(rows[0], rows[1], lanes),
+                    c = interleave<T, false, false>(rows[2], rows[3], lanes),
+                    d = interleave<T, true, false>(rows[2], rows[3], lanes);
+    rows[0] = interleave<T, false, true>(a, c, lanes), rows[1] = interleave<T, true, true>(a, c, lanes);
+    rows[2] = interleave<T, false, true>(b, d, lanes), rows[3] = interleave<T, true, true>(b, d, lanes);
+  }
+}
+
+// value[j] of sample i, i < width: column j becomes rows[j], one lane a sample.
+template <class T>
+inline void load_transposed(const T* source, int64_t stride, Vector<T>* rows) {
+#pragma GCC unroll 4
+  for (int k = 0; k < piece<T>; ++k)
+    rows[k] = load_pieces<T, DMMLKD_VECTOR_BYTES>(source + k * stride, piece<T> * stride);
+  transpose_pieces<T>(rows);
+}
+
+template <class T>
+inline void store_transposed(Vector<T>* rows, T* target, int64_t stride) {
+  transpose_pieces<T>(rows);
+  using Half = LaneList<(Simd<T>::width / 2 < 2 ? 2 : Simd<T>::width / 2)>;
+#pragma GCC unroll 4
+  for (int k = 0; k < piece<T>; ++k)
+    store_pieces<T, DMMLKD_VECTOR_BYTES>(rows[k], target + k * stride, piece<T> * stride, Half{});
+}
 
 // Exchanges the off-diagonal blocks of size `block` of two rows: one step of a transposition.
 template <class T, int block, int... Lane>

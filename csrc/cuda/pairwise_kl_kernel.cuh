@@ -422,10 +422,10 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
       for (int m = 0; m < kModalities; ++m) {
         p[m][k] *= sums[m];
         z[m][k] = (z[m][k] - reference) - shift[m];
-        mean_p = fma(counted[m], p[m][k], mean_p);
+        mean_p += p[m][k] - p[0][k];
         mean_u += z[m][k];
       }
-      mean_p *= inverse_count;
+      mean_p = fma(mean_p, inverse_count, p[0][k]);  // exact where all rows agree
       mean_u *= inverse_count;
 #pragma unroll
       for (int m = 0; m < kModalities; ++m) {
@@ -633,14 +633,15 @@ __global__ void __launch_bounds__(kStreamedThreads)
     const auto means = [&](int64_t chunk, int size) {
       for (int i = threadIdx.x; i < size; i += kStreamedThreads) {
         const compute reference = value(first, chunk + i);
+        const compute first_p = probability(first, reference);
         compute sum_p = 0, sum_u = 0;
         for (int m = 0; m < modalities; ++m) {
           if (present[m] == 0) continue;
           const compute z = value(m, chunk + i);
-          sum_p += probability(m, z);
+          sum_p += probability(m, z) - first_p;
           sum_u += shifted(m, z, reference);
         }
-        mean_p[i] = sum_p * inverse_count;
+        mean_p[i] = fma(sum_p, inverse_count, first_p);  // exact where all rows agree
         mean_u[i] = sum_u * inverse_count;
       }
     };

@@ -59,13 +59,9 @@ def orthogonality_difference(
         return orthogonality_difference_reference(common, specific, mask, normalize, norm, reduction)
     if mask is not None and not isinstance(mask, torch.Tensor):
         raise TypeError(f"orthogonality_difference: mask must be a torch.Tensor or None, got {type(mask).__name__}")
-    reduction_code("orthogonality_difference", reduction)
-    operator = torch.ops.dmmlkd.orthogonality_difference
-    half = common.dtype in (torch.float16, torch.bfloat16) and common.dtype == specific.dtype
-    if not half or reduction == "none" or torch.is_autocast_enabled(common.device.type):
-        return reduce(operator(common, specific, mask, normalize), reduction)
-    values = operator(common.float(), specific.float(), mask, normalize)  # round the sum, not its terms
-    return reduce(values, reduction).to(common.dtype)
+    code = reduction_code("orthogonality_difference", reduction)
+    result: torch.Tensor = torch.ops.dmmlkd.orthogonality_difference(common, specific, mask, normalize, code)
+    return result
 
 
 def orthogonality_difference_reference(
@@ -172,6 +168,7 @@ def _register() -> None:
         specific: torch.Tensor,
         mask: torch.Tensor | None,
         normalize: bool,
+        reduction: int = 0,
     ) -> Any:
         def leading(x: torch.Tensor, dim: int | None) -> torch.Tensor:
             return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
@@ -180,7 +177,14 @@ def _register() -> None:
         if mask is not None:
             mask = leading(mask, in_dims[2])
             mask = mask.reshape(mask.shape[0], *(1,) * (common.dim() - 1 - mask.dim()), *mask.shape[1:])
-        return torch.ops.dmmlkd.orthogonality_difference(common, specific, mask, normalize), 0
+        wide = torch.float64 if common.dtype == torch.float64 else torch.float32
+        if not reduction:
+            return torch.ops.dmmlkd.orthogonality_difference(common, specific, mask, normalize), 0
+        # Half precisions round the sum, not its terms.
+        losses = torch.ops.dmmlkd.orthogonality_difference(common.to(wide), specific.to(wide), mask, normalize)
+        losses = losses.reshape(info.batch_size, -1)
+        losses = losses.sum(1) / (max(1, losses.shape[1]) if reduction == 1 else 1)
+        return losses.to(common.dtype), 0
 
 
 if _native.backend() == "native":

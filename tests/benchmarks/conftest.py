@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmarks.paired import interleave, ratio
 from tests.benchmarks.results import FOLDER, Results
 
 
@@ -40,7 +41,26 @@ def keep_threads():
 @pytest.fixture(params=[1, 2])
 def threads(request):
     """Compute on one thread and on two."""
-    if request.param > (os.cpu_count() or 1):
-        pytest.skip("there is no second core")
+    if request.param > 1:
+        require_free_cores(request.param)
     torch.set_num_threads(request.param)
     return request.param
+
+
+def require_free_cores(count: int) -> None:
+    """Skip unless so many cores are there and idle: beside other work, threads wait for each other, not for memory."""
+    if count > (os.cpu_count() or 1):
+        pytest.skip("there is no second core")
+    square = torch.randn(768, 768)
+
+    def on(threads):
+        def product():
+            torch.set_num_threads(threads)
+            torch.mm(square, square)
+
+        return product
+
+    times = interleave({"one": on(1), "all": on(count)}, least=5, most=5)
+    speedup = ratio(times, "one", "all")
+    if speedup < 0.8 * count:
+        pytest.skip(f"{count} cores are not free: a matrix product on them is {speedup:.2f} times as fast as on one")

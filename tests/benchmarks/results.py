@@ -38,6 +38,11 @@ class Row:
     """The least ratio that was aimed at."""
 
     @property
+    def comparison(self) -> tuple[str, str, str, int, str]:
+        """What was compared with what."""
+        return self.operator, self.case, self.work, self.threads, self.against
+
+    @property
     def verdict(self) -> str:
         """Whether the target was met."""
         return "" if self.target is None else ("met" if self.ratio >= self.target else "not met")
@@ -79,11 +84,17 @@ class Results:
         return ratios
 
     def write(self, folder: Path, command: str) -> Path:
-        """Write rows, table, plot and the machine's description into a folder of its own."""
+        """Write rows, table, plot and the machine's description into a folder of its own.
+
+        Where the same machine has left rows on the same day, these are added to them, or take their places: so the
+        benchmarks may be run file by file.
+        """
         machine = describe_machine(command)
         name = f"{machine['processor'].lower().replace(' ', '-')}-{machine['date']}"
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
+        if (target / "rows.csv").exists():
+            self.rows = merged(read_rows(target / "rows.csv"), self.rows)
         (target / "machine.json").write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
         with (target / "rows.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*asdict(self.rows[0]), "verdict"])
@@ -110,6 +121,27 @@ class Results:
                 f"| {row.ratio:.2f} | {target} | {row.verdict} |"
             )
         return "\n".join(lines) + "\n"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return stored rows."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(
+                *(row[key] for key in ("operator", "case", "work")),
+                int(row["threads"]),
+                row["against"],
+                *(float(row[key]) for key in ("native_us", "other_us", "ratio")),
+                float(row["target"]) if row["target"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def merged(before: list[Row], after: list[Row]) -> list[Row]:
+    """Return the rows before, each replaced by that of the same comparison after, and what is new."""
+    fresh = {row.comparison: row for row in after}
+    return [fresh.pop(row.comparison, row) for row in before] + list(fresh.values())
 
 
 def describe_machine(command: str) -> dict[str, object]:

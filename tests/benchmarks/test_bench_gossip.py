@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from dmmlkd_ext.network.topology import build_topology, metropolis_hastings
 from dmmlkd_ext.ops import GossipWeights, gossip_mix
 from dmmlkd_ext.seeding import numpy_generator
+from tests.benchmarks.conftest import require_free_cores
 from tests.benchmarks.paired import interleave
 
 PARAMETERS = 1_000_000
@@ -66,8 +65,7 @@ def test_against_a_loop_over_state_dicts(benchmark, results, devices):
 
 
 def test_two_threads(benchmark, results):
-    if (os.cpu_count() or 1) < 2:
-        pytest.skip("there is no second core")
+    require_free_cores(2)
     matrix, local, out = make(50)
     weights = GossipWeights.from_scipy(matrix)
 

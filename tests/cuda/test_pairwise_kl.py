@@ -224,13 +224,27 @@ def test_modalities_that_nearly_agree(kernels, shape, difference):
     expected_loss, expected_gradient = pairwise_loop(logits, None, NONE)
     assert (loss >= 0).all()
     if difference == 0.0:
-        # Equal modalities have equal p, so nothing is left but what the mean's own rounding leaves.
-        assert loss.abs().max() < 1e-12
-        assert gradient.abs().max() < 1e-6
+        assert (loss == 0).all()
+        assert (gradient == 0).all()
     elif difference == 1e-3:
         torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-3, atol=0)
         error = (gradient.double() - expected_gradient).norm() / expected_gradient.norm()
         assert error < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(20, 2, 1), (20, 3, 1), (20, 7, 1), (4, 9, 1)], ids=str)
+def test_one_class_leaves_exactly_nothing(kernels, shape):
+    loss, gradient = kernels.pairwise_kl(random_logits(*shape), random_mask(*shape[:-1]), NONE)
+    assert (loss == 0).all()
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_three_classes_that_nearly_agree(kernels, modalities):
+    logits = random_logits(1000, 1, 3, seed=4) + 1e-3 * random_logits(1000, modalities, 3, seed=5)
+    loss, _ = kernels.pairwise_kl(logits, None, NONE)
+    expected, _ = pairwise_loop(logits, None, NONE)
+    assert ((loss.double() - expected).abs() / expected.mean()).max() < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(3000, 2, 10), (100, 3, 401), (70, 9, 33)], ids=str)

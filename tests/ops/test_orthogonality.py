@@ -29,6 +29,8 @@ SHAPES = [
     ((1,), 1, 1, 1),
     ((2,), 1, 9, 4),
     ((5,), 41, 1, 7),
+    ((2,), 50, 48, 35),
+    ((2,), 45, 64, 99),
 ]
 
 
@@ -60,7 +62,7 @@ def with_gradients(implementation, common, specific, *arguments):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_loss_and_gradients_match_the_oracle(shape, normalize, masked, implementation):
+def test_loss_and_gradients_match_the_oracle(shape, normalize, masked, implementation, instruction_set):
     common, specific = random_features(*shape)
     mask = random_mask(common.shape[:-1]) if masked else None
     loss, *gradients = with_gradients(implementation, common, specific, mask, normalize, "fro", "none")
@@ -82,14 +84,14 @@ def test_double_precision_is_exact(implementation, shape, normalize):
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
 
 
-# Beyond the sizes that have kernels of their own: the products then go to the GEMM library.
-LARGE = [((2,), 300, 260, 257), ((2,), 260, 900, 800)]
+# More than one panel of the kernels; then beyond the sizes that they take, products that go to the GEMM library.
+LARGE = [((2,), 300, 260, 257), ((2,), 260, 900, 800), ((2,), 530, 520, 514), ((2,), 520, 900, 800)]
 
 
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_large_matrices(shape, normalize, masked):
+def test_large_matrices(shape, normalize, masked, instruction_set):
     common, specific = random_features(*shape)
     mask = random_mask(common.shape[:-1]) if masked else None
     loss, *gradients = with_gradients(orthogonality_difference, common, specific, mask, normalize, "fro", "none")
@@ -194,7 +196,7 @@ def test_empty_batches_give_zero(implementation, shape, norm, normalize, reducti
 @pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e-3, 1e3, 1e15, 3e38])
 @pytest.mark.parametrize("shape", [((2,), 9, 5, 4), ((2,), 3, 12, 10)], ids=str)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_normalized_rows_may_have_any_length(implementation, shape, scale):
+def test_normalized_rows_may_have_any_length(implementation, shape, scale, instruction_set):
     common, specific = random_features(*shape)
     common[:, 0] = 0  # a row without a direction
     expected = orthogonality_oracle(common, specific, None, True)
@@ -205,6 +207,29 @@ def test_normalized_rows_may_have_any_length(implementation, shape, scale):
     if scale > 1e-30:  # below, the gradient leaves float32: it is as large as 1 / scale
         wanted = oracle_gradients(common.double(), specific.double(), None, True)[0]
         torch.testing.assert_close(gradient.double() * scale, wanted * scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nan_in_a_row_of_zeros_is_not_lost(implementation, instruction_set):
+    common, specific = random_features((2,), 6, 40, 5)
+    common[1, 2] = 0
+    common[1, 2, 3] = float("nan")
+    loss = implementation(common, specific, None, True, "fro", "none")
+    assert loss.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("shape", [((3,), 200, 170, 180), ((1,), 150, 300, 290), ((20,), 9, 30, 30)], ids=str)
+def test_the_same_bits_on_any_number_of_threads(shape, normalize):
+    common, specific = random_features(*shape)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(with_gradients(orthogonality_difference, common, specific, None, normalize))
+    torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -364,7 +389,13 @@ def test_opcheck(shape, normalize, masked):
     mask = random_mask(common.shape[:-1]) if masked else None
     for requires_grad in (False, True):
         inputs = common.clone().requires_grad_(requires_grad), specific.clone().requires_grad_(requires_grad)
-        torch.library.opcheck(torch.ops.dmmlkd.orthogonality_difference.default, (*inputs, mask, normalize))
+        for reduction in (0, 1, 2):
+            torch.library.opcheck(
+                torch.ops.dmmlkd.orthogonality_difference.default, (*inputs, mask, normalize, reduction)
+            )
+    detached = common, specific, mask, normalize, 1
+    for wanted in [(True, True), (True, False), (False, False)]:
+        torch.library.opcheck(torch.ops.dmmlkd.orthogonality_forward.default, (*detached, *wanted))
 
 
 @pytest.mark.parametrize("normalize", [False, True])

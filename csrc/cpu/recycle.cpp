@@ -1,0 +1,114 @@
+#include "recycle.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty_like.h>
+
+#include <array>
+#include <mutex>
+#include <new>
+
+namespace dmmlkd {
+namespace {
+
+constexpr size_t alignment = 64, smallest = 64 << 10, page = 4 << 10, most_kept = 64 << 20;
+
+struct alignas(alignment) Header {
+  size_t bytes;  // of the block behind it
+};
+
+void release(Header* header) { ::operator delete(header, std::align_val_t{alignment}); }
+
+class Kept {
+ public:
+  // A block that wastes at most half of itself, or null.
+  Header* take(size_t bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    for (Header*& slot : slots_)
+      if (slot && slot->bytes >= bytes && slot->bytes <= 2 * bytes) {
+        total_ -= slot->bytes;
+        return std::exchange(slot, nullptr);
+      }
+    return nullptr;
+  }
+
+  // Keeps the block, in place of another where there is no slot; returns what is to be released, or null.
+  Header* give(Header* header) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    if (total_ + header->bytes > most_kept) return header;
+    Header** target = &slots_[next_];
+    for (Header*& slot : slots_)
+      if (!slot) target = &slot;
+    if (*target) {
+      next_ = (next_ + 1) % slots_.size();
+      total_ -= (*target)->bytes;
+    }
+    total_ += header->bytes;
+    return std::exchange(*target, header);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::array<Header*, 8> slots_{};
+  size_t total_ = 0, next_ = 0;
+};
+
+// Never destroyed: tensors may outlive every static object.
+Kept& kept() {
+  static Kept* const blocks = new Kept;
+  return *blocks;
+}
+
+struct Allocator final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    void* block = take_block(bytes);
+    return {block, block, &give_block, at::kCPU};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &give_block; }
+  void copy_data(void* target, const void* source, size_t bytes) const override {
+    default_copy_data(target, source, bytes);
+  }
+};
+
+Allocator* allocator() {
+  static Allocator* const instance = new Allocator;
+  return instance;
+}
+
+constexpr c10::DispatchKeySet cpu_keys(c10::DispatchKey::CPU);
+
+}  // namespace
+
+void* take_block(size_t bytes) {
+  Header* header = bytes >= smallest ? kept().take(bytes) : nullptr;
+  if (!header) {
+    const size_t rounded = bytes >= smallest ? (bytes + page - 1) / page * page : bytes;
+    header = static_cast<Header*>(::operator new(sizeof(Header) + rounded, std::align_val_t{alignment}));
+    header->bytes = rounded;
+  }
+  return header + 1;
+}
+
+void give_block(void* block) {
+  if (!block) return;
+  Header* header = static_cast<Header*>(block) - 1;
+  if (header->bytes >= smallest) header = kept().give(header);
+  if (header) release(header);
+}
+
+at::Tensor recycled_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const auto type = c10::typeMetaToScalarType(options.dtype());
+  if (c10::multiply_integers(sizes) * c10::elementSize(type) < smallest)
+    return at::detail::empty_cpu(sizes, type);
+  return at::detail::empty_generic(sizes, allocator(), cpu_keys, type, std::nullopt);
+}
+
+at::Tensor recycled_empty_like(const at::Tensor& tensor) {
+  // A tensor that is not dense is laid out anew, as at::empty_like does it.
+  if (!tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
+  if (tensor.nbytes() < smallest)
+    return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+  return at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), allocator(), cpu_keys,
+                                           tensor.scalar_type());
+}
+
+}  // namespace dmmlkd
