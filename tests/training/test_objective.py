@@ -57,6 +57,7 @@ class Case:
             known=torch.rand(DEVICES, samples, generator=self.generator) < 0.8,
             rehearsal=None if by_distance else self.draw(DEVICES, 5, width),
             rehearsal_labels=torch.randint(classes, (5,), generator=self.generator),
+            rehearsal_known=None if by_distance else torch.rand(DEVICES, 5, generator=self.generator) < 0.8,
             by_distance=by_distance,
             strength=0.6,
         )
