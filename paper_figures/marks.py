@@ -25,6 +25,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "method.generator.pool_per_class": (OURS, "generated features a class that a round's iterations draw from"),
     "method.generator.moment_weight": (OURS, "weight of matching the moments of a device's own features"),
     "method.generator.mode_seeking": (OURS, "weight of the term against collapse"),
+    "method.generator.weigh_heads": (OURS, "whether teachers count by what they saw of a class; FedGen's alone"),
     "method.generator.warmup_rounds": (OURS, "rounds before guidance starts"),
     "method.generator.ramp_rounds": (OURS, "rounds until guidance has its full weight"),
     "method.generator.update_rate": (OURS, "of a device's statistics, for the kinds that are not a network"),

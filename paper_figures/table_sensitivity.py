@@ -39,6 +39,8 @@ def transform(table: pd.DataFrame) -> pd.DataFrame:
         Columns dataset, method, choice and those of `paper_figures.transforms.compare`.
     """
     final = transforms.final_accuracy(table)
+    if final.empty:
+        return final
     levels = [f" {level:g}" if np.isfinite(level) else "" for level in final["level"]]
     final["choice"] = final["setting"] + levels
     rows = transforms.compare(final, ["dataset", "method"], DEFAULT_SETTING, column="choice")

@@ -50,6 +50,11 @@ def convolve_reference(
     convolution left them, so that the next one copies nothing.
     """
     space, devices = inputs.dim() - 3, len(inputs)
+    if not devices:  # no groups, which torch refuses
+        sizes = [-(-size // stride) for size in inputs.shape[2:-1]]
+        return inputs.new_zeros(0, inputs.shape[1], *sizes, weight.shape[2]) + (
+            inputs.sum() + weight.sum() + bias.sum()
+        )
     channels = weight.shape[1] // kernel**space
     grouped = inputs.movedim(-1, 2).transpose(0, 1).flatten(1, 2)  # [samples, devices * channels, *space]
     windows = weight.unflatten(1, (kernel,) * space + (channels,))

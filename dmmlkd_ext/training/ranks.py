@@ -252,6 +252,9 @@ def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    # What the processes of an earlier attempt left in the store must not be taken for their successors'.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     with Liveness(store, rank, size) as liveness:
         with liveness.explaining():
             dist.init_process_group(
