@@ -13,11 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search and write; return 0, 1 if something failed, 2 if asked for wrongly, 130 if interrupted."""
     # Here and not above: each run's process imports this file.
-    from paper_figures.tuned import PATH
+    from paper_figures.tuned import PATH, TUNED_METHODS
     from paper_figures.worlds import DATASETS
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.tune", description=__doc__)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose settings")
+    parser.add_argument("--methods", nargs="+", choices=TUNED_METHODS, default=TUNED_METHODS, help="which methods'")
+    parser.add_argument("--budget", choices=("none", "limited"), help="only without, or with, a limit on energy")
     parser.add_argument("--workers", type=int, help="processes at a time; one a core by default")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tuning", help="folder of the trials' runs")
     parser.add_argument("--output", type=Path, default=PATH, help="file of the chosen settings")
@@ -25,14 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.workers is not None and options.workers < 1:
         parser.error(f"workers must be at least 1, got {options.workers}")
     try:
-        return search(options.datasets, options.runs, options.output, options.workers)
+        return search(options)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)
         return 130
 
 
-def search(datasets: Sequence[str], runs: Path, output: Path, workers: int | None) -> int:
-    """Run what is missing of the search and write the choices; those of other datasets stay in the file."""
+def search(options: argparse.Namespace) -> int:
+    """Run what is missing of the search and write the choices; those that were not asked for stay in the file."""
     from dmmlkd_ext.experiments.config import ExperimentConfig
     from dmmlkd_ext.experiments.provenance import identity
     from dmmlkd_ext.experiments.sweep import run_sweep
@@ -41,28 +43,31 @@ def search(datasets: Sequence[str], runs: Path, output: Path, workers: int | Non
     from paper_figures.tuned import read_choices, write_choices
 
     def run(configs: Sequence[ExperimentConfig]) -> None:
-        report = run_sweep(configs, runs, workers=workers)
+        report = run_sweep(configs, options.runs, workers=options.workers)
         print(f"{len(report.folders)} runs, {report.reused} of them finished earlier", flush=True)
         for name, log in report.failures.items():
             print(f"failed: run {name}, see {log}", file=sys.stderr)
 
-    available = [dataset for dataset in datasets if can_load(dataset)]
+    def wanted(one: tuning.Search) -> bool:
+        budget = "none" if one.budget is None else "limited"
+        return one.method in options.methods and options.budget in (None, budget)
+
+    available = [dataset for dataset in options.datasets if can_load(dataset)]
     if not available:
         print("nothing to tune: none of the datasets can be had", file=sys.stderr)
         return 1
-    choices, failed = tuning.tune(available, runs, run)
-    others = {key: choice for key, choice in read_choices(output).items() if key[0] not in available}
+    choices, failed = tuning.tune(available, options.runs, run, read_choices(options.output), wanted)
     description = {
         "rounds": tuning.ROUNDS,
         "seeds": tuning.SEEDS,
         "criterion": "validation accuracy of the last round, mean over devices and seeds",
         "commit": identity().commit,
     }
-    write_choices({**others, **choices}, output, description)
-    print(f"{len(choices)} settings chosen; they are in {output}")
+    write_choices(choices, options.output, description)
+    print(f"{len(choices)} settings chosen; they are in {options.output}")
     for missed in failed:
         print(f"failed: no trial of {missed.method} on {missed.dataset} finished", file=sys.stderr)
-    return 1 if failed or len(available) < len(datasets) else 0
+    return 1 if failed or len(available) < len(options.datasets) else 0
 
 
 if __name__ == "__main__":

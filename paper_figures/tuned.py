@@ -72,9 +72,12 @@ def by_key(choices: Iterable[Choice]) -> Choices:
 
 
 def write_choices(choices: Choices, path: Path, search: dict[str, Any]) -> None:
-    """Write choices with a description of the search, one trial a line."""
+    """Write choices with a description of the search, one trial a line, whatever order they were found in."""
     lines = []
-    for choice in choices.values():
+    order = [(budget, method) for budget in (None, TUNED_BUDGET) for method in TUNED_METHODS]
+    for choice in sorted(
+        choices.values(), key=lambda one: (one.dataset, order.index((one.budget_fraction, one.method)))
+    ):
         entry = asdict(choice)
         trials = ",\n".join(f"   {json.dumps(trial)}" for trial in entry.pop("trials"))
         lines.append(f' {json.dumps(entry)[:-1]}, "trials": [\n{trials}\n ]}}')

@@ -145,18 +145,29 @@ def validation_accuracy(folders: Iterable[Path]) -> float | None:
     return math.fsum(means) / len(means) if means else None
 
 
-def tune(datasets: Sequence[str], runs_folder: Path, run: Runner) -> tuple[Choices, list[Search]]:
-    """Search the settings of all tuned methods, and return the choices and the searches without a finished trial.
+def tune(
+    datasets: Sequence[str],
+    runs_folder: Path,
+    run: Runner,
+    known: Choices | None = None,
+    wanted: Callable[[Search], bool] = lambda _: True,
+) -> tuple[Choices, list[Search]]:
+    """Search the settings of tuned methods, and return all choices and the searches without a finished trial.
 
     Args:
         datasets: names of datasets.
         runs_folder: where `run` leaves the folders of runs.
         run: runs configurations; those that are finished already it leaves alone.
+        known: earlier choices, which stay where nothing is searched.
+        wanted: which searches to make.
     """
-    choices: Choices = {}
+    choices: Choices = dict(known or {})
     failed: list[Search] = []
     for balanced in (False, True):
-        found = list(_search(searches(datasets, balanced), choices, runs_folder, run))
+        group = [search for search in searches(datasets, balanced) if wanted(search)]
+        for search in group:  # what is searched anew is not known
+            choices.pop((search.dataset, search.budget, search.method), None)
+        found = list(_search(group, choices, runs_folder, run)) if group else []
         failed += [search for search, trials in found if not _any_judged(trials)]
         choices |= by_key(_conclude(search, trials) for search, trials in found if _any_judged(trials))
     return choices, failed

@@ -47,8 +47,10 @@ class EnergyConfig:
     iteration_energy_joule: float = 1.0
     """Energy of one iteration of one modality; used by `fixed` alone."""
     budget_fraction: float | None = None
-    """Initial budget as a fraction of what all iterations of all held modalities in all rounds, and the
-    exchanges, would cost the device; None sets no limit unless `budget_joule` does."""
+    """Initial budget as a fraction of what all iterations of all held modalities in all rounds would cost the
+    device, with the exchanges of all rounds on top; None sets no limit unless `budget_joule` does. Were the fraction
+    one of the exchanges too, a small one would pay for no training at all where links are dear, and there would be
+    nothing to allot."""
     budget_joule: float | None = None
     """Initial budget of every device; excludes `budget_fraction`."""
     kappa: float = 1e-28
@@ -281,8 +283,8 @@ def initial_budget_joule(
         iteration_energy: energy of one iteration of each modality, [devices, modalities], 0 where not held.
         max_iterations: T, the most local iterations of a modality in a round.
         num_rounds: rounds of the run.
-        exchange_energy_joule: typical energy of one exchange, [devices] or a number; part of what the
-            fraction is taken of.
+        exchange_energy_joule: typical energy of one exchange, [devices] or a number; a budget that is a fraction
+            holds all of it, for every round.
 
     Raises:
         ValueError: an argument is negative or has a wrong shape.
@@ -302,7 +304,7 @@ def initial_budget_joule(
         return np.full(len(energy), config.budget_joule)
     if config.budget_fraction is None:
         return np.full(len(energy), np.inf)
-    return np.asarray(config.budget_fraction * num_rounds * (max_iterations * energy.sum(axis=1) + exchange))
+    return np.asarray(num_rounds * (config.budget_fraction * max_iterations * energy.sum(axis=1) + exchange))
 
 
 class EnergyAccount:

@@ -116,6 +116,20 @@ def test_a_balanced_method_is_tuned_with_the_losses_that_were_chosen_before(tmp_
     assert (loss_scale(applied.method), applied.method.balance.exponent) == (2.0, 3.0)
 
 
+def test_a_part_is_searched_anew_and_the_rest_stays(tmp_path: Path) -> None:
+    known, _ = tuning.tune(["mfeat"], tmp_path / "a", RecordedRuns(tmp_path / "a", prefer(0.1, own=2.0)))
+    runs = RecordedRuns(tmp_path / "b", prefer(0.25, own=1.0))
+    choices, _ = tuning.tune(["mfeat"], tmp_path / "b", runs, known, lambda search: search.method == "dmml-tb")
+    assert {config.method.name for step in runs.steps for config in step} == {"dmml-tb"}
+    assert choices["mfeat", None, "dmml-tb"].learning_rate == 0.25
+    assert {key: one for key, one in choices.items() if key[2] != "dmml-tb"} == {
+        key: one for key, one in known.items() if key[2] != "dmml-tb"
+    }
+    runs = RecordedRuns(tmp_path / "c", prefer(0.1))
+    tuning.tune(["mfeat"], tmp_path / "c", runs, known, lambda search: search.method == "dmml-kd-tb")
+    assert {loss_scale(config.method) for config in runs.steps[0]} == {2.0}  # of what was known before
+
+
 def choice(method: str, rate: float, own: float | None = None, budget: float | None = None) -> Choice:
     return Choice("watch", budget, method, rate, own, 0.5, (Trial(rate, own, 0.5),))
 
@@ -156,6 +170,8 @@ def test_the_choices_are_read_as_they_were_written(tmp_path: Path) -> None:
     choices = tuned.by_key([choice("dmml", 0.3), choice("dmml-kd", 0.2, 2.0, 0.3)])
     tuned.write_choices(choices, path, {"rounds": 20})
     assert tuned.read_choices(path) == choices
+    tuned.write_choices(dict(reversed(choices.items())), path, {"rounds": 20})
+    assert list(tuned.read_choices(path)) == list(choices)
     assert json.loads(path.read_text())["search"] == {"rounds": 20}
     assert tuned.read_choices(tmp_path / "absent.json") == {}
     path.write_text('{"choices": [{"dataset": "watch"}]}')
@@ -182,7 +198,7 @@ def test_the_command_writes_what_it_chose_and_keeps_other_datasets(
     arguments = ["--datasets", "mfeat", "--runs", str(tmp_path / "runs"), "--output", str(output)]
     assert tune.main(arguments) == 0
     assert {key[0] for key in tuned.read_choices(output)} == {"watch", "mfeat"}
-    assert "15 settings chosen" in capsys.readouterr().out
+    assert "16 settings chosen" in capsys.readouterr().out  # one of them earlier
     with pytest.raises(SystemExit):
         tune.main(["--workers", "0"])
 

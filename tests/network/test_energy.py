@@ -100,9 +100,17 @@ def test_broadcasts_agree_with_a_plain_loop(seed):
 def test_budgets():
     energy = [[1.0, 2.0], [1.0, 0.0]]
     fraction = initial_budget_joule(EnergyConfig(budget_fraction=0.5), energy, 10, 4, [1.0, 3.0])
-    np.testing.assert_allclose(fraction, [0.5 * 4 * (30 + 1), 0.5 * 4 * (10 + 3)])
+    np.testing.assert_allclose(fraction, [4 * (0.5 * 30 + 1), 4 * (0.5 * 10 + 3)])
     assert initial_budget_joule(EnergyConfig(), energy, 10, 4).tolist() == [np.inf, np.inf]
     assert initial_budget_joule(EnergyConfig(budget_joule=7.0), energy, 10, 4).tolist() == [7.0, 7.0]
+
+
+@given(st.floats(0.01, 1), st.floats(0, 1e3))
+def test_a_fraction_buys_the_same_training_however_dear_the_exchange_is(fraction, exchange):
+    energy = np.array([[1.0, 2.0], [1.0, 0.0]])
+    account = EnergyAccount(initial_budget_joule(EnergyConfig(budget_fraction=fraction), energy, 10, 4, exchange))
+    share = account.round_budget_joule(4, exchange)
+    np.testing.assert_allclose(share, fraction * 10 * energy.sum(axis=1), rtol=1e-9, atol=1e-9 * (1 + exchange))
 
 
 def test_a_rounds_share_and_what_greedy_may_use():
