@@ -51,6 +51,7 @@ def _parse(arguments: list[str]) -> Command:
     """
     import tyro
 
+    from dmmlkd_ext.data.plugins import import_datasets
     from dmmlkd_ext.experiments.commands import (
         DataCommand,
         InfoCommand,
@@ -62,6 +63,8 @@ def _parse(arguments: list[str]) -> Command:
 
     names = _leading_names(arguments[1:]) if arguments[:1] == ["run"] else []
     try:
+        if names:
+            import_datasets(_value_of("--data.module", arguments))
         config = preset(names[1], names[0]) if len(names) == 2 else preset("watch")
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -93,6 +96,21 @@ def _leading_names(arguments: list[str]) -> list[str]:
             break
         names.append(argument)
     return names
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """Return the value of an option that is needed before the others can be read.
+
+    Example:
+        >>> _value_of("--data.module", ["run", "--data.module=robots.py"])
+        'robots.py'
+    """
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == option:
+            return following
+        if argument.startswith(option + "="):
+            return argument.removeprefix(option + "=")
+    return None
 
 
 def _flatten(message: str) -> str:

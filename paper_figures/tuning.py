@@ -1,6 +1,6 @@
 """The search for each method's settings: the same number of trials for all, judged on validation data alone.
 
-A search has two steps. The first tries three learning rates. The second, at the best of them, tries two more values of
+A search has two steps. The first tries four learning rates. The second, at the best of them, tries two more values of
 the method's own parameter; a method that has none tries two more learning rates beside the best. What is tried in the
 second step depends on the first, so that the search is a sequence of sweeps and not one list of configurations.
 """
@@ -33,7 +33,7 @@ from paper_figures.worlds import LEVELS, Level, world
 ROUNDS = 20
 SEEDS = (100, 101)
 """Seeds of the search, one for each level of non-IID data; no reported run has them."""
-RATE_FACTORS = (0.4, 1.0, 2.5)
+RATE_FACTORS = (0.4, 1.0, 2.5, 6.25)
 """Learning rates of the first step, in units of the dataset's recommended one."""
 RATE_NEIGHBOURS = (0.63, 1.6)
 """Learning rates of the second step, in units of the best one of the first."""
@@ -90,7 +90,7 @@ def first_trials(dataset: str) -> list[Trial]:
 
     Example:
         >>> [trial.learning_rate for trial in first_trials("mfeat")]
-        [0.04, 0.1, 0.25]
+        [0.04, 0.1, 0.25, 0.62]
     """
     recommended = preset(dataset).training.learning_rate
     return [Trial(_rounded(recommended * factor)) for factor in RATE_FACTORS]

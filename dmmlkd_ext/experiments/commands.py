@@ -15,16 +15,17 @@ import tyro
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
 from dmmlkd_ext.data.fetch import data_folders
+from dmmlkd_ext.data.plugins import import_datasets
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.loading import from_dict
 from dmmlkd_ext.experiments.presets import PRESETS, preset
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunLockedError, run_experiment
-from dmmlkd_ext.experiments.sweep import parse_shard, run_sweep, select_shard
+from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
 from dmmlkd_ext.network.slices import links_cut
 from dmmlkd_ext.ops import build_info
 from dmmlkd_ext.training.liveness import RankLostError
-from dmmlkd_ext.training.methods import METHODS
+from dmmlkd_ext.training.methods import METHODS, UNIFORM, UNIMODAL
 from dmmlkd_ext.training.ranks import FailedElsewhereError, Ranks, joined_ranks, started_by_torchrun
 
 
@@ -120,6 +121,8 @@ class SweepCommand:
     """Names of datasets."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; all methods of a seed see the same data, split and links."""
+    module: str | None = None
+    """Python file or module to import first, which registers a dataset of your own."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """Settings that differ from the recommended ones, in all runs: `training.rounds=5 data.partition=iid`."""
     runs: Path = Path("runs")
@@ -146,15 +149,27 @@ class SweepCommand:
                 "sweep must not be started by torchrun: it starts a process a run; share it out by --shard i/n"
             )
         try:
+            import_datasets(self.module)
             configs = [
-                override_settings(preset(dataset, method, seed), self.settings)
+                override_settings(self._preset(dataset, method, seed), self.settings)
                 for dataset in self.datasets
                 for method in self.methods
                 for seed in self.seeds
             ]
         except ValueError as error:
             raise UserError(str(error)) from error
-        report = run_sweep(
+        report = self._sweep(configs)
+        print(f"{len(report.folders)} runs finished, {report.reused} of them earlier, in {self.runs}")
+        for name, log in report.failures.items():
+            print(f"failed: {name}, see {log}", file=sys.stderr)
+        return 1 if report.failures else 0
+
+    def _preset(self, dataset: str, method: str, seed: int) -> ExperimentConfig:
+        config = preset(dataset, method, seed)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, module=self.module))
+
+    def _sweep(self, configs: list[ExperimentConfig]) -> SweepReport:
+        return run_sweep(
             select_shard(configs, *parse_shard(self.shard)),
             self.runs,
             workers=self.workers,
@@ -162,10 +177,6 @@ class SweepCommand:
             checkpoint_every=self.checkpoint_every,
             progress=False if self.quiet else None,
         )
-        print(f"{len(report.folders)} runs finished, {report.reused} of them earlier, in {self.runs}")
-        for name, log in report.failures.items():
-            print(f"failed: {name}, see {log}", file=sys.stderr)
-        return 1 if report.failures else 0
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,7 @@ class InfoCommand:
         lines = {
             **{key: value for key, value in environment.items() if key not in ("build", "threads")},
             **build_info(),
-            "methods": ", ".join(METHODS),
+            "methods": ", ".join((*METHODS, UNIFORM, f"{UNIMODAL}<modality>")),
             "datasets": ", ".join(available_datasets()),
             "data folders": ", ".join(map(str, data_folders())),
         }
@@ -196,9 +207,15 @@ class DataCommand:
     """What to do."""
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of datasets to fetch."""
+    module: str | None = None
+    """Python file or module to import first, which registers a dataset of your own."""
 
     def execute(self) -> int:
         """List or fetch, and return 1 if a dataset could not be had."""
+        try:
+            import_datasets(self.module)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         known = available_datasets()
         if self.action == "list":
             for name in known:
@@ -230,7 +247,8 @@ def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> Ex
         table: Any = data
         for parent in parents:
             table = table.get(parent) if isinstance(table, dict) else None
-        if not (equals and isinstance(table, dict) and name in table):
+        free = parents == ["data", "options"]  # which each loader names for itself
+        if not (equals and isinstance(table, dict) and name and (name in table or free)):
             raise ValueError(f"set must be like training.rounds=5, a setting that there is; got {setting!r}")
         table[name] = _read_value(text)
     return from_dict(type(config), data) if settings else config

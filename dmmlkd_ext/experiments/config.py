@@ -28,6 +28,10 @@ class DataConfig:
     """Share of the devices that lack at least one modality."""
     modalities_per_device: tuple[int, int] | None = None
     """Least and most modalities of an incomplete device; None draws any proper subset."""
+    module: str | None = None
+    """Python file or module to import first, which registers a dataset of your own."""
+    options: dict[str, bool | int | float | str] = field(default_factory=dict, hash=False)
+    """Options of the dataset's loader, such as `split: subject` of `watch`."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from dmmlkd_ext.data.plugins import module_version
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.determinism import deterministic
 from dmmlkd_ext.experiments.loading import load_config
@@ -70,7 +71,8 @@ def run_name(config: ExperimentConfig) -> str:
         True
     """
     readable = f"{config.data.dataset}-{config.method.name}"
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)}-{config.digest(code_version())}"
+    version = code_version() + module_version(config.data.module)
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)}-{config.digest(version)}"
 
 
 def is_finished(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from dmmlkd_ext.data.partition import (
     partition_iid,
     partition_natural,
 )
+from dmmlkd_ext.data.plugins import import_datasets
 from dmmlkd_ext.data.registry import load_dataset
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
 from dmmlkd_ext.models.network import MultiModalNetwork
@@ -41,7 +42,8 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
             names the field.
         DataUnavailableError: the dataset is neither at hand nor to be had.
     """
-    dataset = load_dataset(config.data.dataset, config.seed)
+    import_datasets(config.data.module)
+    dataset = load_dataset(config.data.dataset, config.seed, **config.data.options)
     device_samples = partition(dataset, config.data, config.seed)
     holds = assign_modalities(
         config.data.num_devices,

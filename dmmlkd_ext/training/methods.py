@@ -134,8 +134,10 @@ METHODS: dict[str, MethodConfig] = {
         MethodConfig("centralized", centralized=True),
     )
 }
-"""The methods by name; `unimodal:<modality>` is one more for each modality. `dmml-kd` itself is the control `uniform`
-of the balance: it cuts all modalities alike where energy is short."""
+"""The methods by name; `unimodal:<modality>` is one more for each modality, and `uniform` another name of `dmml-kd`."""
+
+UNIFORM = "uniform"
+"""The control of the balance that cuts all modalities alike where energy is short, as `dmml-kd` does."""
 
 UNIMODAL = "unimodal:"
 
@@ -150,8 +152,10 @@ def get_method(name: str) -> MethodConfig:
         >>> get_method("dmml-kd").losses.classification
         0.5
     """
+    if name == UNIFORM:
+        return replace(_DMML_KD, name=UNIFORM)
     if name.startswith(UNIMODAL) and len(name) > len(UNIMODAL):
         return MethodConfig(name, only=name.removeprefix(UNIMODAL))
     if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, {UNIMODAL}<modality>; got {name!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, {UNIFORM}, {UNIMODAL}<modality>; got {name!r}")
     return METHODS[name]

@@ -35,6 +35,10 @@ class RecordedSimulation(Protocol):
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
         ...
 
+    def spectral_gap(self, edges: npt.NDArray[np.int64]) -> float:
+        """Return the spectral gap of the mixing of all devices on these links."""
+        ...
+
     def consensus_distance(self) -> dict[str, float]:
         """Return the root mean square distance of the devices from their mean, a block."""
         ...
@@ -60,7 +64,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
     """Return the record of the round that a simulation has just completed.
 
     Lists have one entry a device; an entry that does not apply, such as a modality that a device lacks, is None.
-    Energies are in joules, times in seconds of simulated time, losses are means over the devices that trained.
+    Energies are in joules, times in seconds of simulated time; `loss` is a mean over the devices that trained.
     """
     population, plan, links = simulation.population, outcome.plan, outcome.links
     names = population.network.modalities
@@ -68,10 +72,12 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
     learning_time = np.where(outcome.learns, simulation.learning_time, 0.0)
     # Waiting takes the same share of an iteration's time as of its energy.
     compute_time = plan.energy_joule(simulation.iteration_time, simulation.method.balance.pause)
+    device_time = compute_time + links.cost.time_s + learning_time
     return {
         "round": simulation.round,
         "learning_rate": outcome.learning_rate,
         "loss": _losses(outcome, simulation),
+        "device_loss": {term: _values(outcome.losses[term]) for term in TERMS},
         "accuracy": _accuracies(outcome),
         "modality_accuracy": _alone(outcome.test, names),
         "generator_quality": None if outcome.quality is None else _quality(outcome.quality),
@@ -84,9 +90,11 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "energy_left_joule": _values(simulation.energy.remaining_joule),
         "sent_bits": _values(links.sent_bits),
         "working_links": len(links.edges),
+        "spectral_gap": simulation.spectral_gap(links.edges),
         "failed_devices": int((~links.devices).sum()),
+        "device_time_s": _values(device_time),
         # A round lasts until the slowest device has computed and sent, and its generator has learned.
-        "simulated_time_s": float((compute_time + links.cost.time_s + learning_time).max(initial=0.0)),
+        "simulated_time_s": float(device_time.max(initial=0.0)),
     }
 
 

@@ -21,7 +21,7 @@ from dmmlkd_ext.balance import (
 from dmmlkd_ext.data.dataset import MultiModalDataset, Split
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.network.energy import EnergyAccount, initial_budget_joule
-from dmmlkd_ext.network.topology import metropolis_hastings
+from dmmlkd_ext.network.topology import metropolis_hastings, spectral_gap
 from dmmlkd_ext.network.wireless import RoundLinks, WirelessNetwork
 from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.training import exchange, local
@@ -101,6 +101,7 @@ class Simulation:
         )
         self.energy = EnergyAccount(budget)
         self.speeds = np.full(self.holds.shape, np.nan)
+        self._known_gap: tuple[bytes, float] | None = None
 
     def _make_room(self) -> None:
         """Let each block have room for all rows that may ever come from other ranks."""
@@ -242,6 +243,13 @@ class Simulation:
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
         return imbalance(self.speeds, self.holds)
+
+    def spectral_gap(self, edges: npt.NDArray[np.int64]) -> float:
+        """Return the spectral gap of the mixing of all devices on these links; 0 where they fall apart."""
+        key = edges.tobytes()
+        if self._known_gap is None or self._known_gap[0] != key:
+            self._known_gap = key, spectral_gap(metropolis_hastings(edges, len(self.holds)))
+        return self._known_gap[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs; random draws need only the seed and the round.

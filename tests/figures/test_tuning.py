@@ -53,13 +53,13 @@ def test_every_method_has_as_many_trials_on_as_many_runs(tmp_path: Path) -> None
     runs = RecordedRuns(tmp_path, prefer(0.1))
     choices, failed = tuning.tune(["watch", "mfeat"], tmp_path, runs)
     assert not failed
-    assert {len(choice.trials) for choice in choices.values()} == {5}
+    assert {len(choice.trials) for choice in choices.values()} == {6}
     assert {(choice.dataset, choice.budget_fraction) for choice in choices.values()} == {
         (dataset, budget) for dataset in ("watch", "mfeat") for budget in (None, TUNED_BUDGET)
     }
     assert {key[2] for key in choices} == set(TUNED_METHODS)
     configs = [config for step in runs.steps for config in step]
-    assert len(configs) == len(set(configs)) == 2 * 15 * 5 * 2
+    assert len(configs) == len(set(configs)) == 2 * 15 * 6 * 2
     assert {config.seed for config in configs} == {100, 101}
 
 

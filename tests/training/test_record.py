@@ -9,6 +9,7 @@ import pytest
 
 from dmmlkd_ext.network.energy import EnergyAccount, EnergyConfig
 from dmmlkd_ext.network.failures import FailureConfig
+from dmmlkd_ext.network.topology import metropolis_hastings, spectral_gap
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.simulation import Simulation
 from tests.training.synthetic import MIXED_SHAPES, SMALL_TRAINING, UNEVEN_HOLDS, make_dataset, make_simulation
@@ -17,6 +18,7 @@ KEYS = {
     *("round", "learning_rate", "loss", "accuracy", "modality_accuracy", "generator_quality", "probe_accuracy"),
     *("local_iterations", "balance_metric", "imbalance", "energy_spent_joule", "energy_left_joule", "sent_bits"),
     *("consensus_distance", "working_links", "failed_devices", "simulated_time_s"),
+    *("device_loss", "device_time_s", "spectral_gap"),
 }
 TERMS = {"total", "task", "classification", "similarity", "difference", "generator", "rehearsal"}
 BLOCKS = {"shared", *MIXED_SHAPES}
@@ -53,7 +55,9 @@ def test_records_are_json_with_the_documented_keys(world):
         for key in ("local_iterations", "balance_metric"):
             assert record[key].keys() == MIXED_SHAPES.keys()
             assert all(len(values) == devices for values in record[key].values())
-        for key in ("energy_spent_joule", "energy_left_joule", "sent_bits"):
+        assert record["device_loss"].keys() == TERMS - {"total"}
+        assert all(len(values) == devices for values in record["device_loss"].values())
+        for key in ("energy_spent_joule", "energy_left_joule", "sent_bits", "device_time_s"):
             assert len(record[key]) == devices
         if record["accuracy"]:
             assert record["accuracy"].keys() == {"test", "validation"}
@@ -84,6 +88,29 @@ def test_the_total_is_the_weighted_sum_of_the_terms():
     assert loss["total"] == pytest.approx(expected)
 
 
+def test_a_term_is_the_mean_of_its_devices():
+    record = make_simulation(holds=UNEVEN_HOLDS).run_round()
+    trained = [value for value in record["device_loss"]["task"] if value is not None]
+    assert len(set(trained)) == len(trained) > 1
+    assert record["loss"]["task"] == pytest.approx(np.mean(trained))
+    assert record["device_loss"]["generator"] == [None] * 5
+
+
+def test_the_spectral_gap_is_that_of_the_links_that_work():
+    simulation = make_simulation()
+    whole = spectral_gap(metropolis_hastings(simulation.network.topology.edges, 5))
+    assert 0 < simulation.run_round()["spectral_gap"] == pytest.approx(whole)
+    apart = make_simulation(failures=FailureConfig(device_probability=1.0))
+    assert apart.run_round()["spectral_gap"] == 0
+    failing = make_simulation(failures=FailureConfig(link_probability=0.4))
+    gaps = [failing.run_round()["spectral_gap"] for _ in range(failing.total_rounds)]
+    expected = [
+        spectral_gap(metropolis_hastings(failing.network.draw(index).edges, 5)) for index in range(failing.total_rounds)
+    ]
+    assert gaps == pytest.approx(expected)
+    assert len(set(gaps)) > 1
+
+
 def test_a_round_without_training_has_no_loss():
     for record in records(energy=EnergyConfig(budget_joule=0.0)):
         assert set(record["loss"].values()) == {None}
@@ -106,8 +133,9 @@ def test_a_round_lasts_until_the_slowest_device_has_computed_and_sent():
     cost = simulation.network.draw(0).cost
     record = simulation.run_round()
     iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
-    slowest = ((iterations * simulation.iteration_time).sum(axis=1) + cost.time_s).max()
-    assert record["simulated_time_s"] == pytest.approx(slowest)
+    times = (iterations * simulation.iteration_time).sum(axis=1) + cost.time_s
+    assert record["device_time_s"] == pytest.approx(times.tolist())
+    assert record["simulated_time_s"] == pytest.approx(times.max())
 
 
 def test_a_generators_learning_takes_time_as_it_takes_energy():

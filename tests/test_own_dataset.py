@@ -1,0 +1,63 @@
+"""A dataset of one's own, from the command line to its trained runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dmmlkd_ext import cli
+
+OWN_DATASET = """
+import torch
+from dmmlkd_ext.data import MultiModalDataset, Split, register_dataset
+
+def load_robots(seed: int = 0, samples: int = 60) -> MultiModalDataset:
+    generator = torch.Generator().manual_seed(seed)
+    def part(count):
+        features = {"camera": torch.randn(count, 1, 8, 8, generator=generator),
+                    "torque": torch.randn(count, 6, 32, generator=generator)}
+        labels = torch.randint(3, (count,), generator=generator)
+        return Split(features, labels, torch.ones(count, 2, dtype=torch.bool), torch.arange(count) % 5)
+    names = ("cup", "box", "ball")
+    return MultiModalDataset("robots", ("camera", "torque"), 3, names, part(samples), part(12), part(24))
+
+register_dataset("robots", load_robots, replace=True)
+"""
+
+
+def test_a_dataset_of_ones_own_is_trained_from_its_file(tmp_path, capsys):
+    module, runs = tmp_path / "robots.py", tmp_path / "runs"
+    module.write_text(OWN_DATASET)
+    sizes = ["--data.num-devices", "4", "--training.rounds", "2", "--data.options", "samples", "80"]
+    run = ["run", "dmml", "robots", f"--data.module={module}", *sizes, "--runs", str(runs), "--quiet"]
+    assert cli.main(run) == 0
+    [folder] = runs.glob("robots-dmml-*")
+    assert json.loads((folder / "config.json").read_text())["data"]["options"] == {"samples": 80}
+    assert "test accuracy" in capsys.readouterr().out
+    module.write_text(OWN_DATASET.replace("torch.randn", "torch.rand"))
+    assert cli.main(run) == 0
+    assert len(list(runs.glob("robots-dmml-*"))) == 2  # another loader is another run
+
+
+def test_the_processes_of_a_sweep_know_a_dataset_of_ones_own(tmp_path, capsys):
+    module, runs = tmp_path / "robots.py", tmp_path / "runs"
+    module.write_text(OWN_DATASET)
+    settings = ["data.num_devices=4", "training.rounds=1", "data.options.samples=80"]
+    options = ["--methods", "uniform", "--datasets", "robots", "--seeds", "0", "--set", *settings]
+    assert cli.main(["sweep", *options, f"--module={module}", "--runs", str(runs), "--quiet"]) == 0
+    assert len(list(runs.glob("robots-uniform-*/result.json"))) == 1
+
+
+MODULE_OPTIONS = (["run", "dmml", "x", "--data.module"], ["data", "--module"], ["sweep", "--module"])
+
+
+@pytest.mark.parametrize("command", MODULE_OPTIONS)
+def test_a_module_that_is_not_there_is_named(command, capsys):
+    assert cli.main([*command, "no/such.py"]) == 2
+    assert "module must be a Python file" in capsys.readouterr().err
+
+
+def test_an_option_that_a_dataset_lacks_is_named(tmp_path, capsys):
+    assert cli.main(["run", "dmml", "watch", "--data.options", "splat", "1", "--runs", str(tmp_path)]) == 2
+    assert "splat is not an option of dataset 'watch'" in capsys.readouterr().err
