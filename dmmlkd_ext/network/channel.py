@@ -77,11 +77,6 @@ class Links:
     rates_bit_per_s: FloatArray
     alive: BoolArray
 
-    @property
-    def alive_edges(self) -> IntArray:
-        """The links that work, int64 [alive, 2]."""
-        return self.edges[self.alive]
-
 
 def path_loss_db(distance_m: npt.ArrayLike, config: ChannelConfig | None = None) -> FloatArray:
     """Return the path loss, 128.1 + 37.6 log10(distance in km) by default, in decibels (METHOD 6 [C]).

@@ -17,9 +17,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
-from dmmlkd_ext.network.topology import Topology, metropolis_hastings
+from dmmlkd_ext.network.topology import Topology
 from dmmlkd_ext.seeding import numpy_generator
 
 IntArray = npt.NDArray[np.int64]
@@ -157,43 +156,6 @@ def _effect(failure: ScheduledFailure, topology: Topology) -> tuple[BoolArray, B
         side[ids[:, 0]] = True
         links = side[topology.edges[:, 0]] != side[topology.edges[:, 1]]
     return links, devices
-
-
-def surviving_mixing(
-    topology: Topology,
-    survivors: Survivors,
-    members: npt.ArrayLike | None = None,
-    alive: npt.ArrayLike | None = None,
-) -> sparse.csr_array:
-    """Return the Metropolis-Hastings matrix of what survives; see `metropolis_hastings`.
-
-    A failed device stays in the matrix, with weight 1 on itself, so that rows keep their meaning and the mean
-    over all members is kept.
-
-    Args:
-        topology: all links.
-        survivors: what works this round.
-        members: who holds the block, bool [devices]; None is everyone.
-        alive: further links to leave out, such as those in outage (`Links.alive`), bool [edges].
-
-    Raises:
-        ValueError: `alive` or `members` has a wrong shape or type.
-
-    Example:
-        >>> from dmmlkd_ext.network.topology import build_topology
-        >>> path = build_topology("star", 3, numpy_generator(0, "topology"))
-        >>> cut = Survivors(links=np.array([True, False]), devices=np.ones(3, dtype=bool))
-        >>> surviving_mixing(path, cut).toarray().tolist()
-        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
-    """
-    works = survivors.links
-    if alive is not None:
-        extra = np.asarray(alive)
-        if extra.dtype != np.bool_ or extra.shape != works.shape:
-            got = f"{extra.dtype} of the shape {list(extra.shape)}"
-            raise ValueError(f"alive must be bool of the shape {list(works.shape)}, got {got}")
-        works = works & extra
-    return metropolis_hastings(topology.edges[works], topology.num_devices, members)
 
 
 def read_schedule(path: str | os.PathLike[str]) -> list[ScheduledFailure]:

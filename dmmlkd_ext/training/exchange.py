@@ -49,11 +49,6 @@ class Route:
         return sum(self.receives.values())
 
 
-def identity_weights(size: int) -> GossipWeights:
-    """Return the weights of an exchange in which nobody hears anybody."""
-    return GossipWeights.from_scipy(sparse.eye_array(size, format="csr"))
-
-
 def divide_weights(
     matrix: sparse.csr_array, members: IntArray, part: Slice, dtype: torch.dtype = torch.float32
 ) -> tuple[GossipWeights, Route]:

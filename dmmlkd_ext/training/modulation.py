@@ -87,7 +87,8 @@ def ogm_gradient(
     modulated = gradient.clone()
     parts = zip(_encoder(layout, modulated), _encoder(layout, noise), strict=True)
     for values, random in parts:
-        deviation = values.std(1, keepdim=True).nan_to_num(0.0)  # of a single value: none
+        # No value, or a single one, has no deviation.
+        deviation = values.std(1, keepdim=True) if values.numel() > len(values) else torch.zeros_like(values)
         changed = values * coefficient.unsqueeze(1) + random * deviation
         values.copy_(torch.where(competes.unsqueeze(1), changed, values))
     return modulated

@@ -13,9 +13,7 @@ from dmmlkd_ext.network.failures import (
     FailureConfig,
     Failures,
     ScheduledFailure,
-    Survivors,
     read_schedule,
-    surviving_mixing,
 )
 from dmmlkd_ext.network.topology import build_topology, metropolis_hastings
 from dmmlkd_ext.seeding import numpy_generator
@@ -23,6 +21,11 @@ from dmmlkd_ext.seeding import numpy_generator
 
 def graph(name="ring", count=6):
     return build_topology(name, count, numpy_generator(0, "topology"))
+
+
+def mixing(topology, survivors, members=None):
+    """Return the weights on what survives, as the round makes them of the links that work."""
+    return metropolis_hastings(topology.edges[survivors.links], topology.num_devices, members)
 
 
 def scheduled(tmp_path, text, topology, name="failures.csv"):
@@ -41,7 +44,7 @@ def test_the_mean_is_kept_under_failures(count, link_probability, device_probabi
     mean = values.sum()
     for index in range(5):
         survivors = failures.draw(index)
-        matrix = surviving_mixing(topology, survivors, members)
+        matrix = mixing(topology, survivors, members)
         mixed = matrix @ values
         np.testing.assert_array_equal(mixed[~survivors.devices[members]], values[~survivors.devices[members]])
         values = mixed
@@ -65,7 +68,7 @@ def test_certain_failures():
     assert not dead.links.any()
     cut = Failures(FailureConfig(link_probability=1.0), topology, seed=0).draw(0)
     assert cut.devices.all()
-    np.testing.assert_array_equal(surviving_mixing(topology, cut).toarray(), np.eye(8))
+    np.testing.assert_array_equal(mixing(topology, cut).toarray(), np.eye(8))
 
 
 def test_a_draw_depends_on_seed_and_round_alone():
@@ -85,15 +88,7 @@ def test_without_failures_the_matrix_is_the_whole_graphs():
     topology = graph("random_geometric", 12)
     survivors = Failures(FailureConfig(), topology, seed=0).draw(0)
     whole = metropolis_hastings(topology.edges, 12)
-    assert (surviving_mixing(topology, survivors) != whole).nnz == 0
-
-
-def test_a_link_in_outage_is_left_out_too():
-    topology = graph("star", 3)
-    alive = np.array([False, True])
-    survivors = Failures(FailureConfig(), topology, seed=0).draw(0)
-    expected = [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
-    assert surviving_mixing(topology, survivors, alive=alive).toarray().tolist() == expected
+    assert (mixing(topology, survivors) != whole).nnz == 0
 
 
 SCHEDULE = "round,kind,ids\n1,link,0-1 3-2\n2-3,device,4\n\n3, partition ,0 1 2\n"
@@ -138,9 +133,9 @@ def test_a_partitioned_network_heals(tmp_path):
     failures = scheduled(tmp_path, "round,kind,ids\n0-4,partition,0 1 2\n", topology)
     values = np.arange(6.0)
     for index in range(5):
-        values = surviving_mixing(topology, failures.draw(index)) @ values
+        values = mixing(topology, failures.draw(index)) @ values
     np.testing.assert_allclose(values, [1, 1, 1, 4, 4, 4])
-    np.testing.assert_allclose(surviving_mixing(topology, failures.draw(5)) @ values, 2.5)
+    np.testing.assert_allclose(mixing(topology, failures.draw(5)) @ values, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +177,6 @@ def test_a_malformed_schedule_is_refused_with_its_line(tmp_path, name, text, mes
         scheduled(tmp_path, text, graph("ring", 6), name)
 
 
-WHOLE = Survivors(np.ones(6, dtype=bool), np.ones(6, dtype=bool))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -195,9 +187,6 @@ WHOLE = Survivors(np.ones(6, dtype=bool), np.ones(6, dtype=bool))
             lambda: Failures(FailureConfig(), graph(), seed=0).draw(-1),
             "round_index must be at least 0, got -1",
         ),
-        (lambda: surviving_mixing(graph(), WHOLE, alive=np.ones(5, dtype=bool)), r"alive must .* \[6\], got"),
-        (lambda: surviving_mixing(graph(), WHOLE, alive=np.ones(6)), "alive must be bool .* got float64"),
-        (lambda: surviving_mixing(graph(), WHOLE, members=[1, 0]), "members must be bool"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 
 from dmmlkd_ext.data.dataset import MultiModalDataset, Split
 from dmmlkd_ext.models.network import MultiModalNetwork
@@ -16,6 +17,7 @@ from dmmlkd_ext.network.energy import EnergyConfig
 from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.network.topology import build_topology
 from dmmlkd_ext.network.wireless import WirelessNetwork
+from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.guidance import GENERATOR, GeneratorConfig, make_guidance
@@ -133,6 +135,11 @@ def make_simulation(
     if device_samples is None:
         device_samples = divide(len(dataset.train), len(holds))
     return Simulation(dataset, device_samples, population, network, method, training, seed, guidance, part)
+
+
+def identity_weights(size: int) -> GossipWeights:
+    """Return the weights of an exchange in which nobody hears anybody."""
+    return GossipWeights.from_scipy(sparse.eye_array(size, format="csr"))
 
 
 def widen(dataset: MultiModalDataset) -> MultiModalDataset:

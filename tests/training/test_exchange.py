@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.network.topology import metropolis_hastings
 from dmmlkd_ext.ops import GossipWeights
-from dmmlkd_ext.training.exchange import identity_weights, mix
+from dmmlkd_ext.training.exchange import mix
 from dmmlkd_ext.training.population import Population
+from tests.training.synthetic import identity_weights
 
 SHAPES = {"left": (4,), "right": (3,), "nobody's": (2,)}
 

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import torch_generator
-from dmmlkd_ext.training.exchange import identity_weights
 from dmmlkd_ext.training.guidance import GENERATOR, FeatureMoments, GeneratorConfig, Guidance, make_guidance
 from dmmlkd_ext.training.guidance.base import GuidanceBatch, GuidanceRound
 from dmmlkd_ext.training.losses import BatchOutputs, device_losses
 from dmmlkd_ext.training.methods import LossWeights
 from dmmlkd_ext.training.population import Population
+from tests.training.synthetic import identity_weights
 from tests.training.test_losses import draw_outputs
 
 CLASSES, WIDTH, DEVICES = 3, 2, 4

@@ -170,6 +170,28 @@ def test_energy_is_what_computing_and_sending_cost():
     np.testing.assert_allclose(record["energy_spent_joule"], expected)
 
 
+def test_what_a_generator_learns_is_charged_to_those_that_learn():
+    simulation = timed_simulation(method=get_method("dmml-kd"))
+    simulation.energy = EnergyAccount(np.array([1e6, 1e6, 0.0, 1e6, 1e6]))
+    cost = simulation.network.draw(0, simulation.energy.remaining_joule).cost
+    record = simulation.run_round()
+    iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
+    expected = (iterations * simulation.iteration_energy).sum(axis=1) + cost.energy_joule + simulation.overhead
+    expected[2] = 0.0  # has nothing
+    assert (simulation.overhead > 0).all()
+    np.testing.assert_allclose(record["energy_spent_joule"], expected)
+
+
+def test_the_imbalance_is_that_of_the_devices_speeds():
+    simulation = make_simulation()
+    record = simulation.run_round()
+    for device, (own, held) in enumerate(zip(simulation.speeds, simulation.holds, strict=True)):
+        speeds = own[held & np.isfinite(own)]
+        expected = np.std(speeds) / np.mean(speeds) if len(speeds) > 1 else 0.0
+        assert (record["imbalance"][device] or 0.0) == pytest.approx(expected)
+    assert max(value or 0.0 for value in record["imbalance"]) > 0.05
+
+
 def test_sent_bits_are_those_of_the_blocks_that_a_neighbour_has():
     holds = np.array([[True, False, False], [True, True, False], [False, True, True]])
     simulation = make_simulation(holds=holds, topology="star")  # 1 and 2 hear 0 alone

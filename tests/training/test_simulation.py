@@ -11,6 +11,7 @@ from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.network.energy import EnergyAccount, EnergyConfig
 from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.callbacks import Callback, EndTraining
+from dmmlkd_ext.training.evaluation import evaluate
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.training.simulation import Simulation
 from tests.training.synthetic import SMALL_TRAINING, TINY_SHAPES, divide, make_dataset, make_simulation, plain_method
@@ -243,6 +244,42 @@ def test_rounds_are_evaluated_by_the_calendar_and_at_the_end():
     training = dataclasses.replace(SMALL_TRAINING, rounds=5, evaluate_every=2)
     evaluated = [record["round"] for record in rounds(make_simulation(training=training)) if record["accuracy"]]
     assert evaluated == [2, 4, 5]
+
+
+def test_test_and_validation_accuracy_are_those_of_their_samples():
+    simulation = make_simulation()
+    record = rounds(simulation)[-1]
+    for side, split in (("test", simulation.dataset.test), ("validation", simulation.dataset.validation)):
+        assert record["accuracy"][side] == evaluate(simulation.population, split).joint.tolist()
+    assert record["accuracy"]["test"] != record["accuracy"]["validation"]
+    alone = evaluate(simulation.population, simulation.dataset.test).alone["vector"]
+    assert record["modality_accuracy"]["vector"] == [None if np.isnan(value) else value for value in alone]
+
+
+def test_the_learning_rate_falls_to_its_last_fraction():
+    training = dataclasses.replace(SMALL_TRAINING, final_learning_rate_fraction=1e-7, momentum=0.0)
+    simulation = make_simulation(method="local", training=training)
+    moved = []
+    while simulation.round < simulation.total_rounds:
+        before = simulation.population.blocks[SHARED].start.clone()
+        record = simulation.run_round()
+        moved.append(float((simulation.population.blocks[SHARED].start - before).abs().max()))
+        assert record["learning_rate"] == training.learning_rate_at(simulation.round - 1)
+    assert moved[0] > moved[2] > 1e-3
+    assert moved[-1] < 1e-5
+
+
+def test_a_budget_that_is_a_fraction_holds_every_exchange_and_what_the_generator_learns():
+    simulation, silent = (
+        make_simulation(method=generated("dmml-kd", **settings), energy=WIRELESS) for settings in ({}, {"steps": 0})
+    )
+    rounds, iterations = SMALL_TRAINING.rounds, 0.5 * SMALL_TRAINING.local_iterations
+    exchange = np.mean([simulation.network.draw(index).cost.energy_joule for index in range(20)], axis=0)
+    expected = rounds * (iterations * simulation.iteration_energy.sum(axis=1) + exchange + simulation.overhead)
+    np.testing.assert_allclose(simulation.energy.remaining_joule, expected)
+    assert exchange.all()
+    assert (simulation.overhead > 0).all()
+    assert (simulation.energy.remaining_joule > silent.energy.remaining_joule).all()
 
 
 def test_a_device_without_modalities_is_as_good_as_its_most_frequent_class():
