@@ -135,6 +135,11 @@ def mel_filters(rate: int, bands: int, window: int) -> torch.Tensor:
 
     Raises:
         ValueError: a band is narrower than the resolution of the Fourier transform, ``rate / window`` Hz.
+
+    Example:
+        >>> filters = mel_filters(rate=8000, bands=4, window=64)
+        >>> tuple(filters.shape), filters.sum(1).round(decimals=5).tolist()
+        ((4, 33), [1.0, 1.0, 1.0, 1.0])
     """
     top = 2595.0 * math.log10(1.0 + rate / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, bands + 2, dtype=torch.float64) / 2595.0) - 1.0)

@@ -22,6 +22,14 @@ def load_config(path: Path) -> ExperimentConfig:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, has unknown or missing keys, or a value of the wrong type or range.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "config.json"
+        ...     _ = file.write_text(json.dumps(ExperimentConfig(seed=3).to_dict()))
+        ...     load_config(file) == ExperimentConfig(seed=3)
+        True
     """
     path = Path(path)
     if path.is_dir():

@@ -53,6 +53,11 @@ def select_shard(configs: Sequence[ExperimentConfig], index: int, count: int) ->
     """Return every `count`-th configuration from the `index`-th on, counted from 1.
 
     The shards of one list are disjoint and complete, so that machines with a common runs folder share it.
+
+    Example:
+        >>> configs = [ExperimentConfig(seed=seed) for seed in range(5)]
+        >>> [config.seed for config in select_shard(configs, 2, 3)]
+        [1, 4]
     """
     return list(configs[index - 1 :: count])
 

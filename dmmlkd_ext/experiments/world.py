@@ -41,6 +41,12 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         ValueError: the configuration does not fit the dataset, or has fewer devices than there are ranks; the message
             names the field.
         DataUnavailableError: the dataset is neither at hand nor to be had.
+
+    Example:
+        >>> from dmmlkd_ext.experiments.presets import preset
+        >>> simulation = build_simulation(preset("mfeat", "dmml-kd", seed=1))
+        >>> simulation.population.num_devices, simulation.round, simulation.total_rounds
+        (20, 0, 40)
     """
     import_datasets(config.data.module)
     dataset = load_dataset(config.data.dataset, config.seed, **config.data.options)
@@ -100,6 +106,10 @@ def keep_only(holds: npt.NDArray[np.bool_], modalities: Sequence[str], modality:
 
     Raises:
         ValueError: there is no such modality.
+
+    Example:
+        >>> keep_only(np.array([[True, True], [True, False]]), ("wrist", "chest"), "chest").tolist()
+        [[False, True], [False, False]]
     """
     if modality not in modalities:
         raise ValueError(f"only must be one of {', '.join(modalities)}; got {modality!r}")

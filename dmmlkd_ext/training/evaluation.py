@@ -48,7 +48,19 @@ class GeneratorQuality:
 
 @torch.no_grad()
 def judge_generator(population: Population, split: Split, pool: torch.Tensor) -> GeneratorQuality:
-    """Judge generated features [devices, classes, n, d] by the common features of `split` on each device."""
+    """Judge generated features [devices, classes, n, d] by the common features of `split` on each device (METHOD 8).
+
+    Example:
+        >>> from dmmlkd_ext.models.network import MultiModalNetwork
+        >>> population = Population(MultiModalNetwork({"wrist": (3,)}, 2, 4, 8), np.ones((1, 1), dtype=bool), seed=0)
+        >>> wrist, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 3)
+        >>> split = Split({"wrist": wrist}, labels, torch.ones(6, 1, dtype=torch.bool), torch.full((6,), -1))
+        >>> far = torch.full((1, 2, 5, 4), 1e3)
+        >>> far[:, 0] = 0.0  # so that every feature is nearest to the first class
+        >>> quality = judge_generator(population, split, far)
+        >>> quality.nearest_mean.tolist(), quality.spread.tolist()
+        ([0.5], [0.0])
+    """
     network, classes = population.network, pool.shape[1]
     head = network.layouts[SHARED].views(population.blocks[SHARED].start)["head"]
     means = pool.mean(2)
@@ -88,6 +100,15 @@ def evaluate(population: Population, split: Split, guess: npt.NDArray[np.int64] 
         population: the devices.
         split: the samples.
         guess: that class, int64 [devices]; None gives such a device no accuracy, NaN.
+
+    Example:
+        >>> from dmmlkd_ext.models.network import MultiModalNetwork
+        >>> population = Population(MultiModalNetwork({"wrist": (3,)}, 2, 4, 8), np.array([[True], [False]]), seed=0)
+        >>> present, nobody = torch.ones(4, 1, dtype=torch.bool), torch.full((4,), -1)
+        >>> split = Split({"wrist": torch.randn(4, 3)}, torch.tensor([0, 1, 1, 1]), present, nobody)
+        >>> accuracy = evaluate(population, split, guess=np.array([0, 1]))
+        >>> accuracy.joint[1].item(), accuracy.alone["wrist"][1].item()  # the second device can only guess
+        (0.75, nan)
     """
     devices, modalities = population.num_devices, population.network.modalities
     joint = np.full(devices, np.nan)

@@ -93,7 +93,7 @@ def mix(
     routes: Mapping[str, Route] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Variation]:
-    """Mix all blocks and measure, in the same pass, how far training moved each device's.
+    """Mix all blocks and measure, in the same pass, how far training moved each device's (METHOD 4, 5).
 
     Args:
         population: after local training; its `start` then holds the mixed parameters.
@@ -103,6 +103,19 @@ def mix(
 
     Raises:
         ValueError: a block's weights are missing or have another size.
+
+    Example:
+        >>> from dmmlkd_ext.models.network import MultiModalNetwork
+        >>> population = Population(MultiModalNetwork({"wrist": (3,)}, 2, 4, 8), np.ones((2, 1), dtype=bool), seed=0)
+        >>> for block in population.blocks.values():  # the second device trained, the first did not
+        ...     _ = block.local.copy_(block.start + torch.tensor([[0.0], [1.0]]))
+        >>> half = GossipWeights.from_dense(torch.full((2, 2), 0.5))
+        >>> moved = mix(population, {name: half for name in population.blocks})
+        >>> block = population.blocks["shared"]
+        >>> moved["shared"].distance.round(3).tolist() == [0.0, round(block.num_parameters**0.5, 3)]
+        True
+        >>> torch.equal(block.start[0], block.start[1])
+        True
     """
     missing = population.blocks.keys() - weights.keys()
     if missing:

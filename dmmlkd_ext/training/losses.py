@@ -43,12 +43,24 @@ class BatchOutputs:
 
 
 def sum_in_order(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the sum over modalities, one after the other: one that is absent changes no bit, nor does its column."""
+    """Return the sum over modalities, one after the other: one that is absent changes no bit, nor does its column.
+
+    Example:
+        >>> sum_in_order(torch.tensor([[1.0, 2.0, 0.0]]), 1)
+        tensor([3.])
+    """
     return functools.reduce(torch.add, values.unbind(dim))
 
 
 def predict(outputs: BatchOutputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prediction's logits [devices, batch, classes] and how many modalities they are a mean of."""
+    """Return the prediction's logits [devices, batch, classes] and how many modalities they are a mean of (METHOD 2).
+
+    Example:
+        >>> common, specific = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]]]]), torch.tensor([[[[0.0, 2.0], [0.0, 4.0]]]])
+        >>> label, both = torch.tensor([[1]]), torch.ones(1, 1, 2, dtype=torch.bool)
+        >>> predict(BatchOutputs(label, common, specific, both, (), (), ()))
+        (tensor([[[2., 3.]]]), tensor([[2]]))
+    """
     weight = outputs.present.unsqueeze(-1)
     total = sum_in_order((outputs.common_logits + outputs.specific_logits) * weight, 2)
     count = outputs.present.sum(2)
@@ -68,7 +80,13 @@ def device_losses(
     task: cross-entropy of the prediction, a mean over the samples with any modality, trained or waiting.
     classification: F_cls, and similarity: F_sim, means over the samples with a trained one. difference: F_dif,
     normalized. generator: F_gen, a mean over those of them whose class has a target, and rehearsal, over the classes
-    that have features; both with `guidance` and the devices' shared heads [devices, d, classes] alone.
+    that have features; both with `guidance` and the devices' shared heads [devices, d, classes] alone. See METHOD 3.
+
+    Example:
+        >>> logits, label = torch.zeros(1, 1, 2, 4), torch.tensor([[1]])
+        >>> outputs = BatchOutputs(label, logits, logits, torch.ones(1, 1, 2, dtype=torch.bool), (), (), ())
+        >>> device_losses(outputs, LossWeights(similarity=0.1))  # ln 4 of four classes that are alike
+        {'task': tensor([1.3863]), 'similarity': tensor([0.])}
     """
     logits, count = predict(outputs)
     counted = (count > 0).to(logits.dtype)
@@ -138,7 +156,12 @@ def _mean_over_present(values: torch.Tensor, present: torch.Tensor) -> torch.Ten
 def modality_entropy(outputs: BatchOutputs, specific: bool = False) -> torch.Tensor:
     """Return each modality's own cross-entropy, [devices, batch, modalities], 0 where absent.
 
-    By the shared head on the common feature or, with `specific`, by both of the modality's heads together.
+    By the shared head on the common feature (F_cls of METHOD 3) or, with `specific`, by both of the modality's heads.
+
+    Example:
+        >>> logits, label = torch.zeros(1, 1, 2, 4), torch.tensor([[1]])
+        >>> modality_entropy(BatchOutputs(label, logits, logits, torch.tensor([[[True, False]]]), (), (), ()))
+        tensor([[[1.3863, 0.0000]]])
     """
     logits = outputs.common_logits + outputs.specific_logits if specific else outputs.common_logits
     labels = outputs.labels.unsqueeze(-1).expand(outputs.present.shape)

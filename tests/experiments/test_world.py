@@ -76,7 +76,6 @@ def test_what_does_not_fit_is_named():
     natural = ExperimentConfig(data=DataConfig("watch", "natural", num_devices=7))
     with pytest.raises(ValueError, match="num_devices must be 20 for the natural partition of watch, got 7"):
         world.build_simulation(natural)
+    fine, many = world.build_simulation(SMALL), SimpleNamespace(size=5, rank=0)
     with pytest.raises(ValueError, match="at most 4 ranks, one a device; got 5"):
-        many = SimpleNamespace(size=5, rank=0)
-        simulation = world.build_simulation(SMALL)
-        world.slice_population(simulation.network.topology, simulation.holds, simulation.population.network, many)
+        world.slice_population(fine.network.topology, fine.holds, fine.population.network, many)

@@ -27,7 +27,14 @@ __all__ = [
 
 
 def make_guidance(config: GeneratorConfig, num_classes: int, feature_width: int, seed: int) -> Guidance | None:
-    """Return the guidance that a configuration names, or None for `none`."""
+    """Return the guidance that a configuration names, or None for `none` (METHOD 3).
+
+    Example:
+        >>> make_guidance(GeneratorConfig(), num_classes=3, feature_width=8, seed=0) is None
+        True
+        >>> type(make_guidance(GeneratorConfig(kind="gaussian"), 3, 8, seed=0)).__name__
+        'GaussianGuidance'
+    """
     kinds = {"network": NetworkGuidance, "gaussian": GaussianGuidance, "prototypes": PrototypeGuidance}
     if config.kind == "none":
         return None

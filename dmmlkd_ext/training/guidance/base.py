@@ -84,6 +84,13 @@ class FeatureMoments:
         num_classes: number of classes.
         width: width d of the features.
         full: keep whole products [d, d] instead of squares.
+
+    Example:
+        >>> moments = FeatureMoments(devices=1, num_classes=2, width=1)
+        >>> features, labels = torch.tensor([[[1.0], [3.0], [5.0]]]), torch.tensor([[0, 0, 1]])
+        >>> moments.add(torch.tensor([0]), features, labels, torch.ones(1, 3, dtype=torch.bool))
+        >>> moments.mean().flatten().tolist(), moments.variance().flatten().tolist()
+        ([2.0, 5.0], [1.0, 0.0])
     """
 
     def __init__(self, devices: int, num_classes: int, width: int, full: bool = False) -> None:
