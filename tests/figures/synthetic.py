@@ -184,6 +184,8 @@ class _Builder:
             for block, factor in (("shared", 1.0), *((name, 4.0) for name in names)):
                 distance = 0.0 if about["topology"] == "complete" else factor * np.exp(random.normal(0, 0.1))
                 rows.append((index, "consensus_distance", block, None, distance))
+        gap = {"complete": 1.0, "ring": 0.02}.get(about["topology"], 0.1)
+        rows.append((size.rounds, "spectral_gap", "", None, gap * (1.0 - np.nan_to_num(about["level"] % 1.0))))
         rows += self._balance(about, names, held)
         if probes:
             rows += self._probes(method, names, held, final)

@@ -10,6 +10,7 @@ FIRST = {
     "modality_accuracy": None,
     "simulated_time_s": 2.0,
     "sent_bits": [10.0, 30.0],
+    "spectral_gap": 0.25,
     "local_iterations": {"image": [4, 2], "audio": [None, 3]},
     "balance_metric": {"image": [None, None], "audio": [None, None]},
     "energy_left_joule": [5.0, None],
@@ -29,6 +30,7 @@ LAST = {
     "imbalance": [None, 0.5],
     "consensus_distance": {"shared": 0.125},
     "loss": {"total": 2.0, "task": 1.0},
+    "spectral_gap": 0.75,
 }
 
 
@@ -53,6 +55,7 @@ def test_what_is_kept_of_a_run() -> None:
             Number(2, "cumulative_time_s", "", None, 5.0),
             Number(2, "consensus_distance", "shared", None, 0.125),
             Number(2, "loss", "total", None, 2.0),
+            Number(2, "spectral_gap", "", None, 0.5),
             Number(2, "modalities_held", "", 0, 1.0),
             Number(2, "modalities_held", "", 1, 2.0),
         ],

@@ -161,6 +161,25 @@ def test_topologies_are_told_apart_in_their_own_setting_alone() -> None:
     ]
 
 
+def test_the_spectral_gap_is_a_mean_over_seeds_beside_the_accuracy() -> None:
+    rows = [{"run": f"r{seed}", "seed": seed, "setting": "topology", "device": 0, "value": 0.5} for seed in (0, 1)]
+    gaps = [
+        {
+            "run": row["run"],
+            "seed": row["seed"],
+            "setting": "topology",
+            "metric": "spectral_gap",
+            "part": "",
+            "value": gap,
+        }
+        for row, gap in zip(rows, (0.25, 0.75), strict=True)
+    ]
+    drawn = figure_topology.transform(table_of([*rows, *gaps])).set_index("measure")
+    assert drawn.loc["gap", "mean"] == 0.5
+    assert drawn.loc["accuracy", "mean"] == 0.5
+    assert drawn.loc["gap", "topology"] == "ring"
+
+
 def test_a_modality_alone_has_no_balance_metric() -> None:
     rows = [
         {"metric": metric, "part": "audio", "method": method, "value": 1.0}
