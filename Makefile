@@ -52,10 +52,10 @@ figures: $(VENV)/.built ## run what is missing and draw every table and figure (
 	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM)
 
 figure-%: $(VENV)/.built ## draw one figure, e.g. figure-convergence
-	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only figure_$*
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only figure_$(subst -,_,$*)
 
 table-%: $(VENV)/.built ## draw one table, e.g. table-accuracy
-	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only table_$*
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only table_$(subst -,_,$*)
 
 tune: $(VENV)/.built ## search every method's settings on validation data; writes paper_figures/tuned.json
 	$(RUN) -m paper_figures.tune
