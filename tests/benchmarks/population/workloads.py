@@ -14,6 +14,7 @@ from dmmlkd_ext.data.partition import assign_modalities
 from dmmlkd_ext.experiments.presets import preset
 from dmmlkd_ext.network.energy import EnergyConfig
 from dmmlkd_ext.training.config import TrainingConfig
+from dmmlkd_ext.training.ranks import Slice
 from dmmlkd_ext.training.simulation import Simulation
 from tests.training.synthetic import make_dataset, make_simulation, plain_method, widen
 
@@ -55,9 +56,14 @@ WORKLOADS = {
 
 
 def build(
-    workload: Workload, method: str, num_devices: int, **training: object
+    workload: Workload,
+    method: str,
+    num_devices: int,
+    topology: str = "watts_strogatz",
+    part: Slice | None = None,
+    **training: object,
 ) -> tuple[Simulation, list[npt.NDArray[np.int64]]]:
-    """Return a simulation that never evaluates, and the samples of its devices."""
+    """Return a simulation that never evaluates, of all devices or those of `part`, and the samples of all devices."""
     generator = np.random.default_rng(0)
     device_samples = [generator.choice(POOL, SAMPLES, replace=False) for _ in range(num_devices)]
     settings = {"rounds": 10**6, "evaluate_every": 10**6, **training}
@@ -73,7 +79,8 @@ def build(
         METHODS[method],
         dataclasses.replace(workload.training, **settings),
         energy,
-        topology="watts_strogatz",
+        topology=topology,
         device_samples=device_samples,
+        part=part,
     )
     return simulation, device_samples
