@@ -85,6 +85,9 @@ class Simulation:
         self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in own], dtype=np.int64)
         model: MultiModalNetwork = population.network
         self.holds = np.stack([network.holds(name) for name in model.modalities], axis=1)
+        # Links seldom change from one round to the next, and these depend on them alone.
+        self._known_gap: tuple[bytes, float] | None = None
+        self._known_weights: tuple[bytes, dict[str, tuple[GossipWeights, Route]]] | None = None
         self._make_room()
         macs = [model.forward_macs[name] for name in model.modalities]
         self.iteration_energy = network.iteration_energy_joule(self.holds, macs, config.batch_size)
@@ -101,7 +104,6 @@ class Simulation:
         )
         self.energy = EnergyAccount(budget)
         self.speeds = np.full(self.holds.shape, np.nan)
-        self._known_gap: tuple[bytes, float] | None = None
 
     def _make_room(self) -> None:
         """Let each block have room for all rows that may ever come from other ranks."""
@@ -185,11 +187,15 @@ class Simulation:
 
     def _weights(self, edges: npt.NDArray[np.int64]) -> dict[str, tuple[GossipWeights, Route]]:
         """Return this rank's mixing weights of each block on the links that work (METHOD 4), and what it exchanges."""
+        key = edges.tobytes()
+        if self._known_weights is not None and self._known_weights[0] == key:
+            return self._known_weights[1]
         weights = {}
         for name, block in self.population.blocks.items():
             members = self.network.holds(name)
             matrix = metropolis_hastings(edges, len(members), members)
             weights[name] = exchange.divide_weights(matrix, np.flatnonzero(members), self.part, block.start.dtype)
+        self._known_weights = key, weights
         return weights
 
     def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation], learns: BoolArray) -> None:
