@@ -135,7 +135,8 @@ class Liveness:
         return failed + lost + silent or told
 
     def _hanging(self, now: dict[int, _Sign]) -> list[str]:
-        behind = {rank: sign for rank, sign in now.items() if not sign.left and sign.step < self._step}
+        others = {rank: sign for rank, sign in now.items() if rank != self.rank and not sign.left}
+        behind = {rank: sign for rank, sign in others.items() if sign.step < self._step}
         last = min((sign.step for sign in behind.values()), default=0)
         return [f"rank {rank} hangs in round {sign.round}" for rank, sign in behind.items() if sign.step == last]
 

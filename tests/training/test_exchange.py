@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.network.topology import metropolis_hastings
-from dmmlkd_ext.ops import GossipWeights
-from dmmlkd_ext.training.exchange import mix
+from dmmlkd_ext.ops import GossipWeights, gossip_mix
+from dmmlkd_ext.training.exchange import divide_weights, mix
 from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.training.ranks import Slice
+from tests.training.stand_in import StandIn
 from tests.training.synthetic import identity_weights
 
 SHAPES = {"left": (4,), "right": (3,), "nobody's": (2,)}
@@ -121,3 +123,28 @@ def test_missing_and_misshapen_weights_are_refused():
     with pytest.raises(ValueError, match="gossip_mix"):
         mix(population, {**weights, SHARED: identity_weights(2)})
     assert all(torch.equal(block.start, before[name]) for name, block in population.blocks.items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12), st.integers(2, 4), st.floats(0, 0.8), st.integers(0, 99))
+def test_the_parts_of_the_ranks_mix_as_the_whole(devices, ranks, density, seed):
+    ranks = min(ranks, devices)
+    random = np.random.default_rng(seed)
+    edges = np.argwhere(np.triu(random.random((devices, devices)) < density, 1))
+    owner = random.permutation(np.r_[np.arange(ranks), random.integers(0, ranks, devices - ranks)])
+    held = random.random(devices) < 0.8
+    members = np.flatnonzero(held)
+    matrix = metropolis_hastings(edges, devices, held)
+    rows = torch.from_numpy(random.normal(size=(len(members), 3)))
+    whole = torch.from_numpy(matrix.toarray()) @ rows
+    parts = [Slice(StandIn(rank, ranks), owner) for rank in range(ranks)]
+    divided = [divide_weights(matrix, members, part, torch.float64) for part in parts]
+    own = [np.flatnonzero(owner[members] == rank) for rank in range(ranks)]
+    for rank, (weights, route) in enumerate(divided):
+        halo = [rows[own[other]][divided[other][1].sends[rank]] for other in route.receives]
+        assert [len(part) for part in halo] == list(route.receives.values())
+        assert route.halo == sum(map(len, halo))
+        at_hand = torch.cat([rows[own[rank]], *halo])
+        torch.testing.assert_close(gossip_mix(at_hand, weights)[: len(own[rank])], whole[own[rank]])
+        assert all(len(part.unique()) == len(part) for part in route.sends.values())  # each row once
+        assert set(route.sends) == set(route.receives)
