@@ -30,7 +30,7 @@ def check_mask(operator: str, mask: torch.Tensor, shape: torch.Size, device: tor
 
 def reduction_code(operator: str, reduction: str) -> int:
     """Return the native operators' number of a reduction; raise ValueError for an unknown one."""
-    code = REDUCTIONS.get(reduction)
+    code = REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     return code

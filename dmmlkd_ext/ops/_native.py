@@ -19,6 +19,9 @@ import torch
 
 from dmmlkd_ext._version import __version__
 
+INTERFACE = 1
+"""Of the operators' schemas in csrc/ops.cpp; csrc/module.cpp has the same number, and both rise when one changes."""
+
 
 def _load() -> tuple[ModuleType | None, str]:
     wanted = os.environ.get("DMMLKD_BACKEND", "auto")
@@ -39,6 +42,13 @@ def _load() -> tuple[ModuleType | None, str]:
         if unbuilt.exists() or any(package.glob("_C.*")):  # it was meant to be there
             warnings.warn(f"dmmlkd_ext runs by its reference implementations: {reason}", stacklevel=2)
         return None, reason
+    built = getattr(module, "interface", None)
+    if built != INTERFACE:
+        raise ImportError(
+            f"the native extension must have the interface {INTERFACE} of this package, got {built} in "
+            f"{module.__file__}: it was built from other sources; build it again (`make build` in a clone, "
+            "`pip install --no-build-isolation --force-reinstall --no-deps` elsewhere)"
+        )
     module.select_instruction_set(os.environ.get("DMMLKD_INSTRUCTION_SET", "auto"))
     return module, ""
 

@@ -59,6 +59,8 @@ def orthogonality_difference(
         return orthogonality_difference_reference(common, specific, mask, normalize, norm, reduction)
     if mask is not None and not isinstance(mask, torch.Tensor):
         raise TypeError(f"orthogonality_difference: mask must be a torch.Tensor or None, got {type(mask).__name__}")
+    if not isinstance(normalize, bool):
+        raise TypeError(f"orthogonality_difference: normalize must be a bool, got {type(normalize).__name__}")
     code = reduction_code("orthogonality_difference", reduction)
     result: torch.Tensor = torch.ops.dmmlkd.orthogonality_difference(common, specific, mask, normalize, code)
     return result
@@ -78,7 +80,7 @@ def orthogonality_difference_reference(
         >>> orthogonality_difference_reference(torch.eye(2), torch.eye(2), norm="spectral").item()
         1.0
     """
-    _check(common, specific, mask, norm, reduction)
+    _check(common, specific, mask, normalize, norm, reduction)
     wide = torch.float64 if common.dtype == torch.float64 else torch.float32
     h, s = common.to(wide), specific.to(wide)
     samples = h.new_full(h.shape[:-2], h.shape[-2])
@@ -107,9 +109,18 @@ def _unit_rows(features: torch.Tensor) -> torch.Tensor:
     return (scaled * scaled.square().sum(-1, keepdim=True).where(~empty, 1).rsqrt()).where(~empty, 0)
 
 
-def _check(common: torch.Tensor, specific: torch.Tensor, mask: torch.Tensor | None, norm: str, reduction: str) -> None:
+def _check(
+    common: torch.Tensor,
+    specific: torch.Tensor,
+    mask: torch.Tensor | None,
+    normalize: bool,
+    norm: str,
+    reduction: str,
+) -> None:
     operator = "orthogonality_difference"
     reduction_code(operator, reduction)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"{operator}: normalize must be a bool, got {type(normalize).__name__}")
     if norm not in ("fro", "spectral"):
         raise ValueError(f"{operator}: norm must be 'fro' or 'spectral', got {norm!r}")
     check_floating(operator, "common", common)

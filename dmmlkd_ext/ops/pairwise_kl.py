@@ -50,6 +50,8 @@ def pairwise_kl_similarity(
     """
     if not isinstance(logits, torch.Tensor) or not _native.uses_native(logits):
         return pairwise_kl_similarity_reference(logits, mask, reduction)
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise TypeError(f"pairwise_kl_similarity: mask must be a torch.Tensor or None, got {type(mask).__name__}")
     code = reduction_code("pairwise_kl_similarity", reduction)
     result: torch.Tensor = torch.ops.dmmlkd.pairwise_kl_similarity(logits, mask, code)
     return result

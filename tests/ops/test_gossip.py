@@ -15,10 +15,12 @@ from dmmlkd_ext.ops import (
     gossip_mix,
     gossip_mix_reference,
 )
+from tests.ops.instruction_sets import instruction_sets, kernels_of
 from tests.ops.oracles import gossip_oracle
 
 native_only = pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
 IMPLEMENTATIONS = [gossip_mix, gossip_mix_reference]
+INSTRUCTION_SETS = instruction_sets()
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Around the tile of 64 columns and the chunk of 8192, whole and with tails.
 COLUMNS = [1, 2, 15, 63, 64, 65, 127, 128, 200, 8191, 8192, 8193, 20000]
@@ -313,6 +315,7 @@ def test_native_equals_reference_on_random_input(data):
     columns = data.draw(st.one_of(st.integers(0, 300), st.sampled_from([8191, 8192, 8257, 9000])))
     dtype = data.draw(st.sampled_from(DTYPES))
     seed = data.draw(st.integers(0, 999))
+    kernels = data.draw(st.sampled_from(INSTRUCTION_SETS))
     weights = random_weights(produced, at_hand, seed, dtype, data.draw(st.sampled_from([0.1, 0.5, 1.0])))
     begin = data.draw(st.integers(0, columns))
     end = data.draw(st.integers(begin, columns))
@@ -321,7 +324,8 @@ def test_native_equals_reference_on_random_input(data):
     for implementation in IMPLEMENTATIONS:
         local = random_rows(at_hand, columns + pad, seed, dtype)[:, pad:]
         out = random_rows(produced, columns + 2 * pad, seed + 1, dtype)[:, pad : pad + columns]
-        result = implementation(local, weights, out, measure=measure, columns=(begin, end))
+        with kernels_of(kernels):
+            result = implementation(local, weights, out, measure=measure, columns=(begin, end))
         results.append((out, *result[1:]) if measure else (out,))
     tolerance = max(rounding(dtype), 4e-6 if dtype != torch.float64 else 0)
     torch.testing.assert_close(results[0][0], results[1][0], rtol=tolerance, atol=tolerance)

@@ -5,12 +5,14 @@ import torch
 
 from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training.optimizer import sgd_step, sgd_step_reference
+from tests.ops.instruction_sets import instruction_sets, kernels_of
 
 
+@pytest.mark.parametrize("kernels", instruction_sets())
 @pytest.mark.parametrize("step", [sgd_step, sgd_step_reference])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 1000])
-def test_it_is_the_optimizer_of_torch(step, dtype, columns):
+def test_it_is_the_optimizer_of_torch(step, dtype, columns, kernels):
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(3, columns + 5, generator=generator, dtype=dtype)
     parameters, momentum = wide[:, 2 : 2 + columns], torch.zeros(3, columns, dtype=dtype)
@@ -20,13 +22,27 @@ def test_it_is_the_optimizer_of_torch(step, dtype, columns):
     scale = torch.tensor([1.0, 0.25, 0.0], dtype=dtype)
     for _ in range(4):
         gradient = torch.randn(3, columns, generator=generator, dtype=dtype)
-        step(parameters, momentum, gradient, scale, 0.1, 0.9, 0.01)
+        with kernels_of(kernels):
+            step(parameters, momentum, gradient, scale, 0.1, 0.9, 0.01)
         twin.grad = gradient * scale.unsqueeze(1)
         optimizer.step()
     torch.testing.assert_close(parameters, twin.detach())
     torch.testing.assert_close(momentum, optimizer.state[twin]["momentum_buffer"])
     outside = [0, 1, *range(2 + columns, columns + 5)]
     assert torch.equal(wide[:, outside], untouched[:, outside])
+
+
+@pytest.mark.parametrize("shape", [(7, 30_000), (1, 200_000), (3000, 11)])
+def test_the_same_bits_on_any_number_of_threads(shape):
+    results = []
+    for threads in (1, 2, 3):
+        generator = torch.Generator().manual_seed(0)
+        parameters, momentum, gradient = (torch.randn(shape, generator=generator) for _ in range(3))
+        torch.set_num_threads(threads)
+        sgd_step(parameters, momentum, gradient, torch.rand(shape[0], generator=generator), 0.1, 0.9, 0.01)
+        results.append((parameters, momentum))
+    for other in results[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
 
 
 @pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
