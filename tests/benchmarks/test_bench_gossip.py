@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmmlkd_ext.network.topology import build_topology, metropolis_hastings
-from dmmlkd_ext.ops import GossipWeights, gossip_mix
+from dmmlkd_ext.ops import GossipWeights, gossip_mix, gossip_mix_reference
 from dmmlkd_ext.seeding import numpy_generator
 from tests.benchmarks.conftest import require_free_cores
 from tests.benchmarks.paired import interleave
@@ -61,6 +61,22 @@ def test_against_a_loop_over_state_dicts(benchmark, results, devices):
     times = interleave(functions, least=3)
     targets = {"loop over state_dicts": 10.0}
     benchmark.extra_info.update(results.add("gossip", f"{devices} devices x 1e6", "mix + norms", times, targets))
+    benchmark.pedantic(functions["native"], rounds=3)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("devices", [10, 50])
+def test_against_the_compiled_reference(benchmark, results, devices):
+    torch.set_num_threads(1)
+    matrix, local, out = make(devices)
+    weights, compiled = GossipWeights.from_scipy(matrix), torch.compile(gossip_mix_reference)
+    functions = {
+        "native": lambda: gossip_mix(local, weights, out, measure=True),
+        "reference": lambda: gossip_mix_reference(local, weights, out, measure=True),
+        "torch.compile": lambda: compiled(local, weights, out, measure=True),
+    }
+    times = interleave(functions, least=3)
+    benchmark.extra_info.update(results.add("gossip", f"{devices} devices x 1e6", "mix + norms", times))
     benchmark.pedantic(functions["native"], rounds=3)
 
 

@@ -46,6 +46,31 @@ def test_loss_and_gradient(benchmark, results, threads, pairs, samples, width, t
     benchmark.pedantic(functions["native"], rounds=3)
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("pairs", "samples", "width"), [(100, 32, 32), (2, 128, 512), (2, 256, 256)])
+def test_against_a_loop_and_the_compiled_reference(benchmark, results, pairs, samples, width, normalize):
+    torch.set_num_threads(1)
+    common, specific = torch.randn(2, pairs, samples, width).unbind(0)
+    common.requires_grad_(), specific.requires_grad_()
+
+    def loop(h, s, mask, form):
+        return sum(orthogonality_difference_reference(a, b, mask, form) for a, b in zip(h, s, strict=True))
+
+    def both(function):
+        return lambda: torch.autograd.grad(function(common, specific, None, normalize), (common, specific))
+
+    functions = {
+        "native": both(orthogonality_difference),
+        "loop over pairs": both(loop),
+        "torch.compile": both(torch.compile(orthogonality_difference_reference)),
+    }
+    work = "loss + gradient" + (", normalized" if normalize else "")
+    times = interleave(functions)
+    benchmark.extra_info.update(results.add("orthogonality", f"({pairs}, {samples}, {width})", work, times))
+    benchmark.pedantic(functions["native"], rounds=3)
+
+
 @pytest.mark.parametrize("size", [32, 256])
 def test_fraction_of_the_product_rate(benchmark, results, size):
     torch.set_num_threads(1)

@@ -73,15 +73,34 @@ def test_the_operator_against_one_exponential(benchmark, results, threads, shape
     benchmark.pedantic(functions["native"], rounds=5, iterations=3)
 
 
+def test_the_operator_from_memory(benchmark, results):
+    torch.set_num_threads(1)
+    logits = torch.randn(2_000_000, 2, 10)
+
+    def native():
+        return torch.ops.dmmlkd.pairwise_kl_forward(logits, None, 1, True)
+
+    limit, gradient = "limit: 0.8 ns an element", torch.empty_like(logits)
+    times = interleave({"native": native, "limit: copy, 2 streams": lambda: gradient.copy_(logits)}, least=5)
+    times[limit] = [0.8e-9 * logits.numel()] * len(times["native"])
+    case = str(tuple(logits.shape))
+    benchmark.extra_info.update(results.add("pairwise_kl", case, "inside the operator", times, {limit: 1.0}))
+    benchmark.pedantic(native, rounds=3)
+
+
 @pytest.mark.parametrize("devices", [20, 100])
 def test_all_devices_in_one_call(benchmark, results, devices):
     torch.set_num_threads(1)
     logits = torch.randn(devices, 32, 2, 10, requires_grad=True)
 
-    def loop():
-        return torch.autograd.grad(sum(pairwise_kl_similarity_reference(part) for part in logits), logits)
+    def loop(function):
+        return lambda: torch.autograd.grad(sum(function(part) for part in logits), logits)
 
-    functions = {"native": both(pairwise_kl_similarity, logits), "loop over devices": loop}
+    functions = {
+        "native": both(pairwise_kl_similarity, logits),
+        "loop over devices": loop(pairwise_kl_similarity),
+        "loop of the reference over devices": loop(pairwise_kl_similarity_reference),
+    }
     times = interleave(functions)
     targets = {"loop over devices": 50.0}
     benchmark.extra_info.update(results.add("pairwise_kl", f"{devices} devices", "loss + gradient", times, targets))

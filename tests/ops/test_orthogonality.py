@@ -340,7 +340,7 @@ def test_native_equals_reference_on_random_input(data):
         native, reference = (
             with_gradients(f, common, specific, mask, normalize, "fro", reduction) for f in IMPLEMENTATIONS
         )
-    # Rows of one feature have no gradient where they are normalized: what is left of it is rounding of the other's size.
+    # Where rows have one feature, a normalized gradient is 0; what is left is rounding, of the other gradient's size.
     size = max((float(theirs.abs().max()) for theirs in reference if theirs.numel()), default=0.0)
     for ours, theirs in zip(native, reference, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * (size + 1e-2))
