@@ -40,8 +40,11 @@ class ThreadRanks(Numbered):
     def __init__(self, rank: int, size: int, letters: _Letters) -> None:
         super().__init__(rank, size)
         self._letters = letters
+        self._under_way: set[int] = set()
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Callable[[], None]:
+        assert tag not in self._under_way, tag
+        self._under_way.add(tag)
         for peer, rows in sends:
             assert rows.is_contiguous()
             self._letters.between(self.rank, peer, tag).put(rows)
@@ -52,6 +55,7 @@ class ThreadRanks(Numbered):
                 arrived = self._letters.between(peer, self.rank, tag).get(timeout=WAIT_S)
                 assert arrived.shape == rows.shape
                 rows.copy_(arrived)
+            self._under_way.remove(tag)
 
         return wait
 

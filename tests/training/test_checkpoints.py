@@ -60,6 +60,21 @@ def test_the_same_states_are_the_same_bytes(path: Path, tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
 
 
+def test_a_death_before_the_last_file_leaves_the_last_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(path, 1)
+
+    def die_at_last(target: Path, state: dict[str, Any]) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        save_state(target, state)
+
+    monkeypatch.setattr(checkpoints_module, "save_state", die_at_last)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, 2)
+    assert len(list(path.parent.glob("checkpoint-2-*"))) == 3
+    assert_holds(load_checkpoint(path), 1)
+
+
 @pytest.mark.parametrize("saved", [(1,), (2, 1), (1, 2)])
 def test_until_all_is_saved_the_last_checkpoint_stays(saved: tuple[int, ...], path: Path) -> None:
     save(path, 1)

@@ -91,6 +91,8 @@ class Projection:
     memory_bytes: float
     halo_bytes: float
     sent_bytes: float
+    checkpoint_bytes: float
+    """Parameters and momentum."""
     gathered_bytes: float
     training_s: float
     mixing_s: float
@@ -158,6 +160,7 @@ def project(devices: int, graph: Boundary, measured: Measured, assumed: Assumpti
         memory_bytes=row * (own * measured.peak_floats + halo),
         halo_bytes=row * halo,
         sent_bytes=row * graph.most_sent,
+        checkpoint_bytes=2 * row * own,
         gathered_bytes=gathered,
         training_s=training_s,
         mixing_s=mixing_s,
@@ -225,6 +228,7 @@ def tables(devices: int, ranks: int, graph: Boundary, measured: Measured, assume
         ("memory of parameters at the peak", "4 P (n * floats + h)", "memory_bytes", size, 1e-9),
         ("of it the halo", "4 P h", "halo_bytes", size, 1e-9),
         ("rows sent a round", "4 P s", "sent_bytes", size, 1e-9),
+        ("checkpoint, the rank's file", "8 P n", "checkpoint_bytes", size, 1e-9),
         ("numbers received a round", "8 * numbers * devices", "gathered_bytes", size, 1e-9),
         ("training", "n I * measured; max(4 f P n I / M, 6 b P n I / O)", "training_s", time, 1.0),
         ("mixing", "n * measured; 4 P n (k + 3) / M", "mixing_s", time, 1.0),
