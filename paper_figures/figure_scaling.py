@@ -32,7 +32,8 @@ def make(_results: Numbers, folder: Path, source: Path = benchmarks.FOLDER) -> l
     if devices.empty and ranks.empty:
         raise MissingResultsError(
             f"{NAME} cannot be drawn: there is neither {POPULATION} nor {DISTRIBUTED} with rows in the results of the "
-            "benchmarks; `python -m tests.benchmarks.population.scale --write` writes the first"
+            "benchmarks; `python -m tests.benchmarks.population.scale --write` writes the first, "
+            "`python -m tests.benchmarks.distributed.scaling --write` the second"
         )
     figure = draw(devices, ranks)
     drawn = pd.concat([part for part in (devices, ranks) if len(part)], ignore_index=True)

@@ -1,4 +1,8 @@
-"""Two and four ranks give the records and parameters of one process, for every method, to the bit."""
+"""Two and four ranks give the records and parameters of one process, for every method, to the bit.
+
+That is, with the native operators. The reference ones leave the order of sums to torch, which takes another one for
+another number of devices: with them ranks differ by rounding, and plans and links must still be the same.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training.methods import METHODS
 from dmmlkd_ext.training.ranks import Ranks, Slice
 from tests.distributed.equality import load_and_run, run_from
@@ -16,6 +21,9 @@ from tests.distributed.processes import torchrun
 from tests.distributed.worlds import OWNERS, SAVED_ROUND, SPREAD_METHODS, build
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
+
+ROUNDING = 1e-5  # of the norm of a device's block, where sums have another order; 2e-7 was seen
+DECIDED = ("local_iterations", "working_links", "failed_devices", "sent_bits")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +50,17 @@ def assert_same(parts: list[dict[str, Any]], whole: dict[str, Any], first_round:
     rows = {key: row for part in parts for key, row in part["rows"].items()}
     assert rows.keys() == whole["rows"].keys()
     assert sum(len(part["rows"]) for part in parts) == len(rows)
+    exact = backend() == "native"
     for part in parts:
-        assert part["records"] == whole["records"][first_round:]
+        found, wanted = part["records"], whole["records"][first_round:]
+        assert (found if exact else decided(found)) == (wanted if exact else decided(wanted))
     for key, row in rows.items():
-        assert torch.equal(row, whole["rows"][key]), key
+        one = whole["rows"][key]
+        assert torch.equal(row, one) if exact else (row - one).norm() <= ROUNDING * one.norm(), key
+
+
+def decided(records: list[dict[str, Any]]) -> list[list[Any]]:
+    return [[record[key] for key in DECIDED] for record in records]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

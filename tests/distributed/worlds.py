@@ -11,9 +11,9 @@ from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.methods import METHODS, MethodConfig
 from dmmlkd_ext.training.ranks import Ranks, Slice
 from dmmlkd_ext.training.simulation import Simulation
-from tests.training.synthetic import SMALL_TRAINING, make_dataset, make_simulation
+from tests.training.synthetic import MIXED_SHAPES, SMALL_TRAINING, make_dataset, make_simulation
 
-SHAPES: dict[str, tuple[int, ...]] = {"vector": (6,), "wave": (11,), "image": (9,)}
+SHAPES = MIXED_SHAPES
 ROUNDS = 5
 SAVED_ROUND = 2
 

@@ -52,11 +52,13 @@ def write_scaling(folder: Path) -> None:
             "seconds_per_round": seconds,
             "bytes_sent_per_round": 1000 * (n - 1),
             "communication_share": 0.1,
+            "overlap_ratio": None if n == 1 else 1.1,
         }
         for mode, n, seconds in (("strong", 1, 2.0), ("strong", 2, 1.25), ("weak", 2, 2.5), ("weak", 1, 2.0))
     ]
     (folder / figure_scaling.POPULATION).write_text(json.dumps({"machine": {"processor": "P"}, "rows": sizes}))
-    (folder / figure_scaling.DISTRIBUTED).write_text(json.dumps(ranks))
+    machine = {"processor": "Q", "command": "measure ranks"}
+    (folder / figure_scaling.DISTRIBUTED).write_text(json.dumps({"machine": machine, "rows": ranks}))
 
 
 def test_the_newest_session_is_read(source: Path) -> None:
@@ -120,6 +122,8 @@ def test_speed_up_counts_the_work_that_is_done(tmp_path: Path) -> None:
         ("weak", 1): 1.0,
         ("weak", 2): 1.6,
     }
+    content = benchmarks.load_json(figure_scaling.DISTRIBUTED, tmp_path)
+    pd.testing.assert_frame_equal(figure_scaling.over_ranks(content["rows"]), ranks)
     devices = figure_scaling.over_devices(benchmarks.load_json(figure_scaling.POPULATION, tmp_path))
     assert devices["memory_bytes"].tolist() == [4 * 4 * 1000 * 10, 4 * 4 * 1000 * 100]
 
@@ -135,4 +139,8 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     write_scaling(tmp_path)
     (tmp_path / figure_scaling.POPULATION).unlink()
     figure_scaling.make(NOTHING, tmp_path / "ranks", tmp_path)
-    assert "not measured: population_scale.json." in (tmp_path / "ranks" / "figure_scaling.md").read_text()
+    caption = (tmp_path / "ranks" / "figure_scaling.md").read_text()
+    assert "not measured: population_scale.json." in caption
+    assert "- weak scaling, 2 ranks, 200 devices: 2.5 s a round, speed-up 1.60" in caption
+    assert "- Machine: Q, ? cores" in caption
+    assert "- Command: `measure ranks`" in caption

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.network.topology import metropolis_hastings
 from dmmlkd_ext.ops import GossipWeights, gossip_mix
-from dmmlkd_ext.training.exchange import divide_weights, mix
+from dmmlkd_ext.training.exchange import Route, divide_weights, mix, with_halo
 from dmmlkd_ext.training.population import Population
-from dmmlkd_ext.training.ranks import Slice
-from tests.training.stand_in import StandIn
+from dmmlkd_ext.training.ranks import Ranks, Slice, alone
+from tests.distributed.threads import Numbered, on_threads
 from tests.training.synthetic import identity_weights
 
 SHAPES = {"left": (4,), "right": (3,), "nobody's": (2,)}
@@ -125,26 +125,89 @@ def test_missing_and_misshapen_weights_are_refused():
     assert all(torch.equal(block.start, before[name]) for name, block in population.blocks.items())
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(2, 12), st.integers(2, 4), st.floats(0, 0.8), st.integers(0, 99))
-def test_the_parts_of_the_ranks_mix_as_the_whole(devices, ranks, density, seed):
-    ranks = min(ranks, devices)
-    random = np.random.default_rng(seed)
-    edges = np.argwhere(np.triu(random.random((devices, devices)) < density, 1))
-    owner = random.permutation(np.r_[np.arange(ranks), random.integers(0, ranks, devices - ranks)])
-    held = random.random(devices) < 0.8
-    members = np.flatnonzero(held)
-    matrix = metropolis_hastings(edges, devices, held)
-    rows = torch.from_numpy(random.normal(size=(len(members), 3)))
-    whole = torch.from_numpy(matrix.toarray()) @ rows
-    parts = [Slice(StandIn(rank, ranks), owner) for rank in range(ranks)]
-    divided = [divide_weights(matrix, members, part, torch.float64) for part in parts]
-    own = [np.flatnonzero(owner[members] == rank) for rank in range(ranks)]
-    for rank, (weights, route) in enumerate(divided):
-        halo = [rows[own[other]][divided[other][1].sends[rank]] for other in route.receives]
-        assert [len(part) for part in halo] == list(route.receives.values())
-        assert route.halo == sum(map(len, halo))
-        at_hand = torch.cat([rows[own[rank]], *halo])
-        torch.testing.assert_close(gossip_mix(at_hand, weights)[: len(own[rank])], whole[own[rank]])
-        assert all(len(part.unique()) == len(part) for part in route.sends.values())  # each row once
-        assert set(route.sends) == set(route.receives)
+@st.composite
+def divided_graphs(draw):
+    """Draw a graph, who has the block, and who holds whom; a rank may hold no member."""
+    holds, edges = draw(worlds())
+    ranks = draw(st.integers(1, min(3, len(holds))))
+    owner = draw(st.lists(st.integers(0, ranks - 1), min_size=len(holds), max_size=len(holds)))
+    owner[:ranks] = range(ranks)
+    return edges, holds[:, 0], np.array(owner), ranks
+
+
+@given(divided_graphs(), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_a_rank_mixes_its_rows_to_the_bits_of_one_process(world, seed):
+    edges, holders, owner, ranks = world
+    members = np.flatnonzero(holders)
+    matrix = metropolis_hastings(edges, len(holders), holders)
+    rows = torch.randn(len(members), 5, generator=torch.Generator().manual_seed(seed))
+    whole = gossip_mix(rows, divide_weights(matrix, members, alone(len(holders)))[0])
+
+    def mixed(rank: Ranks) -> tuple[torch.Tensor, Route]:
+        weights, route = divide_weights(matrix, members, Slice(rank, owner))
+        own = rows[torch.from_numpy(owner[members] == rank.rank)]
+        at_hand = with_halo(own, route, rank)
+        assert at_hand.shape == (len(own) + route.halo, 5)
+        return gossip_mix(at_hand, weights, torch.empty_like(own)), route
+
+    for rank, (part, route) in enumerate(on_threads(ranks, mixed)):
+        assert torch.equal(part, whole[torch.from_numpy(owner[members] == rank)])
+        assert rank not in route.sends
+        assert rank not in route.receives
+
+
+def test_a_row_goes_once_to_each_rank_that_needs_it_and_to_no_other():
+    # A star: all hear device 0, on rank 0; 1 and 2 are on rank 1, 3 on rank 2, and 4 lacks the block.
+    edges = np.array([[0, i] for i in range(1, 5)])
+    holders = np.array([True, True, True, True, False])
+    matrix, members, owner = metropolis_hastings(edges, 5, holders), np.flatnonzero(holders), np.array([0, 1, 1, 2, 2])
+    routes = [divide_weights(matrix, members, Slice(Numbered(rank, 3), owner))[1] for rank in range(3)]
+    sends = [{other: rows.tolist() for other, rows in route.sends.items()} for route in routes]
+    assert sends == [{1: [0], 2: [0]}, {0: [0, 1]}, {0: [0]}]
+    assert [dict(route.receives) for route in routes] == [{1: 2, 2: 1}, {0: 1}, {0: 1}]
+    assert [route.halo for route in routes] == [3, 1, 1]
+
+
+def test_divided_weights_have_the_type_of_the_parameters():
+    matrix = metropolis_hastings(np.array([[0, 1]]), 2, np.ones(2, dtype=bool))
+    for part in (alone(2), Slice(Numbered(0, 2), np.array([0, 1]))):
+        for dtype in (torch.float32, torch.float64):
+            assert divide_weights(matrix, np.arange(2), part, dtype)[0].values.dtype == dtype
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_all_blocks_of_all_ranks_are_mixed_as_by_one_process(ranks):
+    holds = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=bool)
+    owner = np.array([0, 1, 1, 0, ranks - 1, 0])
+    edges = np.array([[0, 1], [0, 2], [0, 4], [1, 2], [2, 3], [3, 4], [4, 5], [0, 5]])
+    whole = trained_population(holds)
+    members = {name: np.isin(np.arange(6), block.devices) for name, block in whole.blocks.items()}
+
+    def divide(part: Slice) -> dict[str, tuple[GossipWeights, Route]]:
+        return {
+            name: divide_weights(metropolis_hastings(edges, 6, own), np.flatnonzero(own), part)
+            for name, own in members.items()
+        }
+
+    def mixed(rank: Ranks) -> tuple:
+        part = Slice(rank, owner)
+        population = Population(whole.network, holds[part.devices], 0)
+        divided = divide(part)
+        for name, block in population.blocks.items():
+            own = torch.from_numpy(owner[whole.blocks[name].devices] == rank.rank)
+            block.make_room(divided[name][1].halo + 2)  # more than arrives: of links that failed in this round
+            block.start.copy_(whole.blocks[name].start[own])
+            block.local.copy_(local[name][own])
+        weights, routes = ({name: pair[column] for name, pair in divided.items()} for column in range(2))
+        return part, mix(population, weights, routes, rank), population
+
+    local = {name: block.local.clone() for name, block in whole.blocks.items()}
+    parts = on_threads(ranks, mixed)
+    variations = mix(whole, {name: weights for name, (weights, _) in divide(alone(6)).items()})
+    for part, own, population in parts:
+        for name, block in whole.blocks.items():
+            here = torch.from_numpy(owner[block.devices] == part.ranks.rank)
+            assert torch.equal(population.blocks[name].start, block.start[here])
+            for found, wanted in zip(own[name], variations[name], strict=True):
+                np.testing.assert_array_equal(found, wanted[part.devices])

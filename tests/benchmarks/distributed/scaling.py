@@ -1,9 +1,13 @@
-"""Seconds a round, bytes and time in communication over the number of ranks, on this machine.
+"""Strong and weak scaling over ranks on this machine: seconds, bytes and communication of a round.
 
-Run with `python -m tests.benchmarks.distributed.scaling --write`; `--help` lists the options. Strong scaling keeps the
-devices, weak scaling the devices a rank. Each device hears the four beside it on a torus; a rank is a process of one
-thread, by torchrun and gloo on loopback. With `--at-once` a rank waits for each block's rows before it mixes the block
-before: what that costs is what the overlap of exchange and mixing saves.
+Run with `python -m tests.benchmarks.distributed.scaling`; `--help` lists the options. Strong scaling keeps the devices,
+weak scaling the devices a rank. A rank is a process with one thread, and talks by gloo on loopback. Where there are
+more ranks than cores, they take turns, so that their speed-up says nothing and only their bytes do.
+
+The share of communication includes waiting for a rank that is behind. Bytes sent are those of rows, over all ranks;
+the least is each row once to each rank that has a neighbour of its device. Numbers a device, which every rank gathers,
+and sums are counted apart, as what each rank contributes. Overlap is how many times longer an exchange takes that
+finishes a block's rows before anything is mixed; above 1, overlapping pays.
 """
 
 from __future__ import annotations
@@ -12,212 +16,159 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from dmmlkd_ext.training.storage import write_text
+from tests.benchmarks.distributed.rank import STAGES
+from tests.benchmarks.population.workloads import METHODS, WORKLOADS
+from tests.benchmarks.results import FOLDER, describe_machine
+from tests.distributed.processes import start_ranks
 
-from dmmlkd_ext.network.slices import links_cut, slice_devices
-from dmmlkd_ext.network.topology import build_topology
-from dmmlkd_ext.seeding import numpy_generator
-from dmmlkd_ext.training.ranks import Ranks, Slice, joined_ranks, started_by_torchrun
-from dmmlkd_ext.training.simulation import Simulation
-from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
-from tests.benchmarks.results import describe_machine
-
-ROOT = Path(__file__).parents[3]
-RESULT = Path(__file__).parents[1] / "results" / "distributed_scaling.json"
-TOPOLOGY = "torus"
-MARK = "measured: "
+NAME = "distributed_scaling.json"
+NARROW = {"workload": "narrow", "losses": "task", "iterations": 1}
+"""To time what every rank computes for all devices where there are many, whatever their model."""
 
 
-def least_bytes(
-    edges: npt.NDArray[np.int64],
-    owner: npt.NDArray[np.int64],
-    holds: Mapping[str, npt.NDArray[np.bool_]],
-    row_bytes: Mapping[str, int],
-) -> int:
-    """Return the bytes that must pass between ranks in a round: each row once to each rank that mixes with it.
+def measure_on_ranks(ranks: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Start the ranks and return what they found (`rank.measure`).
 
-    Args:
-        edges: int64 [links, 2].
-        owner: int64 [devices], each device's rank.
-        holds: bool [devices], who has a block.
-        row_bytes: bytes of a device's row of a block.
-
-    Example:
-        >>> ends, owner = np.array([[0, 1], [0, 2], [1, 2]]), np.array([0, 1, 1])
-        >>> least_bytes(ends, owner, {"shared": np.ones(3, dtype=bool)}, {"shared": 8})  # 0 once, 1 and 2 each once
-        24
+    Raises:
+        RuntimeError: a rank failed; with what it said.
     """
-    total = 0
-    for name, held in holds.items():
-        both = edges[held[edges].all(axis=1)]
-        ways = np.concatenate([both, both[:, ::-1]])
-        crossing = ways[owner[ways[:, 0]] != owner[ways[:, 1]]]
-        pairs = np.unique(np.stack([crossing[:, 0], owner[crossing[:, 1]]], axis=1), axis=0)
-        total += len(pairs) * row_bytes[name]
-    return total
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        processes = start_ranks(ranks, "tests.benchmarks.distributed.rank", str(path), json.dumps(options))
+        try:
+            outputs = [process.communicate()[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        if any(process.returncode for process in processes):
+            raise RuntimeError(f"{ranks} ranks failed on {options}:\n" + "\n".join(outputs))
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
 
-def slice_torus(num_devices: int, ranks: Ranks) -> Slice:
-    """Return this rank's devices: equally many on each, few links between ranks."""
-    edges = build_topology(TOPOLOGY, num_devices, numpy_generator(0, "topology")).edges
-    return Slice(ranks, slice_devices(edges, num_devices, ranks.size))
-
-
-def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """Return what some rounds took on this rank, all ranks' bytes and the mean of their shares of time."""
-    part = slice_torus(options.devices, ranks)
-    simulation, _ = build(
-        WORKLOADS[options.workload],
-        options.losses,
-        options.devices,
-        topology=TOPOLOGY,
-        part=part,
-        local_iterations=options.iterations,
-    )
-    if options.at_once:
-        ranks.exchange = _waiting_at_once(ranks.exchange)  # type: ignore[method-assign]
-    simulation.run_round()
-    ranks.everyone(None)  # so that all begin together
-    before, seconds = (ranks.sent_bytes, ranks.collective_bytes, ranks.seconds), []
-    for _ in range(options.rounds):
-        begin = time.perf_counter()
-        simulation.run_round()
-        seconds.append(time.perf_counter() - begin)
-    own = {
-        "sent": (ranks.sent_bytes - before[0]) / options.rounds,
-        "collective": (ranks.collective_bytes - before[1]) / options.rounds,
-        "share": (ranks.seconds - before[2]) / sum(seconds),
+def summarize(mode: str, ranks: int, devices: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a line of the table: medians over the rounds of all runs of one kind."""
+    seconds = [second for run in runs for second in run["seconds"]]
+    communication = [second for run in runs for second in run["communication"]]
+    overlap = [ratio for run in runs for ratio in run["overlap"]]
+    last = runs[-1]
+    stages = {
+        f"{stage}_seconds": statistics.median(second for run in runs for second in run["stages"][stage])
+        for stage in STAGES
     }
-    everyone = ranks.everyone(own)
     return {
-        "ranks": ranks.size,
-        "devices": options.devices,
+        "mode": mode,
+        "ranks": ranks,
+        "devices": devices,
         "seconds_per_round": statistics.median(seconds),
-        "bytes_sent_per_round": sum(rank["sent"] for rank in everyone),
-        "collective_bytes_per_round": sum(rank["collective"] for rank in everyone),
-        "least_bytes_per_round": _least_bytes_of(simulation),
-        "links": len(simulation.network.topology.edges),
-        "links_cut": links_cut(simulation.network.topology.edges, part.owner),
-        "communication_share": statistics.fmean(rank["share"] for rank in everyone),
+        "lowest_seconds": min(seconds),
+        "highest_seconds": max(seconds),
+        "bytes_sent_per_round": last["bytes_sent"],
+        "least_bytes_per_round": last["least_bytes"],
+        "collective_bytes_per_round": last["collective_bytes"],
+        "communication_share": sum(communication) / sum(seconds),
+        **stages,
+        "overlap_ratio": statistics.median(overlap) if overlap else None,
+        "links": last["links"],
+        "links_cut": last["links_cut"],
+        "gathered_numbers_a_device": last["gathered_numbers"],
+        "summed_numbers": last["summed_numbers"],
+        "parameters_a_device": last["parameters"],
+        "peak_bytes_of_a_rank": max(run["peak_bytes"] for run in runs),
+        "more_ranks_than_cores": ranks > (os.cpu_count() or 1),
     }
 
 
-def _least_bytes_of(simulation: Simulation) -> int:
-    blocks = simulation.population.blocks
-    return least_bytes(
-        simulation.network.topology.edges,
-        simulation.part.owner,
-        {name: simulation.network.holds(name) for name in blocks},
-        {name: block.num_parameters * block.start.element_size() for name, block in blocks.items()},
-    )
-
-
-def _waiting_at_once(exchange: Callable[..., Callable[[], None]]) -> Callable[..., Callable[[], None]]:
-    def blocking(*arguments: Any, **named: Any) -> Callable[[], None]:
-        exchange(*arguments, **named)()
-        return lambda: None
-
-    return blocking
-
-
-def run(options: argparse.Namespace, ranks: int, devices: int) -> dict[str, Any]:
-    """Measure in processes of their own: `ranks` of them."""
-    module = "tests.benchmarks.distributed.scaling"
-    arguments = ["--worker", "--workload", options.workload, "--losses", options.losses]
-    arguments += ["--devices", str(devices), "--iterations", str(options.iterations), "--rounds", str(options.rounds)]
-    arguments += ["--at-once"] if options.at_once else []
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", module]
-    if ranks == 1:
-        command = [sys.executable, "-m", module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    found = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not found:
-        raise RuntimeError(f"{ranks} ranks with {devices} devices ended with {done.returncode}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(found[0])
-    return result
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a table in Markdown, with the speed-up over one rank.
+def cases(ranks: list[int], strong: int, weak: int) -> dict[tuple[int, int], list[str]]:
+    """Return what is measured: (ranks, devices), and the kinds of scaling that each belongs to.
 
     Example:
-        >>> row = {"mode": "strong", "ranks": 1, "devices": 9, "seconds_per_round": 2.0, "bytes_sent_per_round": 0.0,
-        ...        "least_bytes_per_round": 0, "links": 18, "links_cut": 0, "communication_share": 0.0}
-        >>> print(table([row]).splitlines()[-1])
-        | strong | 1 | 9 | 2.000 | 1.00 | 0 of 18 | 0.00 | 0.00 | 0 % |
+        >>> cases([1, 2], strong=1000, weak=500)
+        {(1, 1000): ['strong'], (1, 500): ['weak'], (2, 1000): ['strong', 'weak']}
     """
-    single = {row["mode"]: row["seconds_per_round"] for row in rows if row["ranks"] == 1}
+    found: dict[tuple[int, int], list[str]] = {}
+    for number in ranks:
+        for mode, devices in (("strong", strong), ("weak", weak * number)):
+            found.setdefault((number, devices), []).append(mode)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as Markdown."""
     lines = [
-        "| mode | ranks | devices | s a round | speed-up | links cut | MB sent | least MB | in communication |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| scaling | ranks | devices | s a round (range) | speed-up | bytes of rows (over the least) "
+        "| bytes of numbers | communication | training, mixing, replicated s | links cut | overlap |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    single = {row["mode"]: row["seconds_per_round"] for row in rows if row["ranks"] == 1}
     for row in rows:
-        factor = row["ranks"] if row["mode"].startswith("weak") else 1
-        mode = row["mode"].removesuffix(", at once")
-        speed_up = f"{factor * single[mode] / row['seconds_per_round']:.2f}" if mode in single else ""
+        factor = row["ranks"] if row["mode"] == "weak" else 1
+        one = single.get(row["mode"])
+        speed_up = "-" if one is None else f"{factor * one / row['seconds_per_round']:.2f}"
+        least = row["least_bytes_per_round"]
+        excess = f" ({row['bytes_sent_per_round'] / least:.3f})" if least else ""
+        stages = ", ".join(f"{row[f'{stage}_seconds']:.3g}" for stage in STAGES)
         lines.append(
-            f"| {row['mode']} | {row['ranks']} | {row['devices']} | {row['seconds_per_round']:.3f} | {speed_up} | "
-            f"{row['links_cut']} of {row['links']} | {row['bytes_sent_per_round'] / 1e6:.2f} | "
-            f"{row['least_bytes_per_round'] / 1e6:.2f} | {row['communication_share']:.0%}".replace("%", " %")
-            + " |"
+            f"| {row['mode']} | {row['ranks']}{' (more than cores)' if row['more_ranks_than_cores'] else ''} "
+            f"| {row['devices']:,} | {row['seconds_per_round']:.3g} "
+            f"({row['lowest_seconds']:.3g}-{row['highest_seconds']:.3g}) | {speed_up} "
+            f"| {row['bytes_sent_per_round']:,.0f}{excess} | {row['collective_bytes_per_round']:,.0f} "
+            f"| {row['communication_share']:.0%} | {stages} | {row['links_cut']} of {row['links']} "
+            f"| {'-' if row['overlap_ratio'] is None else format(row['overlap_ratio'], '.2f')} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure what the options choose, and print a table."""
+    """Measure what the options choose."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="mfeat")
+    parser.add_argument("--workload", choices=WORKLOADS, default="perceptron")
     parser.add_argument("--losses", choices=METHODS, default="all losses")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--devices", type=int, default=1000, help="of strong scaling")
     parser.add_argument("--devices-a-rank", type=int, default=500, help="of weak scaling")
-    parser.add_argument("--iterations", type=int, default=5, help="local iterations a round")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one to warm up")
-    parser.add_argument("--at-once", action="store_true", help="wait for each exchange where it begins")
+    parser.add_argument("--iterations", type=int, default=10, help="local iterations a round")
+    parser.add_argument("--replicated-devices", type=int, default=20_000, help="of a narrow model, on one rank")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of a run, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each case, in turn")
+    parser.add_argument("--pairs", type=int, default=11, help="exchanges with and without overlap, a run")
     parser.add_argument("--write", action="store_true", help="also write the results as JSON")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write them")
     options = parser.parse_args()
-    if options.worker:
-        _work(options)
-        return
-    rows = []
-    for mode in ("strong", "weak"):
-        for ranks in options.ranks:
-            devices = options.devices if mode == "strong" else ranks * options.devices_a_rank
-            rows.append({"mode": mode, **run(options, ranks, devices)})
-            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(table(rows))
+    least = max(options.ranks)
+    if min(options.ranks) < 1 or options.devices < 5 or options.devices < least or options.devices_a_rank < 5:
+        parser.error(f"--ranks must be at least 1, the devices at least 5 and as many as ranks ({least})")
     if options.write:
-        settings = {name: value for name, value in vars(options).items() if name not in ("worker", "write")}
-        command = " ".join(["python -m tests.benchmarks.distributed.scaling", *sys.argv[1:]])
-        content = {"machine": describe_machine(command), "options": settings, "rows": rows}
-        temporary = RESULT.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(RESULT)
-
-
-def _work(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    if not started_by_torchrun():
-        print(MARK + json.dumps(measure(options, Ranks())), flush=True)
-        return
-    with joined_ranks(300.0) as ranks:
-        found = measure(options, ranks)
-        if ranks.rank == 0:
-            print(MARK + json.dumps(found), flush=True)
+        options.folder.mkdir(parents=True, exist_ok=True)
+    shared = {name: getattr(options, name) for name in ("workload", "losses", "rounds", "iterations", "pairs")}
+    measured = cases(options.ranks, options.devices, options.devices_a_rank)
+    runs: dict[tuple[int, int], list[dict[str, Any]]] = {case: [] for case in measured}
+    for _ in range(options.repeats):
+        for ranks, devices in measured:
+            runs[ranks, devices].append(measure_on_ranks(ranks, {**shared, "devices": devices}))
+            print(f"{ranks} ranks, {devices} devices: done", file=sys.stderr, flush=True)
+    many = measure_on_ranks(1, {**shared, **NARROW, "devices": options.replicated_devices})["stages"]["replicated"]
+    replicated = {"devices": options.replicated_devices, "seconds": statistics.median(many)}
+    rows = [
+        summarize(mode, *case, runs[case]) for mode in ("strong", "weak") for case in measured if mode in measured[case]
+    ]
+    if options.write:
+        chosen = {name: value for name, value in vars(options).items() if name not in ("write", "folder")}
+        command = " ".join(["python -m", __spec__.name, *sys.argv[1:]])
+        content = {"machine": describe_machine(command), "options": chosen, "replicated": replicated, "rows": rows}
+        write_text(options.folder / NAME, json.dumps(content, indent=1) + "\n")
+    print(
+        f"{table(rows)}\n\nWhat every rank computes for all devices: {1e6 * replicated['seconds']:,.0f} us a round ",
+        end="",
+    )
+    print(f"for {replicated['devices']:,} devices")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,19 @@ import torch
 
 from dmmlkd_ext.data.partition import assign_modalities
 from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.world import slice_population
+from dmmlkd_ext.models.network import MultiModalNetwork
 from dmmlkd_ext.network.energy import EnergyConfig
+from dmmlkd_ext.network.topology import build_topology
+from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig
-from dmmlkd_ext.training.ranks import Slice
+from dmmlkd_ext.training.ranks import Ranks, Slice
 from dmmlkd_ext.training.simulation import Simulation
 from tests.training.synthetic import make_dataset, make_simulation, plain_method, widen
 
 POOL = 4000  # samples that all devices draw theirs from
 SAMPLES = 64  # of each device
+TOPOLOGY = "watts_strogatz"
 
 METHODS = {
     "task": plain_method("dmml"),
@@ -56,14 +61,9 @@ WORKLOADS = {
 
 
 def build(
-    workload: Workload,
-    method: str,
-    num_devices: int,
-    topology: str = "watts_strogatz",
-    part: Slice | None = None,
-    **training: object,
+    workload: Workload, method: str, num_devices: int, ranks: Ranks | None = None, **training: object
 ) -> tuple[Simulation, list[npt.NDArray[np.int64]]]:
-    """Return a simulation that never evaluates, of all devices or those of `part`, and the samples of all devices."""
+    """Return a simulation that never evaluates, or this rank's part of it, and the samples of all devices."""
     generator = np.random.default_rng(0)
     device_samples = [generator.choice(POOL, SAMPLES, replace=False) for _ in range(num_devices)]
     settings = {"rounds": 10**6, "evaluate_every": 10**6, **training}
@@ -71,16 +71,24 @@ def build(
     dataset = make_dataset(workload.shapes, workload.num_classes, POOL)
     if torch.get_default_dtype() == torch.float64:
         widen(dataset)
+    holds = assign_modalities(
+        num_devices, len(workload.shapes), workload.missing_rate, generator, workload.modalities_per_device
+    )
     simulation = make_simulation(
         dataset,
-        assign_modalities(
-            num_devices, len(workload.shapes), workload.missing_rate, generator, workload.modalities_per_device
-        ),
+        holds,
         METHODS[method],
         dataclasses.replace(workload.training, **settings),
         energy,
-        topology=topology,
+        topology=TOPOLOGY,
         device_samples=device_samples,
-        part=part,
+        part=_part(workload, holds, ranks) if ranks else None,
     )
     return simulation, device_samples
+
+
+def _part(workload: Workload, holds: npt.NDArray[np.bool_], ranks: Ranks) -> Slice:
+    """Return this rank's devices, as a run would divide them."""
+    topology = build_topology(TOPOLOGY, len(holds), numpy_generator(0, "topology"))
+    widths = workload.training.feature_width, workload.training.hidden_width
+    return slice_population(topology, holds, MultiModalNetwork(workload.shapes, workload.num_classes, *widths), ranks)
