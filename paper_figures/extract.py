@@ -23,19 +23,20 @@ def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_devi
 
     In evaluated rounds: `accuracy` by device; means over devices of `modality_accuracy`, `imbalance`,
     `cumulative_energy_joule` and `cumulative_bits`; `cumulative_time_s`, `consensus_distance` by block, and the total
-    `loss`. In the last round: `modality_accuracy` and `probe_accuracy` by device, `modalities_held`, and means of
-    `generator_quality`.
+    `loss`. In the last round: `modality_accuracy` and `probe_accuracy` by device, `modalities_held`, the
+    mean of `spectral_gap` over rounds, and means of `generator_quality`.
 
     Args:
         records: of the rounds, in order.
         limited: keep the means of `local_iterations` and `balance_metric` by modality of every round.
         by_device: keep `local_iterations` and `energy_left_joule` of every device and round.
     """
-    time_s, bits, last = 0.0, 0.0, None
+    time_s, bits, gaps, last = 0.0, 0.0, [], None
     for last in records:
         index = last["round"]
         time_s += last.get("simulated_time_s") or 0.0
         bits += _mean(last.get("sent_bits") or []) or 0.0
+        gaps.append(last.get("spectral_gap"))
         if last["accuracy"] is not None:
             yield from _evaluated(last, time_s, bits)
         if limited:
@@ -46,6 +47,7 @@ def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_devi
             yield from _devices(index, "energy_left_joule", {"": last["energy_left_joule"]})
     if last is not None:
         yield from _final(last)
+        yield from _means(last["round"], "spectral_gap", {"": gaps})
 
 
 def _evaluated(record: Mapping[str, Any], time_s: float, bits: float) -> Iterator[Number]:

@@ -1,4 +1,4 @@
-"""Accuracy and consensus distance over topologies, the number of devices and the probability of link loss."""
+"""Accuracy, consensus distance and spectral gap over topologies, numbers of devices and link loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ EXPERIMENTS = ("topology",)
 BLOCK = "shared"
 """The block whose consensus distance is shown: all devices have it."""
 SETTINGS = {"topology": "", "devices": "Devices", "link loss": "Probability of link loss"}
-MEASURES = {"accuracy": "Final test\naccuracy (%)", "consensus": "Consensus distance\nof the shared block"}
+MEASURES = {
+    "accuracy": "Final test\naccuracy (%)",
+    "consensus": "Consensus distance\nof the shared block",
+    "gap": "Spectral gap",
+}
 
 
 def make(results: Numbers, folder: Path) -> list[Path]:
@@ -32,11 +36,11 @@ def make(results: Numbers, folder: Path) -> list[Path]:
 
 
 def transform(table: pd.DataFrame) -> pd.DataFrame:
-    """Return final accuracy and consensus distance of each method at each topology and level.
+    """Return final accuracy, consensus distance and spectral gap of each method at each topology and level.
 
     Returns:
-        Columns measure (`accuracy`, `consensus`), dataset, setting, topology (empty but for the setting topology),
-        level, method, mean, low, high, seeds.
+        Columns measure (`accuracy`, `consensus`, `gap`), dataset, setting, topology (empty but for the setting
+        topology), level, method, mean, low, high, seeds.
     """
     last = last_round(table)
     accuracy = transforms.final_accuracy(table)
@@ -44,7 +48,8 @@ def transform(table: pd.DataFrame) -> pd.DataFrame:
     names = pick(last, "accuracy", ["test"])[[*transforms.RUN, "topology"]].drop_duplicates(transforms.RUN)
     keys = ["dataset", "setting", "topology", "level", "method"]
     found = []
-    for measure, rows in (("accuracy", accuracy), ("consensus", distance)):
+    gap = pick(last, "spectral_gap", of_devices=False).rename(columns={"value": "mean"})
+    for measure, rows in (("accuracy", accuracy), ("consensus", distance), ("gap", gap)):
         own = rows.drop(columns="topology", errors="ignore").merge(names, on=transforms.RUN)
         own["topology"] = own["topology"].where(own["setting"] == "topology", "")
         if len(own):
@@ -54,7 +59,7 @@ def transform(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(drawn: pd.DataFrame) -> Figure:
-    """Draw a column a setting: accuracy above, consensus distance below."""
+    """Draw a column a setting: accuracy above, consensus distance and spectral gap below."""
     settings = [name for name in SETTINGS if (drawn["setting"] == name).any()]
     measures = [name for name in MEASURES if (drawn["measure"] == name).any()]
     figure, axes = style.panels(len(measures), len(settings), 1.8, sharey="row", sharex="col")
@@ -102,7 +107,8 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
     shown = (
         f"Dataset {', '.join(sorted(set(drawn['dataset'])))}. Test accuracy and consensus distance in the last round, "
         f"means over devices and up to {drawn['seeds'].max()} seeds with 95% Student intervals over seeds. Consensus "
-        "distance: root mean square distance of the devices' shared parameters from their mean."
+        "distance: root mean square distance of the devices' shared parameters from their mean. Spectral gap: of the "
+        "mixing on the links that work, a mean over rounds; 0 where the devices fall apart."
     )
     if missing:
         shown += f" Not drawn, for want of runs: {', '.join(missing)}."
@@ -114,7 +120,8 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
             lines.append(f"- {place}: {captions.with_interval(row['mean'], row['low'], row['high'])} %")
         else:
             interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
-            lines.append(f"- {place}: consensus distance {row['mean']:.3g}{interval}")
+            name = {"consensus": "consensus distance", "gap": "spectral gap"}[row["measure"]]
+            lines.append(f"- {place}: {name} {row['mean']:.3g}{interval}")
     sections = {
         "What was found": captions.describe_claims(*claims.judge(results.table, names=["gentle"])),
         "Numbers": lines,

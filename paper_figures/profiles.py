@@ -61,7 +61,7 @@ class Profile:
     topologies: tuple[str, ...] | None = None
 
 
-_FIVE, _THREE, _TWO = (0, 1, 2, 3, 4), (0, 1, 2), (0, 1)
+_FIVE, _TWO = (0, 1, 2, 3, 4), (0, 1)
 _BALANCE = ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 _KD = ("dmml", "dmml-kd")
 
@@ -131,13 +131,13 @@ FULL = Profile(
         "ablation": (Scope(_FIVE),),
         "balance": (
             Scope(_FIVE, levels=(0.3,)),
-            Scope(_THREE, ("watch", "avdigits"), _BALANCE, levels=(0.15, 0.6)),
+            Scope(_FIVE, methods=_BALANCE, levels=(0.15, 0.6)),
         ),
         "imbalance": (Scope(_FIVE),),
-        "features": (Scope(_THREE),),
-        "non_iid": (Scope(_THREE),),
-        "missing": (Scope(_THREE),),
-        "topology": (Scope(_THREE),),
+        "features": (Scope(_FIVE),),
+        "non_iid": (Scope(_FIVE),),
+        "missing": (Scope(_FIVE),),
+        "topology": (Scope(_FIVE),),
         "sensitivity": (Scope(_FIVE, ("mfeat",)),),
     },
 )
