@@ -82,6 +82,10 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
     for method in reversed(style.in_order(panel["method"])):
         strong = method in style.STRONG
         style.draw_line(axis, panel[panel["method"] == method], method, x, strong=strong, band=strong)
+    rivals = panel.loc[panel["method"] != "centralized", x]
+    if x != "round" and len(rivals):
+        # The upper reference computes all devices' work in one place: in its scale the others could not be told apart.
+        axis.set_xlim(0, 1.05 * rivals.max())
     if x == "round":
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
     else:
@@ -101,7 +105,8 @@ def write_caption(curves: pd.DataFrame, comparison: pd.DataFrame, results: Numbe
         place = f" ({settings[-1]})" if settings[-1] else ""
         shown += (
             f"The last rows show the last setting{place} over {' and over '.join(IN_TEXT[cost] for cost in costs)}"
-            ", means over devices and seeds at the evaluated rounds; the numbers of every setting are in the CSV. "
+            ", means over devices and seeds at the evaluated rounds, as far as the devices' methods go; the numbers of "
+            "every setting are in the CSV. "
         )
     missing = [IN_TEXT[cost] for cost in COSTS.values() if cost not in costs]
     if missing:

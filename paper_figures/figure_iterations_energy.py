@@ -148,13 +148,14 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
 def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:
     """Draw each method's difference to the uniform cut of the same losses."""
     axis.axhline(0, color="black", linewidth=0.8, zorder=1)
-    for method in style.in_order(panel["method"]):
-        rows = panel[(panel["method"] == method) & panel["uniform_difference"].notna()]
+    apart = levels.set_apart(panel)
+    for method in style.in_order(apart["method"]):
+        rows = apart[(apart["method"] == method) & apart["uniform_difference"].notna()]
         names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high"}
         if len(rows):
             own = rows[["level", *names]].rename(columns=names)
             strong = method in style.STRONG
-            style.draw_line(axis, own, method, "level", strong=strong, band=strong, bars=strong and len(own) == 1)
+            style.draw_line(axis, own, method, "level", strong=strong, band=strong, bars=len(own) == 1)
 
 
 def _against_uniform(row: Mapping[Any, Any]) -> str:

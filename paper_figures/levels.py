@@ -77,12 +77,28 @@ def draw(rows: pd.DataFrame, shown: LevelFigure) -> Figure:
 
 
 def draw_accuracy(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
-    """Draw each method's accuracy, the paper's with bars of their intervals."""
-    for method in style.in_order(panel["method"]):
-        own = panel[panel["method"] == method].rename(columns={"mean_low": "low", "mean_high": "high"})
+    """Draw each method's accuracy, with bars of their intervals for the paper's and those of one level."""
+    apart = set_apart(panel, x)
+    for method in style.in_order(apart["method"]):
+        own = apart[apart["method"] == method].rename(columns={"mean_low": "low", "mean_high": "high"})
         strong = method in style.STRONG
-        style.draw_line(axis, own, method, x, strong=strong, band=False, bars=strong)
+        style.draw_line(axis, own, method, x, strong=strong, band=False, bars=strong or len(own) == 1)
     style.keep_percent(axis)
+
+
+def set_apart(panel: pd.DataFrame, x: str = "level") -> pd.DataFrame:
+    """Move methods that have one level, where others have more, a little to its right, one beside the other.
+
+    Example:
+        >>> panel = pd.DataFrame({"method": ["dmml", "dmml", "greedy"], "level": [0.0, 1.0, 0.5]})
+        >>> set_apart(panel)["level"].tolist()
+        [0.0, 1.0, 0.54]
+    """
+    counts = panel.groupby("method", observed=True)[x].nunique()
+    width = panel[x].max() - panel[x].min()
+    single = [method for method in style.in_order(panel["method"]) if counts[method] == 1] if counts.max() > 1 else []
+    step = panel["method"].map({method: 0.04 * width * (place + 1) for place, method in enumerate(single)})
+    return panel.assign(**{x: panel[x] + step.astype(float).fillna(0.0)})
 
 
 def draw_differences(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:

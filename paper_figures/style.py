@@ -188,7 +188,7 @@ def draw_line(
         markeredgewidth=0.4,
         linestyle=(0, shown.dashes) if shown.dashes else "-",
         linewidth=1.4 if strong else 0.8,
-        markersize=4.0 if strong else 2.5,
+        markersize=4.0 if strong or len(places) == 1 else 2.5,
         markevery=max(1, len(places) // 8),
         alpha=1.0 if strong else 0.8,
         zorder=3 if strong else 2,
