@@ -182,7 +182,8 @@ def write_caption(traces: pd.DataFrame, budgets: pd.DataFrame, results: Numbers)
         f"Below: accuracy in the last round, mean over devices and up to {budgets['seeds'].max()} seeds with 95% "
         "Student intervals, over the budget, a fraction of what all iterations of all modalities in all rounds would "
         "cost; then differences to `uniform`, which cuts all modalities alike under the same energy (DMML for the "
-        "methods without distillation, DMML-KD for those with it), paired by seed, with their 95% intervals."
+        "methods without distillation, DMML-KD for those with it), paired by seed, with their 95% intervals. Methods "
+        "that were run at one budget alone stand a little to its right."
     )
     lines = [
         f"- {captions.where(row, 'energy budget')}, {style.look(row['method']).label}: "

@@ -104,7 +104,8 @@ def _add_legend(figure: Figure, rows: pd.DataFrame) -> None:
         Line2D([], [], color=_MARKS[name][0], marker=_MARKS[name][1], label=f"over {name}", **point) for name in rivals
     ]
     if others:
-        handles.append(Line2D([], [], color=_OTHER[0], marker=_OTHER[1], label=f"over {', '.join(others)}", **point))
+        label = f"over {others[0]}" if len(others) == 1 else "over others, named in the CSV"
+        handles.append(Line2D([], [], color=_OTHER[0], marker=_OTHER[1], label=label, **point))
     if rows["target"].notna().any():
         handles.append(Line2D([], [], color="#444444", marker="|", linestyle="none", label="target"))
     style.add_legend(figure, handles, 4)

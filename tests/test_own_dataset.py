@@ -7,6 +7,14 @@ import json
 import pytest
 
 from dmmlkd_ext import cli
+from dmmlkd_ext.data import registry
+
+
+@pytest.fixture(autouse=True)
+def _known_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what a test registers go with it."""
+    monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
+
 
 OWN_DATASET = """
 import torch
@@ -20,9 +28,9 @@ def load_robots(seed: int = 0, samples: int = 60) -> MultiModalDataset:
         labels = torch.randint(3, (count,), generator=generator)
         return Split(features, labels, torch.ones(count, 2, dtype=torch.bool), torch.arange(count) % 5)
     names = ("cup", "box", "ball")
-    return MultiModalDataset("robots", ("camera", "torque"), 3, names, part(samples), part(12), part(24))
+    return MultiModalDataset("drones", ("camera", "torque"), 3, names, part(samples), part(12), part(24))
 
-register_dataset("robots", load_robots, replace=True)
+register_dataset("drones", load_robots, replace=True)
 """
 
 
@@ -30,23 +38,23 @@ def test_a_dataset_of_ones_own_is_trained_from_its_file(tmp_path, capsys):
     module, runs = tmp_path / "robots.py", tmp_path / "runs"
     module.write_text(OWN_DATASET)
     sizes = ["--data.num-devices", "4", "--training.rounds", "2", "--data.options", "samples", "80"]
-    run = ["run", "dmml", "robots", f"--data.module={module}", *sizes, "--runs", str(runs), "--quiet"]
+    run = ["run", "dmml", "drones", f"--data.module={module}", *sizes, "--runs", str(runs), "--quiet"]
     assert cli.main(run) == 0
-    [folder] = runs.glob("robots-dmml-*")
+    [folder] = runs.glob("drones-dmml-*")
     assert json.loads((folder / "config.json").read_text())["data"]["options"] == {"samples": 80}
     assert "test accuracy" in capsys.readouterr().out
     module.write_text(OWN_DATASET.replace("torch.randn", "torch.rand"))
     assert cli.main(run) == 0
-    assert len(list(runs.glob("robots-dmml-*"))) == 2  # another loader is another run
+    assert len(list(runs.glob("drones-dmml-*"))) == 2  # another loader is another run
 
 
 def test_the_processes_of_a_sweep_know_a_dataset_of_ones_own(tmp_path, capsys):
     module, runs = tmp_path / "robots.py", tmp_path / "runs"
     module.write_text(OWN_DATASET)
     settings = ["data.num_devices=4", "training.rounds=1", "data.options.samples=80"]
-    options = ["--methods", "uniform", "--datasets", "robots", "--seeds", "0", "--set", *settings]
+    options = ["--methods", "uniform", "--datasets", "drones", "--seeds", "0", "--set", *settings]
     assert cli.main(["sweep", *options, f"--module={module}", "--runs", str(runs), "--quiet"]) == 0
-    assert len(list(runs.glob("robots-uniform-*/result.json"))) == 1
+    assert len(list(runs.glob("drones-uniform-*/result.json"))) == 1
 
 
 MODULE_OPTIONS = (["run", "dmml", "x", "--data.module"], ["data", "--module"], ["sweep", "--module"])

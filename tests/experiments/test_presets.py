@@ -41,8 +41,8 @@ def test_the_starting_values_are_those_of_the_method(dataset: str) -> None:
 
 def test_a_dataset_of_ones_own_gets_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmmlkd_ext.data.registry._LOADERS", dict(_LOADERS))
-    register_dataset("robots", lambda seed=0: None)
-    assert preset("robots").data.dataset == "robots"
+    register_dataset("one of my own", lambda seed=0: None)
+    assert preset("one of my own").data.dataset == "one of my own"
 
 
 def test_unknown_names_are_refused_with_what_there_is() -> None:
