@@ -18,7 +18,7 @@ def convolve(
     copied as a whole. float32 and float64 on a CPU run natively; those are differentiable once.
 
     Args:
-        inputs: [devices, samples, *space, channels].
+        inputs: [devices, samples, *space, channels], any floating dtype.
         weight: [devices, kernel ** dimensions * channels, out channels].
         bias: [devices, out channels].
         kernel: odd width of the window in every dimension.
@@ -29,7 +29,10 @@ def convolve(
         [devices, samples, *ceil(space / stride), out channels].
 
     Raises:
-        ValueError: the shapes or dtypes do not match.
+        ValueError: the shapes or dtypes do not match, for native inputs; for others torch raises its own error.
+
+    Source:
+        The encoders of METHOD 2 and 8 [C]; strided convolutions as in LeCun et al. 1998, without pooling.
 
     Example:
         >>> convolve(torch.ones(2, 4, 9, 3), torch.ones(2, 15, 6), torch.zeros(2, 6), 5, 2).shape
@@ -48,6 +51,10 @@ def convolve_reference(
 
     All devices are groups of one convolution. Channels come last for the caller; in memory they stay where the
     convolution left them, so that the next one copies nothing.
+
+    Example:
+        >>> convolve_reference(torch.ones(1, 1, 3, 1), torch.ones(1, 3, 1), torch.zeros(1, 1), 3, 1).flatten()
+        tensor([2., 3., 2.])
     """
     space, devices = inputs.dim() - 3, len(inputs)
     if not devices:  # no groups, which torch refuses

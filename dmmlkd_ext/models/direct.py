@@ -39,6 +39,9 @@ def linear_forward(
     Raises:
         ValueError: a shape or dtype does not fit; the message names it.
 
+    Source:
+        METHOD 2, like `dmmlkd_ext.models.layers.linear`.
+
     Example:
         >>> linear_forward(torch.ones(1, 1, 2), torch.tensor([[[1.0, -1.0], [1.0, -1.0]]]), rectify=True)
         tensor([[[2., 0.]]])
@@ -66,13 +69,19 @@ def linear_backward(
         inputs: [devices, samples, in].
         weight: [devices, in, out].
         outputs: [devices, samples, out] of a rectified layer; None for another.
-        gradient: of the outputs.
+        gradient: of the outputs, [devices, samples, out].
         weight_gradient: overwritten, [devices, in, out], contiguous in each device.
         bias_gradient: overwritten, [devices, out], or None.
         with_input_gradient: whether that of the inputs is wanted; without, an empty tensor is returned.
 
+    Returns:
+        [devices, samples, in].
+
     Raises:
         ValueError: a shape or dtype does not fit; the message names it.
+
+    Source:
+        Back-propagation (Rumelhart et al. 1986) through the layers of METHOD 2.
 
     Example:
         >>> into = torch.empty(1, 2, 1)

@@ -37,13 +37,18 @@ class Encoder(Protocol):
 
 
 def rectifier_scale(fan_in: int) -> float:
-    """Return the standard deviation that keeps the variance through a rectifier (He et al. 2015)."""
+    """Return the standard deviation that keeps the variance through a rectifier (He et al. 2015).
+
+    Example:
+        >>> rectifier_scale(8)
+        0.5
+    """
     return math.sqrt(2 / fan_in)
 
 
 @dataclass(frozen=True)
 class PerceptronEncoder:
-    """Two rectified linear layers, for features that are plain vectors.
+    """Two rectified linear layers, for features that are plain vectors (METHOD 2 [C]).
 
     Example:
         >>> PerceptronEncoder(input_features=10, hidden_width=64).forward_macs
@@ -94,7 +99,7 @@ class PerceptronEncoder:
 
 @dataclass(frozen=True)
 class ConvolutionalEncoder:
-    """Strided convolutions: over time, then averaged over it; over images, then flattened.
+    """Strided convolutions (METHOD 2 and 8 [C]): over time, then averaged over it; over images, then flattened.
 
     Inputs have channels first, [channels, time] or [channels, height, width], as datasets give them.
 

@@ -19,7 +19,8 @@ from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
 class FeatureGenerator:
     """A two-layer perceptron from noise and label to a common feature.
 
-    That a generator learns the conditional distribution of the common features is the paper's [P], its form ours [C].
+    That a generator learns the conditional distribution of the common features is the paper's [P], its form ours [C]
+    (METHOD 3).
 
     Example:
         >>> generator = FeatureGenerator(num_classes=3, feature_width=4, noise_width=2, hidden_width=8)
@@ -52,7 +53,7 @@ class FeatureGenerator:
         return (self.noise_width + self.num_classes + self.feature_width) * self.hidden_width
 
     def forward(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return features [devices, n, d] from noise [n, noise_width] and labels [n], the same for all devices."""
+        """Return features [devices, n, d] from noise [n, noise_width] and labels [n], int64, alike for all devices."""
         hidden = linear(self._inputs(weights, noise, labels), weights["weight1"], weights["bias1"]).relu()
         return linear(hidden, weights["weight2"], weights["bias2"])
 

@@ -12,7 +12,12 @@ import torch
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Shape and initial scale of one parameter tensor of one device."""
+    """Shape and initial scale of one parameter tensor of one device.
+
+    Example:
+        >>> ParameterSpec((2, 3), std=0.1).size
+        6
+    """
 
     shape: tuple[int, ...]
     std: float
@@ -26,7 +31,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """The named parameters of a block, one after the other in a row.
+    """The named parameters of a block, the unit of exchange (METHOD 2 [C]), one after the other in a row.
 
     Example:
         >>> layout = BlockLayout({"weight": ParameterSpec((2, 3), 0.1), "bias": ParameterSpec((3,), 0.0)})
@@ -52,6 +57,6 @@ class BlockLayout:
         return views
 
     def initialize(self, generator: torch.Generator) -> torch.Tensor:
-        """Return one device's initial block [size], float32."""
+        """Return one device's initial block [size], float32, drawn in the order of the parameters."""
         parts = [torch.randn(spec.size, generator=generator) * spec.std for spec in self.parameters.values()]
         return torch.cat(parts)

@@ -33,7 +33,7 @@ class ModalityFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class MultiModalNetwork:
-    """Encoders, projections and heads of all modalities, without their parameters.
+    """Encoders, projections and heads of all modalities (METHOD 2), without their parameters.
 
     The block of modality m is {phi_m, A_m, C_m, wˇ_{n,m}}, the block `shared` is {w^_n}. A_m and C_m are stored
     side by side as one projection, so that both features come from one product.

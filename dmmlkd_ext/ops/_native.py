@@ -82,7 +82,12 @@ def backend() -> Literal["native", "reference"]:
 
 
 def uses_native(tensor: torch.Tensor) -> bool:
-    """Return whether the native operators take this tensor; other devices go to the reference."""
+    """Return whether the native operators take this tensor; other devices go to the reference.
+
+    Example:
+        >>> uses_native(torch.zeros(2)) == (backend() == "native")
+        True
+    """
     if _module is None:
         return False
     return tensor.device.type in ("cpu", "meta") or (tensor.device.type == "cuda" and not _cuda_reason)

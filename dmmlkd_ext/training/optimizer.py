@@ -29,7 +29,10 @@ def sgd_step(
         weight_decay: weight of the parameters in the gradient.
 
     Raises:
-        ValueError: the shapes or dtypes do not match.
+        ValueError: the shapes or dtypes do not match; nothing has been written then.
+
+    Source:
+        METHOD 3 [C]: the optimizer of every method; momentum (Polyak 1964) in the form of torch.optim.SGD.
 
     Example:
         >>> parameters, momentum = torch.ones(1, 2), torch.zeros(1, 2)
@@ -52,7 +55,14 @@ def sgd_step_reference(
     momentum_factor: float,
     weight_decay: float,
 ) -> None:
-    """Do what `sgd_step` does, by operations of torch."""
+    """Do what `sgd_step` does, by operations of torch.
+
+    Example:
+        >>> parameters, momentum = torch.ones(1, 2), torch.ones(1, 2)
+        >>> sgd_step_reference(parameters, momentum, torch.ones(1, 2), torch.ones(1), 0.5, 0.5, 0.0)
+        >>> momentum, parameters
+        (tensor([[1.5000, 1.5000]]), tensor([[0.2500, 0.2500]]))
+    """
     momentum.mul_(momentum_factor).add_(parameters, alpha=weight_decay)
     momentum.addcmul_(gradient, scale.unsqueeze(1))
     parameters.add_(momentum, alpha=-learning_rate)
