@@ -84,6 +84,8 @@ class Liveness:
             self._publish(left=True, failure=failure)
         finally:
             self._stop.set()
+            # A thread that is in the store while the interpreter ends would abort the process.
+            self._thread.join(timeout=2.0)
             signal.signal(signal.SIGTERM, self._handler)
 
     def enter_round(self, number: int) -> None:

@@ -260,8 +260,13 @@ def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
             )
-        yield ProcessRanks(liveness)
-        # Only after success: between ranks of which one is missing, leaving may wait for it.
-        with liveness.explaining():
-            dist.barrier()
+        try:
+            yield ProcessRanks(liveness)
+            with liveness.explaining():
+                dist.barrier()
+        except RankLostError:
+            raise  # between ranks of which one is missing, leaving may wait for it
+        except Exception:
+            dist.destroy_process_group()  # a group that is left to the end of the process may abort it
+            raise
         dist.destroy_process_group()
