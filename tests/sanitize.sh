@@ -13,7 +13,7 @@ DMMLKD_BUILD=cpu DMMLKD_CXXFLAGS="$flags" DMMLKD_LDFLAGS="-fsanitize=address,und
 # The Python files of the tree, with the extension of the other build.
 rm -rf "$target.tree"
 mkdir -p "$target.tree"
-cp -r dmmlkd_ext tests pyproject.toml "$target.tree"
+cp -r dmmlkd_ext tests csrc pyproject.toml "$target.tree"
 rm -f "$target.tree"/dmmlkd_ext/_C*.so
 cp "$target"/dmmlkd_ext/_C*.so "$target.tree/dmmlkd_ext/"
 cd "$target.tree"
