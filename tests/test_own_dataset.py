@@ -66,6 +66,17 @@ def test_a_module_that_is_not_there_is_named(command, capsys):
     assert "module must be a Python file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["import nothing_like_it", "1 / 0", "def broken(:"])
+def test_a_module_that_fails_is_named_with_its_error(text, tmp_path, capsys):
+    module = tmp_path / "broken.py"
+    module.write_text(text)
+    assert cli.main(["run", "dmml", "drones", "--data.module", str(module)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"got '{module}': " in message
+    assert "Error: " in message
+
+
 def test_an_option_that_a_dataset_lacks_is_named(tmp_path, capsys):
     assert cli.main(["run", "dmml", "watch", "--data.options", "splat", "1", "--runs", str(tmp_path)]) == 2
     assert "splat is not an option of dataset 'watch'" in capsys.readouterr().err

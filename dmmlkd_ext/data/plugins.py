@@ -19,7 +19,7 @@ def import_datasets(module: str | None) -> None:
         module: a Python file, such as `robots.py`, or the dotted name of a module that can be imported; None is none.
 
     Raises:
-        ValueError: there is no such file or module.
+        ValueError: there is no such file or module, or its own code fails; the message names its error.
 
     Example:
         >>> import_datasets("robots.py")
@@ -29,18 +29,13 @@ def import_datasets(module: str | None) -> None:
     """
     if module is None:
         return
-    if not module.endswith(_SUFFIX):
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (module + ".").startswith(error.name + "."):
-                raise  # the module is there; what it imports is not
-            raise ValueError(f"{_NEEDED}, got {module!r}: {error}") from error
-        return
     path = Path(module).resolve()
-    if not path.is_file():
+    if module.endswith(_SUFFIX) and not path.is_file():
         raise ValueError(f"{_NEEDED}, got {module!r}: no such file")
-    _import_file(path)
+    try:
+        _import_file(path) if module.endswith(_SUFFIX) else importlib.import_module(module)
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(f"{_NEEDED}, got {module!r}: {type(error).__name__}: {error}") from error
 
 
 def module_version(module: str | None) -> str:
