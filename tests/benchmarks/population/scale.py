@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from dmmlkd_ext.training.storage import write_text
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 from tests.benchmarks.results import describe_machine
 
@@ -82,7 +83,7 @@ def main() -> None:
             "options": vars(options),
             "rows": rows,
         }
-        (RESULTS / "population_scale.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_text(RESULTS / "population_scale.json", json.dumps(content, indent=1) + "\n")
 
 
 def _in_a_process(options: argparse.Namespace, devices: int) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from dmmlkd_ext.training.storage import write_text
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 from tests.benchmarks.results import describe_machine
 from tests.training.plain_loop import PlainLoop
@@ -143,7 +144,7 @@ def main() -> None:
             "options": vars(options),
             "rows": [asdict(row) for row in rows],
         }
-        (RESULTS / "population_speed.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_text(RESULTS / "population_speed.json", json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

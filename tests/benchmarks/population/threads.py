@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dmmlkd_ext.training.storage import write_text
 from tests.benchmarks.paired import interleave, ratio
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 from tests.benchmarks.results import describe_machine
@@ -56,9 +57,7 @@ def main() -> None:
             rows.append(row)
     if options.write:
         machine = describe_machine(" ".join(["python -m tests.benchmarks.population.threads", *sys.argv[1:]]))
-        temporary = RESULT.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(RESULT)
+        write_text(RESULT, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
