@@ -155,29 +155,6 @@ inline void check_gossip_out(const char* op, const at::Tensor& local, const at::
                     local.sym_size(0));
 }
 
-inline void check_sgd_step(const at::Tensor& parameters, const at::Tensor& momentum,
-                           const at::Tensor& gradient, const at::Tensor& scale) {
-  const char* op = "sgd_step";
-  TORCH_CHECK_VALUE(parameters.dim() == 2 &&
-                        (parameters.scalar_type() == at::kFloat || parameters.scalar_type() == at::kDouble),
-                    op, ": parameters must be float32 or float64 of shape [rows, columns], got ",
-                    parameters.scalar_type(), " of shape ", parameters.sizes());
-  const std::pair<const char*, const at::Tensor*> others[] = {{"momentum", &momentum},
-                                                              {"gradient", &gradient}};
-  for (const auto& [name, tensor] : others)
-    TORCH_CHECK_VALUE(
-        tensor->sizes() == parameters.sizes() && tensor->scalar_type() == parameters.scalar_type(), op, ": ",
-        name, " must be like parameters, ", parameters.scalar_type(), " of shape ", parameters.sizes(),
-        ", got ", tensor->scalar_type(), " of shape ", tensor->sizes());
-  TORCH_CHECK_VALUE(scale.dim() == 1 && scale.size(0) == parameters.size(0) &&
-                        scale.scalar_type() == parameters.scalar_type(),
-                    op, ": scale must be ", parameters.scalar_type(), " of shape [", parameters.size(0),
-                    "], got ", scale.scalar_type(), " of shape ", scale.sizes());
-  for (const auto* tensor : {&parameters, &momentum, &gradient})
-    TORCH_CHECK_VALUE(tensor->size(1) <= 1 || tensor->stride(1) == 1, op,
-                      ": rows must be contiguous, got strides ", tensor->strides());
-}
-
 inline void check_real(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType type,
                        at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(tensor.scalar_type() == type && tensor.sizes() == shape, op, ": ", name, " must be ",
@@ -201,32 +178,73 @@ inline void check_written(const char* op, const char* name, const at::Tensor& te
                     " must be contiguous in each device, got strides ", tensor.strides());
 }
 
-inline void check_linear(const at::Tensor& inputs, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias) {
-  const char* op = "linear";
+// Rows of some blocks, of the same floating type; positions say which device a row belongs to.
+inline void check_sgd_step(at::TensorList parameters, at::TensorList momenta, at::TensorList gradients,
+                           at::TensorList positions, int64_t devices) {
+  const char* op = "sgd_step";
+  const size_t blocks = parameters.size();
+  TORCH_CHECK_VALUE(
+      momenta.size() == blocks && gradients.size() == blocks && positions.size() == blocks && devices >= 0,
+      op, ": parameters, momenta, gradients and positions must hold one tensor a block, got ", blocks, ", ",
+      momenta.size(), ", ", gradients.size(), " and ", positions.size(), ", for ", devices, " devices");
+  for (size_t block = 0; block < blocks; ++block) {
+    const at::Tensor& own = parameters[block];
+    TORCH_CHECK_VALUE(own.dim() == 2 && own.scalar_type() == parameters[0].scalar_type() &&
+                          (own.scalar_type() == at::kFloat || own.scalar_type() == at::kDouble),
+                      op, ": parameters must be all float32 or all float64 of shape [rows, columns], got ",
+                      own.scalar_type(), " of shape ", own.sizes());
+    check_real(op, "momenta", momenta[block], own.scalar_type(), own.sizes());
+    check_real(op, "gradients", gradients[block], own.scalar_type(), own.sizes());
+    check_real(op, "positions", positions[block], at::kLong, {own.size(0)});
+    for (const at::Tensor& rows : {own, momenta[block], gradients[block]})
+      TORCH_CHECK_VALUE(rows.size(1) <= 1 || rows.stride(1) == 1, op,
+                        ": rows must be contiguous, got strides ", rows.strides());
+  }
+}
+
+// Layers of all devices on top of each other: the first of them with a bias, the first `rectified` rectified.
+inline void check_linear_layers(const at::Tensor& inputs, at::TensorList weights, at::TensorList biases,
+                                int64_t rectified) {
+  const char* op = "linear_layers";
   const auto type = inputs.scalar_type();
   TORCH_CHECK_VALUE(inputs.dim() == 3 && (type == at::kFloat || type == at::kDouble), op,
                     ": inputs must be float32 or float64 of shape [devices, samples, in], got ", type,
                     " of shape ", inputs.sizes());
-  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.scalar_type() == type && weight.size(0) == inputs.size(0) &&
-                        weight.size(1) == inputs.size(2),
-                    op, ": weight must be ", type, " of shape [", inputs.size(0), ", ", inputs.size(2),
-                    ", out], got ", weight.scalar_type(), " of shape ", weight.sizes());
-  if (bias) check_real(op, "bias", *bias, type, {weight.size(0), weight.size(2)});
+  TORCH_CHECK_VALUE(!weights.empty() && biases.size() <= weights.size(), op,
+                    ": weights must hold at least one layer, and biases no more than those, got ",
+                    weights.size(), " and ", biases.size());
+  TORCH_CHECK_VALUE(rectified >= 0 && rectified <= static_cast<int64_t>(weights.size()), op,
+                    ": rectified must be in [0, ", weights.size(), "], got ", rectified);
+  int64_t width = inputs.size(2);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const at::Tensor& weight = weights[i];
+    TORCH_CHECK_VALUE(weight.dim() == 3 && weight.scalar_type() == type && weight.size(0) == inputs.size(0) &&
+                          weight.size(1) == width,
+                      op, ": weights of layer ", i, " must be ", type, " of shape [", inputs.size(0), ", ",
+                      width, ", out], got ", weight.scalar_type(), " of shape ", weight.sizes());
+    width = weight.size(2);
+    if (i < biases.size()) check_real(op, "biases", biases[i], type, {inputs.size(0), width});
+  }
 }
 
-inline void check_linear_gradient(const at::Tensor& inputs, const at::Tensor& weight,
-                                  const std::optional<at::Tensor>& outputs, const at::Tensor& gradient,
-                                  const at::Tensor& weight_gradient,
-                                  const std::optional<at::Tensor>& bias_gradient) {
-  const char* op = "linear";
+inline void check_linear_layers_gradients(const at::Tensor& upstream, const at::Tensor& inputs,
+                                          at::TensorList weights, at::TensorList outputs,
+                                          at::TensorList weight_gradients, at::TensorList bias_gradients) {
+  const char* op = "linear_layers";
+  TORCH_CHECK_VALUE(outputs.size() == weights.size() && weight_gradients.size() == weights.size() &&
+                        bias_gradients.size() <= weights.size(),
+                    op, ": outputs and weight_gradients must hold one tensor a layer = ", weights.size(),
+                    ", bias_gradients no more than those, got ", outputs.size(), ", ",
+                    weight_gradients.size(), " and ", bias_gradients.size());
   const auto type = inputs.scalar_type();
-  const int64_t made[] = {inputs.size(0), inputs.size(1), weight.size(2)};
-  check_real(op, "gradient", gradient, type, made);
-  if (outputs) check_real(op, "outputs", *outputs, type, made);
-  check_written(op, "weight_gradient", weight_gradient, type, weight.sizes());
-  if (bias_gradient)
-    check_written(op, "bias_gradient", *bias_gradient, type, {weight.size(0), weight.size(2)});
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t made[] = {inputs.size(0), inputs.size(1), weights[i].size(2)};
+    check_real(op, "outputs", outputs[i], type, made);
+    if (i + 1 == weights.size()) check_real(op, "upstream", upstream, type, made);
+    check_written(op, "weight_gradients", weight_gradients[i], type, weights[i].sizes());
+    if (i < bias_gradients.size())
+      check_written(op, "bias_gradients", bias_gradients[i], type, {inputs.size(0), weights[i].size(2)});
+  }
 }
 
 inline void check_objective(at::TensorList features, at::TensorList heads, at::TensorList positions,
@@ -296,12 +314,15 @@ inline void check_objective_guidance(
   }
 }
 
-// Refuses labels that would index outside of the classes; reads host memory.
-inline void check_classes(const char* name, const at::Tensor& labels, int64_t classes) {
-  const int64_t* label = labels.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i)
-    TORCH_CHECK_VALUE(label[i] >= 0 && label[i] < classes, "objective: ", name, " must be in [0, ", classes,
-                      "), got ", label[i], " at position ", i);
+// Refuses numbers that would index outside of [0, end); reads host memory.
+inline void check_range(const char* op, const char* name, const int64_t* numbers, int64_t count,
+                        int64_t end) {
+  for (int64_t i = 0; i < count; ++i)
+    TORCH_CHECK_VALUE(numbers[i] >= 0 && numbers[i] < end, op, ": ", name, " must be in [0, ", end, "), got ",
+                      numbers[i], " at position ", i);
+}
+inline void check_range(const char* op, const char* name, const at::Tensor& numbers, int64_t end) {
+  check_range(op, name, numbers.const_data_ptr<int64_t>(), numbers.numel(), end);
 }
 
 inline void check_heads_entropy(const at::Tensor& features, const at::Tensor& heads,
@@ -372,6 +393,37 @@ inline void check_convolution_outputs(const char* name, const at::Tensor& tensor
                     "convolve_backward: ", name, " must be ", inputs.scalar_type(), " on ", inputs.device(),
                     " of shape ", at::IntArrayRef(shape), ", got ", tensor.scalar_type(), " on ",
                     tensor.device(), " of shape ", tensor.sizes());
+}
+
+// One tensor a layer in each list.
+inline void check_convolution_list(const char* name, at::TensorList tensors, at::TensorList weights) {
+  TORCH_CHECK_VALUE(!weights.empty(), "convolve_layers: weights must hold at least one layer, got none");
+  TORCH_CHECK_VALUE(tensors.size() == weights.size(), "convolve_layers: ", name,
+                    " must hold one tensor a layer = ", weights.size(), ", got ", tensors.size());
+}
+
+inline void check_gather_samples(const at::Tensor& values, const at::Tensor& indices,
+                                 const at::Tensor& devices, const std::optional<at::Tensor>& noise,
+                                 const std::optional<at::Tensor>& offsets) {
+  const char* op = "gather_samples";
+  const auto type = values.scalar_type();
+  TORCH_CHECK_VALUE(values.dim() >= 1 && (type == at::kFloat || type == at::kDouble), op,
+                    ": values must be float32 or float64 of shape [samples, ...], got ", type, " of shape ",
+                    values.sizes());
+  TORCH_CHECK_VALUE(indices.dim() == 2 && indices.scalar_type() == at::kLong, op,
+                    ": indices must be int64 of shape [devices, batch], got ", indices.scalar_type(),
+                    " of shape ", indices.sizes());
+  TORCH_CHECK_VALUE(devices.dim() == 1 && devices.scalar_type() == at::kLong, op,
+                    ": devices must be int64 of shape [n], got ", devices.scalar_type(), " of shape ",
+                    devices.sizes());
+  TORCH_CHECK_VALUE(noise.has_value() == offsets.has_value(), op,
+                    ": noise and offsets must be given together");
+  if (!noise) return;
+  check_real(op, "offsets", *offsets, at::kLong, {indices.size(0)});
+  const int64_t read = indices.size(1) * c10::multiply_integers(values.sizes().slice(1));
+  TORCH_CHECK_VALUE(noise->dim() == 1 && noise->scalar_type() == type && noise->size(0) >= read, op,
+                    ": noise must be ", type, " of shape [at least ", read, "], got ", noise->scalar_type(),
+                    " of shape ", noise->sizes());
 }
 
 inline void check_class_moments(const at::Tensor& features, const at::Tensor& labels,

@@ -42,22 +42,40 @@ TORCH_LIBRARY(dmmlkd, m) {
       "convolve_backward(Tensor upstream, Tensor inputs, Tensor weight, Tensor outputs, int kernel, int "
       "stride, "
       "bool rectify, bool with_inputs) -> (Tensor, Tensor, Tensor)");
-
-  // momentum = momentum_factor momentum + weight_decay parameters + scale gradient; parameters -=
-  // learning_rate momentum.
+  // Some such layers, each rectified, on top of each other: the outputs of each and, if asked for, the last
+  // outputs' means over space.
   m.def(
-      "sgd_step_(Tensor(a!) parameters, Tensor(b!) momentum, Tensor gradient, Tensor scale, float "
-      "learning_rate, "
-      "float momentum_factor, float weight_decay) -> ()");
-
-  // Each device's own linear layer: inputs [devices, samples, in], weight [devices, in, out], bias [devices,
-  // out].
-  m.def("linear_forward(Tensor inputs, Tensor weight, Tensor? bias, bool rectify) -> Tensor");
-  // Writes the gradients of the parameters, and returns that of the inputs (empty unless asked for).
-  // `outputs` are those of a rectified layer.
+      "convolve_layers(Tensor inputs, Tensor[] weights, Tensor[] biases, int kernel, int stride, bool "
+      "with_means) -> Tensor[]");
+  // Writes the gradients of the layers' parameters for one of the last outputs.
   m.def(
-      "linear_backward_(Tensor inputs, Tensor weight, Tensor? outputs, Tensor gradient, Tensor(a!) "
-      "weight_gradient, Tensor(b!)? bias_gradient, bool with_input_gradient) -> Tensor");
+      "convolve_layers_backward_(Tensor upstream, Tensor inputs, Tensor[] weights, Tensor[] outputs, "
+      "Tensor(a!)[] weight_gradients, Tensor(b!)[] bias_gradients, int kernel, int stride) -> ()");
+
+  // On the rows of some blocks, that belong to the devices at `positions`: each device's gradient over all
+  // its rows is scaled down to clip_norm, then momentum = momentum_factor momentum + weight_decay parameters
+  // + gradient; parameters -= learning_rate momentum.
+  m.def(
+      "sgd_step_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] gradients, Tensor[] positions, int "
+      "devices, float clip_norm, float learning_rate, float momentum_factor, float weight_decay) -> ()");
+
+  // Rows of values [samples, *shape] for the batches of `devices`: indices [all devices, batch]. A device's
+  // batch is read together with the values of noise from its offset on, modulo the number of places that
+  // there are, which are added.
+  m.def(
+      "gather_samples(Tensor values, Tensor indices, Tensor devices, Tensor? noise, Tensor? offsets) -> "
+      "Tensor");
+
+  // Each device's own linear layers on top of each other: inputs [devices, samples, in], weights [devices,
+  // in, out], biases [devices, out] of the first layers; the first `rectified` are followed by a rectifier.
+  // The outputs of each.
+  m.def("linear_layers(Tensor inputs, Tensor[] weights, Tensor[] biases, int rectified) -> Tensor[]");
+  // Writes the gradients of the layers' parameters for one of the last outputs, and returns that of the
+  // inputs (empty unless asked for).
+  m.def(
+      "linear_layers_backward_(Tensor upstream, Tensor inputs, Tensor[] weights, Tensor[] outputs, "
+      "Tensor(a!)[] weight_gradients, Tensor(b!)[] bias_gradients, int rectified, bool with_inputs) -> "
+      "Tensor");
 
   // The loss terms of all devices [terms, devices] and the gradients of their weighted sum (METHOD 3): those
   // of the heads are written, those of each modality's features come back. Terms of weight 0 are left out.

@@ -21,4 +21,5 @@ cd "$target.tree"
 LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 DMMLKD_BACKEND=native \
   PYTHONPATH=. "$python" -m pytest -q -p no:cacheprovider -m "not compile" tests/ops \
-  tests/models/test_convolution.py tests/models/test_direct.py tests/training/test_objective.py tests/training/test_optimizer.py
+  tests/models/test_convolution.py tests/models/test_direct.py tests/training/test_objective.py tests/training/test_optimizer.py \
+  tests/training/test_gather.py tests/training/test_guidance_formulas.py

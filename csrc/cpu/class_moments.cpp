@@ -42,7 +42,7 @@ void class_moments(const at::Tensor& features, const at::Tensor& labels, const a
   check_class_moments(features, labels, present, devices, count, sum, product);
   const at::Tensor own = features.stride(2) == 1 ? features : features.contiguous();
   const at::Tensor classes = labels.contiguous(), here = present.contiguous(), rows = devices.contiguous();
-  check_classes("labels", classes, count.size(1));
+  check_range("class_moments", "labels", classes, count.size(1));
   const int64_t* device = rows.const_data_ptr<int64_t>();
   std::vector<bool> seen(static_cast<size_t>(count.size(0)));  // two rows of one would be added at once
   for (int64_t row = 0; row < rows.numel(); ++row) {

@@ -49,7 +49,7 @@ std::tuple<at::Tensor, at::Tensor> heads_entropy(const at::Tensor& features, con
   const at::Tensor sent = rows_are_contiguous(heads) ? heads : heads.contiguous();
   check_compressed_rows("heads_entropy", pointers.const_data_ptr<int64_t>(), features.size(0),
                         received.const_data_ptr<int64_t>(), received.numel(), heads.size(0));
-  check_classes("labels", classes, heads.size(2));
+  check_range("heads_entropy", "labels", classes, heads.size(2));
   if (features.scalar_type() == at::kDouble)
     return all_devices<double>(own, sent, pointers, received, classes);
   return all_devices<float>(own, sent, pointers, received, classes);

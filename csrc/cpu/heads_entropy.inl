@@ -20,7 +20,8 @@ inline T entropy_of_columns(const Padded<T>& logits, const int64_t* labels, T fa
       store(column + i * logits.stride, power);
       sum += power;
     }
-    for (int64_t lane = 0; lane < lanes; ++lane) loss += logarithm(sum[lane]);
+    const Vector<T> logarithms = logarithm_from_1<T>(sum);
+    for (int64_t lane = 0; lane < lanes; ++lane) loss += logarithms[lane];
     const Vector<T> scale = factor / sum;
     for (int64_t i = 0; i < logits.rows; ++i)
       store(column + i * logits.stride, scale * load(column + i * logits.stride));
@@ -45,7 +46,7 @@ T heads_entropy(const HeadsEntropy<T>& h) {
     multiply(head, 1, h.classes, features, logits, {});
     loss += entropy_of_columns(logits, h.labels, share);
     multiply(head, h.classes, 1, logits, part, {});
-    add_scaled(T(1), part.data, part.rows * part.stride, sum.data);
+    add_row(part.data, part.rows * part.stride, sum.data);
   }
   if (h.gradient)
     for (int64_t sample = 0; sample < h.samples; ++sample)

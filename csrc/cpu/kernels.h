@@ -33,13 +33,15 @@ struct GossipColumns {
   const Accumulator* values;
   int64_t rows_in, rows_out, begin, end;
   double* norms;         // [2, rows_out], overwritten; null: nothing is measured
+  bool past_cache;       // all columns of out together are more than the cache holds
   Accumulator* scratch;  // gossip_scratch() values
 };
 
-// One pair of matrices, rows being samples, all contiguous.
+// One pair of matrices, rows being samples. Rows lie side by side, unless they are scaled or masked.
 template <class T>
 struct OrthogonalityPair {
   const T *common, *specific;
+  int64_t common_stride, specific_stride;
   const bool* mask;  // which samples count; null: all
   int64_t samples, common_features, specific_features;
   bool by_samples, normalize;
@@ -53,13 +55,20 @@ struct OrthogonalityPair {
 // nothing; gradient over samples.
 enum class OrthogonalityStep { prepare, gram, loss, gradient };
 
-// Rows [begin, end) of a step of gradient descent. Row strides count values.
+// One device's row of a block.
 template <class T>
-struct SgdRows {
+struct SgdRow {
   T *parameters, *momentum;
-  const T *gradient, *scale;  // scale: a factor a row on the gradient
-  int64_t parameter_stride, momentum_stride, gradient_stride;
-  int64_t begin, end, columns;
+  const T* gradient;
+  int64_t columns;
+};
+
+// A step of gradient descent on all rows of a device, whose gradient is scaled down to `clip_norm` at most.
+template <class T>
+struct SgdDevice {
+  const SgdRow<T>* rows;
+  int64_t num_rows;
+  double clip_norm;
   T learning_rate, momentum_factor, weight_decay;
 };
 
@@ -202,8 +211,8 @@ struct Kernels {
   void (*gossip_double)(const GossipColumns<double, double>&);
   void (*gossip_bfloat16)(const GossipColumns<bfloat16_bits, float>&);
   void (*gossip_float16)(const GossipColumns<float16_bits, float>&);
-  void (*sgd_step_float)(const SgdRows<float>&);
-  void (*sgd_step_double)(const SgdRows<double>&);
+  void (*sgd_step_float)(const SgdDevice<float>&);
+  void (*sgd_step_double)(const SgdDevice<double>&);
   void (*linear_forward_float)(const LinearLayer<float>&);
   void (*linear_forward_double)(const LinearLayer<double>&);
   void (*linear_backward_float)(const LinearGradient<float>&);
@@ -268,11 +277,12 @@ inline int64_t linear_scratch(int64_t samples, int64_t inputs, int64_t outputs) 
 
 inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t modalities, int64_t width,
                                  int64_t classes, bool by_samples) {
-  const int64_t padded = whole_vectors(classes), padded_width = whole_vectors(width);
-  const int64_t heads = (3 * width + 1) * padded + 2 * classes * padded_width;
-  const int64_t logits = 5 * samples * modalities * padded + (samples + rehearsed + 2) * padded;
-  const int64_t gradients = 2 * samples * padded_width + 4 * whole_vectors(samples * width);
-  return heads + logits + gradients + 4 * whole_vectors(samples) + pairwise_kl_scratch(modalities, classes) +
+  const int64_t lanes = whole_vectors(samples), more = whole_vectors(rehearsed), row = whole_vectors(width);
+  const int64_t heads = 4 * classes * row, logits = (2 * modalities + 1) * classes * lanes;
+  const int64_t vectors = 2 * modalities * classes + 5 * modalities + 3 * classes;
+  const int64_t between = width * (lanes > more ? lanes : more) + classes * more;
+  const int64_t rows = (4 * samples + rehearsed) * row + 2 * whole_vectors(samples * width) + lanes;
+  return heads + logits + vectors * largest_vector + between + rows +
          orthogonality_scratch(samples, width, width, by_samples);
 }
 

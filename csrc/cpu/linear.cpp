@@ -1,9 +1,13 @@
-// linear_forward and linear_backward_ on CPU tensors: checks, then shares out devices.
+// linear_layers and linear_layers_backward_ on CPU tensors: checks, then shares out devices.
+//
+// Each device goes through all layers before the next one begins, so that what passes between them stays in
+// the cache; backward, the gradients of the hidden layers never leave it.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "../checks.h"
 #include "kernels.h"
@@ -17,99 +21,135 @@ void run(const LinearLayer<double>& layer) { kernels().linear_forward_double(lay
 void run(const LinearGradient<float>& layer) { kernels().linear_backward_float(layer); }
 void run(const LinearGradient<double>& layer) { kernels().linear_backward_double(layer); }
 
+constexpr int64_t grain_products = 65536;  // multiply-adds worth a thread
+
 // A tensor whose devices may lie at any distance, each contiguous; another is copied.
 at::Tensor dense(const at::Tensor& tensor) {
   return rows_are_contiguous(tensor) ? tensor : tensor.contiguous();
 }
 
-struct Sizes {
-  int64_t devices, samples, inputs, outputs;
+std::vector<at::Tensor> dense(at::TensorList tensors) {
+  std::vector<at::Tensor> all;
+  for (const at::Tensor& tensor : tensors) all.push_back(dense(tensor));
+  return all;
+}
 
-  Sizes(const at::Tensor& input, const at::Tensor& weight)
-      : devices(input.size(0)), samples(input.size(1)), inputs(input.size(2)), outputs(weight.size(2)) {}
-  int64_t scratch() const { return linear_scratch(samples, inputs, outputs); }
+template <class T>
+const T* read(const at::Tensor& tensor, int64_t device) {
+  return tensor.const_data_ptr<T>() + device * tensor.stride(0);
+}
+
+template <class T>
+T* written(const at::Tensor& tensor, int64_t device) {
+  return tensor.mutable_data_ptr<T>() + device * tensor.stride(0);
+}
+
+// The layers of all devices; `values` are the inputs, then each layer's outputs.
+struct Layers {
+  std::vector<at::Tensor> values, weights, biases;
+  size_t rectified;
+
+  size_t number() const { return weights.size(); }
+  int64_t devices() const { return values[0].size(0); }
+  int64_t samples() const { return values[0].size(1); }
+  int64_t inputs(size_t i) const { return weights[i].size(1); }
+  int64_t outputs(size_t i) const { return weights[i].size(2); }
+
   int64_t grain() const {
-    return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, samples * inputs * outputs));
+    int64_t products = 1;
+    for (const at::Tensor& weight : weights) products += samples() * weight.size(1) * weight.size(2);
+    return std::max<int64_t>(1, grain_products / products);
+  }
+
+  int64_t scratch() const {
+    int64_t most = 0;
+    for (size_t i = 0; i < number(); ++i)
+      most = std::max(most, linear_scratch(samples(), inputs(i), outputs(i)));
+    return most;
+  }
+
+  int64_t widest() const {
+    int64_t most = 0;
+    for (size_t i = 1; i < number(); ++i) most = std::max(most, whole_vectors(samples() * inputs(i)));
+    return most;
   }
 };
 
 template <class T>
-at::Tensor forward(const at::Tensor& inputs, const at::Tensor& weight, const at::Tensor& bias, bool rectify) {
-  const Sizes sizes(inputs, weight);
-  const at::Tensor outputs = at::empty({sizes.devices, sizes.samples, sizes.outputs}, inputs.options());
-  const T *from = inputs.const_data_ptr<T>(), *weights = weight.const_data_ptr<T>();
-  const T* biases = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
-  T* to = outputs.mutable_data_ptr<T>();
-  at::parallel_for(0, sizes.devices, sizes.grain(), [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(sizes.scratch());
+void forward(const Layers& layers) {
+  at::parallel_for(0, layers.devices(), layers.grain(), [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(layers.scratch());
     for (int64_t device = begin; device < end; ++device)
-      run(LinearLayer<T>{from + device * inputs.stride(0), weights + device * weight.stride(0),
-                         biases ? biases + device * bias.stride(0) : nullptr, sizes.samples, sizes.inputs,
-                         sizes.outputs, rectify, to + device * sizes.samples * sizes.outputs,
-                         scratch.data()});
+      for (size_t i = 0; i < layers.number(); ++i)
+        run(LinearLayer<T>{read<T>(layers.values[i], device), read<T>(layers.weights[i], device),
+                           i < layers.biases.size() ? read<T>(layers.biases[i], device) : nullptr,
+                           layers.samples(), layers.inputs(i), layers.outputs(i), i < layers.rectified,
+                           written<T>(layers.values[i + 1], device), scratch.data()});
   });
+}
+
+std::vector<at::Tensor> linear_layers(const at::Tensor& inputs, at::TensorList weights, at::TensorList biases,
+                                      int64_t rectified) {
+  check_linear_layers(inputs, weights, biases, rectified);
+  Layers layers{{dense(inputs)}, dense(weights), dense(biases), static_cast<size_t>(rectified)};
+  std::vector<at::Tensor> outputs;
+  for (const at::Tensor& weight : weights) {
+    outputs.push_back(at::empty({inputs.size(0), inputs.size(1), weight.size(2)}, inputs.options()));
+    layers.values.push_back(outputs.back());
+  }
+  if (inputs.scalar_type() == at::kDouble)
+    forward<double>(layers);
+  else
+    forward<float>(layers);
   return outputs;
 }
 
-at::Tensor linear_forward(const at::Tensor& inputs, const at::Tensor& weight,
-                          const std::optional<at::Tensor>& bias, bool rectify) {
-  check_linear(inputs, weight, bias);
-  const at::Tensor from = dense(inputs), weights = dense(weight), biases = bias ? dense(*bias) : at::Tensor();
-  if (inputs.scalar_type() == at::kDouble) return forward<double>(from, weights, biases, rectify);
-  return forward<float>(from, weights, biases, rectify);
-}
-
 template <class T>
-at::Tensor backward(const at::Tensor& inputs, const at::Tensor& weight, const at::Tensor& outputs,
-                    const at::Tensor& gradient, at::Tensor& weight_gradient, at::Tensor& bias_gradient,
-                    bool with_input_gradient) {
-  const Sizes sizes(inputs, weight);
-  const at::Tensor result =
-      with_input_gradient ? at::empty(inputs.sizes(), inputs.options()) : at::empty({0}, inputs.options());
-  LinearGradient<T> whole{};
-  whole.inputs = inputs.const_data_ptr<T>(), whole.weight = weight.const_data_ptr<T>();
-  whole.gradient = gradient.const_data_ptr<T>();
-  whole.outputs = outputs.defined() ? outputs.const_data_ptr<T>() : nullptr;
-  whole.samples = sizes.samples, whole.inputs_width = sizes.inputs, whole.outputs_width = sizes.outputs;
-  whole.weight_gradient = weight_gradient.mutable_data_ptr<T>();
-  whole.bias_gradient = bias_gradient.defined() ? bias_gradient.mutable_data_ptr<T>() : nullptr;
-  whole.input_gradient = with_input_gradient ? result.mutable_data_ptr<T>() : nullptr;
-  at::parallel_for(0, sizes.devices, sizes.grain(), [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(sizes.scratch());
+void backward(const Layers& layers, const at::Tensor& upstream, at::TensorList weight_gradients,
+              at::TensorList bias_gradients, const at::Tensor& inputs_gradient) {
+  at::parallel_for(0, layers.devices(), layers.grain(), [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(layers.scratch() + 2 * layers.widest());
+    T* const between[] = {scratch.data(), scratch.data() + layers.widest()};
     for (int64_t device = begin; device < end; ++device) {
-      LinearGradient<T> own = whole;
-      own.inputs += device * inputs.stride(0), own.weight += device * weight.stride(0);
-      own.gradient += device * gradient.stride(0);
-      own.weight_gradient += device * weight_gradient.stride(0);
-      if (own.outputs) own.outputs += device * outputs.stride(0);
-      if (own.bias_gradient) own.bias_gradient += device * bias_gradient.stride(0);
-      if (own.input_gradient) own.input_gradient += device * sizes.samples * sizes.inputs;
-      own.scratch = scratch.data();
-      run(own);
+      const T* above = read<T>(upstream, device);
+      for (size_t i = layers.number(); i-- > 0;) {
+        T* below = i ? between[i % 2] : nullptr;
+        if (!i && inputs_gradient.numel()) below = written<T>(inputs_gradient, device);
+        run(LinearGradient<T>{read<T>(layers.values[i], device), read<T>(layers.weights[i], device), above,
+                              i < layers.rectified ? read<T>(layers.values[i + 1], device) : nullptr,
+                              layers.samples(), layers.inputs(i), layers.outputs(i),
+                              written<T>(weight_gradients[i], device),
+                              i < bias_gradients.size() ? written<T>(bias_gradients[i], device) : nullptr,
+                              below, between[1] + layers.widest()});
+        above = below;
+      }
     }
   });
-  return result;
 }
 
-at::Tensor linear_backward(const at::Tensor& inputs, const at::Tensor& weight,
-                           const std::optional<at::Tensor>& outputs, const at::Tensor& gradient,
-                           at::Tensor& weight_gradient, const std::optional<at::Tensor>& bias_gradient,
-                           bool with_input_gradient) {
-  check_linear(inputs, weight, std::nullopt);
-  check_linear_gradient(inputs, weight, outputs, gradient, weight_gradient, bias_gradient);
-  const at::Tensor from = dense(inputs), weights = dense(weight), upstream = dense(gradient);
-  const at::Tensor made = outputs ? dense(*outputs) : at::Tensor();
-  at::Tensor to_bias = bias_gradient.value_or(at::Tensor());
+at::Tensor linear_layers_backward(const at::Tensor& upstream, const at::Tensor& inputs,
+                                  at::TensorList weights, at::TensorList outputs,
+                                  at::TensorList weight_gradients, at::TensorList bias_gradients,
+                                  int64_t rectified, bool with_inputs) {
+  check_linear_layers(inputs, weights, {}, rectified);
+  check_linear_layers_gradients(upstream, inputs, weights, outputs, weight_gradients, bias_gradients);
+  Layers layers{{dense(inputs)}, dense(weights), {}, static_cast<size_t>(rectified)};
+  for (const at::Tensor& made : outputs) layers.values.push_back(dense(made));
+  const at::Tensor above = dense(upstream);
+  const at::Tensor gradient =
+      with_inputs ? at::empty(inputs.sizes(), inputs.options()) : at::empty({0}, inputs.options());
   if (inputs.scalar_type() == at::kDouble)
-    return backward<double>(from, weights, made, upstream, weight_gradient, to_bias, with_input_gradient);
-  return backward<float>(from, weights, made, upstream, weight_gradient, to_bias, with_input_gradient);
+    backward<double>(layers, above, weight_gradients, bias_gradients, gradient);
+  else
+    backward<float>(layers, above, weight_gradients, bias_gradients, gradient);
+  return gradient;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
-  m.impl("linear_forward", linear_forward);
-  m.impl("linear_backward_", linear_backward);
+  m.impl("linear_layers", linear_layers);
+  m.impl("linear_layers_backward_", linear_layers_backward);
 }
 
 }  // namespace dmmlkd

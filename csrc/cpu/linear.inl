@@ -43,16 +43,34 @@ void linear_forward(const LinearLayer<T>& layer) {
   copy_back(outputs, layer.outputs);
 }
 
-// The gradient before the rectifier, whose derivative at 0 is 0.
+// The gradient before the rectifier, whose derivative at 0 is 0; its sums over the samples go to the bias.
 template <class T>
 inline Padded<T> through_rectifier(const LinearGradient<T>& layer, T*& scratch) {
-  if (!layer.outputs) return readable(layer.gradient, layer.samples, layer.outputs_width, scratch);
-  const Padded<T> passed(scratch, layer.samples, layer.outputs_width);
-  for (int64_t row = 0; row < passed.rows; ++row) {
-    const T *gradient = layer.gradient + row * passed.columns, *output = layer.outputs + row * passed.columns;
+  constexpr int width = Simd<T>::width;
+  const int64_t columns = layer.outputs_width, whole = whole_vectors(columns);
+  const Padded<T> passed = layer.outputs || columns != whole
+                               ? Padded<T>(scratch, layer.samples, columns)
+                               : padded_view(layer.gradient, layer.samples, columns);
+  T* sums = layer.bias_gradient;
+  if (!sums && passed.data == layer.gradient) return passed;
+  for (int64_t i = 0; sums && i < columns; ++i) sums[i] = 0;
+  for (int64_t row = 0; row < layer.samples; ++row) {
+    const T* gradient = layer.gradient + row * columns;
+    const T* output = layer.outputs ? layer.outputs + row * columns : nullptr;
     T* out = passed.data + row * passed.stride;
-    for (int64_t i = 0; i < passed.columns; ++i) out[i] = output[i] <= T(0) ? T(0) : gradient[i];
-    for (int64_t i = passed.columns; i < passed.stride; ++i) out[i] = 0;
+    int64_t i = 0;
+    for (; i + width <= columns; i += width) {
+      Vector<T> value = load(gradient + i);
+      if (output) value = load(output + i) <= T(0) ? Vector<T>{} : value;
+      if (out != gradient) store(out + i, value);
+      if (sums) store(sums + i, load(sums + i) + value);
+    }
+    for (; i < columns; ++i) {
+      const T value = output && output[i] <= T(0) ? T(0) : gradient[i];
+      out[i] = value;
+      if (sums) sums[i] += value;
+    }
+    for (; i < passed.stride; ++i) out[i] = 0;
   }
   return passed;
 }
@@ -65,12 +83,6 @@ void linear_backward(const LinearGradient<T>& layer) {
   const Padded<T> weight_gradient = writable(layer.weight_gradient, inputs, outputs, scratch);
   multiply(layer.inputs, 1, inputs, gradient, weight_gradient, {});
   copy_back(weight_gradient, layer.weight_gradient);
-  if (layer.bias_gradient) {
-    for (int64_t i = 0; i < outputs; ++i) layer.bias_gradient[i] = 0;
-    for (int64_t row = 0; row < layer.samples; ++row)
-      for (int64_t i = 0; i < outputs; ++i)
-        layer.bias_gradient[i] += gradient.data[row * gradient.stride + i];
-  }
   if (!layer.input_gradient) return;
   const Padded<T> columns(scratch, outputs, inputs);
   copy_transposed(padded_view(layer.weight, inputs, outputs), columns);

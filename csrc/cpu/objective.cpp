@@ -117,8 +117,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> objective(
   a.target = contiguous(target), a.known = contiguous(known);
   a.rehearsal = contiguous(rehearsal), a.rehearsal_labels = contiguous(rehearsal_labels);
   a.rehearsal_known = contiguous(rehearsal_known);
-  check_classes("labels", a.labels, shared_head.size(2));
-  if (a.rehearsal.defined()) check_classes("rehearsal_labels", a.rehearsal_labels, shared_head.size(2));
+  check_range("objective", "labels", a.labels, shared_head.size(2));
+  if (a.rehearsal.defined())
+    check_range("objective", "rehearsal_labels", a.rehearsal_labels, shared_head.size(2));
   const at::Tensor losses = shared_head.scalar_type() == at::kDouble
                                 ? all_devices<double>(a, heads, shared_head, weights, strength, by_distance,
                                                       head_gradients, shared_head_gradient)

@@ -1,88 +1,85 @@
 // The loss terms of one device's batch (METHOD 3) and the gradients of their weighted sum, for features and
 // heads.
 //
-// Logits and their gradients are [samples, modalities, classes], the classes padded to whole vectors with
-// -infinity: such a class has no probability.
+// Samples lie in the lanes of vectors: logits and their gradients are [classes, samples], so that sums over
+// classes need no shuffles, and the products with features and heads read them as they lie.
 
-inline float logarithm(float x) { return __builtin_logf(x); }
-inline double logarithm(double x) { return __builtin_log(x); }
-inline float square_root(float x) { return __builtin_sqrtf(x); }
-inline double square_root(double x) { return __builtin_sqrt(x); }
-
-// Writes the probabilities of a row of padded logits and returns the logarithm of their exponentials' sum.
+// A matrix whose rows are whole vectors where it lies, else a padded copy in scratch.
 template <class T>
-inline T softmax(const T* logits, int64_t padded, T* probabilities) {
+inline Padded<T> readable_rows(const T* memory, int64_t rows, int64_t columns, int64_t stride, T*& scratch) {
+  if (columns == whole_vectors(columns)) return Padded<T>(const_cast<T*>(memory), rows, columns, stride);
+  const Padded<T> copy(scratch, rows, columns);
+  copy_rows(memory, stride, static_cast<const T*>(nullptr), copy);
+  return copy;
+}
+
+// target += a.
+template <class T>
+inline void add_row(const T* a, int64_t count, T* target) {
   constexpr int width = Simd<T>::width;
-  Vector<T> most = load(logits);
-  for (int64_t i = width; i < padded; i += width) most = maximum<T>(most, load(logits + i));
-  const T peak = max_lanes<T>(most);
-  Vector<T> sums{};
-  for (int64_t i = 0; i < padded; i += width) {
-    const Vector<T> power = exp_nonpositive(load(logits + i) - peak);
-    store(probabilities + i, power);
-    sums += power;
+  int64_t i = 0;
+  for (; i + width <= count; i += width) store(target + i, load(target + i) + load(a + i));
+  for (; i < count; ++i) target[i] += a[i];
+}
+
+// Probabilities of `classes` vectors of logits; returns the logarithm of their exponentials' sum.
+template <class T>
+inline Vector<T> softmax_lanes(const Vector<T>* logits, int64_t classes, Vector<T>* probabilities) {
+  Vector<T> peak;
+  const Vector<T> inverse = exponentials<T>(logits, probabilities, classes, peak);
+  for (int64_t i = 0; i < classes; ++i) probabilities[i] *= inverse;
+  return peak + logarithm_from_1<T>(T(1) / inverse);
+}
+
+// Of vectors that hold one class each: every lane's value at its label.
+template <class T>
+inline Vector<T> at_labels(const Vector<T>* values, const Integers<T>& labels, int64_t classes) {
+  Vector<T> found{};
+  for (int64_t i = 0; i < classes; ++i) {
+    const Integers<T> here = labels == static_cast<decltype(labels[0] + 0)>(i);
+    found = here ? values[i] : found;
   }
-  const T sum = sum_lanes<T>(sums), inverse = T(1) / sum;
-  for (int64_t i = 0; i < padded; i += width) store(probabilities + i, inverse * load(probabilities + i));
-  return peak + logarithm(sum);
-}
-
-template <class T>
-inline void hide_padding(const Padded<T>& logits) {
-  for (int64_t row = 0; row < logits.rows; ++row)
-    for (int64_t i = logits.columns; i < whole_vectors(logits.columns); ++i)
-      logits.data[row * logits.stride + i] = -static_cast<T>(__builtin_inf());
-}
-
-// target += factor * (a - b), or factor * a.
-template <class T>
-inline void add_difference(T factor, const T* a, const T* b, int64_t padded, T* target) {
-  constexpr int width = Simd<T>::width;
-  for (int64_t i = 0; i < padded; i += width)
-    store(target + i, load(target + i) + factor * (load(a + i) - load(b + i)));
-}
-template <class T>
-inline void add_scaled(T factor, const T* a, int64_t padded, T* target) {
-  constexpr int width = Simd<T>::width;
-  for (int64_t i = 0; i < padded; i += width) store(target + i, load(target + i) + factor * load(a + i));
-}
-
-// Cross-entropy's gradient for logits: the probabilities, less one at the label.
-template <class T>
-inline void add_entropy_gradient(T factor, const T* probabilities, int64_t label, int64_t padded, T* target) {
-  add_scaled(factor, probabilities, padded, target);
-  target[label] -= factor;
+  return found;
 }
 
 template <class T>
 struct Objective {
+  using V = Vector<T>;
+  using I = Integers<T>;
+  static constexpr int width = Simd<T>::width;
+
   DeviceObjective<T>& o;
   T* scratch;
-  const int64_t padded, row;  // values of a sample's logits of one modality, and of all
-  const Padded<T> shared, shared_columns, shared_gradient, product;
-  T *common, *specific, *common_gradient, *specific_gradient, *similarity;
-  T* probabilities;
+  const int64_t lanes;                                                // samples, filled up to whole vectors
+  const Padded<T> shared_columns, shared_gradient, columns, product;  // [classes, width]
+  T *common, *specific;  // logits, later their gradients: [modalities, classes, lanes]
+  T* targets;            // logits of the targets, [classes, lanes]; null: nothing is taught
+  // Of one vector of samples:
+  V *block, *powers, *row;                    // common logits; their probabilities; for pairwise_kl_lanes
+  V *total, *teacher_logits, *probabilities;  // of all modalities together; of the target, and what it says
+  I* present;                                 // of each modality
+  I labels, number, speaks, taught;
+  V count, voices, teacher_sum;
   // Of the samples with a voice, with a trained modality, and with a target as well.
   T inverse_counted = 1, inverse_samples = 1, inverse_known = 1;
 
   explicit Objective(DeviceObjective<T>& device)
       : o(device),
         scratch(device.scratch),
-        padded(whole_vectors(device.classes)),
-        row(device.num_modalities * padded),
-        shared(scratch, device.width, device.classes),
+        lanes(whole_vectors(device.samples)),
         shared_columns(scratch, device.classes, device.width),
-        shared_gradient(scratch, device.width, device.classes),
-        product(scratch, device.width, device.classes) {
-    common = take(o.samples * row), specific = take(o.samples * row);
-    common_gradient = take(o.samples * row), specific_gradient = take(o.samples * row);
-    similarity = take(o.samples * row);
-    probabilities = take(padded);
-    for (int64_t i = 0; i < o.samples * row; ++i)
-      common[i] = specific[i] = common_gradient[i] = specific_gradient[i] = 0;
+        shared_gradient(scratch, device.classes, device.width),
+        columns(scratch, device.classes, device.width),
+        product(scratch, device.classes, device.width) {
+    const int64_t group = o.num_modalities * o.classes;
+    common = take(group * lanes), specific = take(group * lanes);
+    targets = o.target && o.generator != T(0) && !o.by_distance ? take(o.classes * lanes) : nullptr;
+    block = take_vectors(group), powers = take_vectors(group), row = take_vectors(4 * o.num_modalities);
+    total = take_vectors(o.classes), teacher_logits = take_vectors(o.classes);
+    probabilities = take_vectors(o.classes);
+    present = reinterpret_cast<I*>(take_vectors(o.num_modalities));
     for (T& loss : o.losses) loss = 0;
-    copy_rows(o.shared_head, o.classes, static_cast<const T*>(nullptr), shared);
-    copy_transposed(shared, shared_columns);
+    copy_transposed(padded_view(o.shared_head, o.width, o.classes), shared_columns);
     for (int64_t i = 0; i < shared_gradient.rows * shared_gradient.stride; ++i) shared_gradient.data[i] = 0;
   }
 
@@ -91,170 +88,207 @@ struct Objective {
     scratch += whole_vectors(values);
     return part;
   }
+  V* take_vectors(int64_t vectors) { return reinterpret_cast<V*>(take(vectors * width)); }
   static T inverse(int64_t count) { return T(1) / static_cast<T>(count > 0 ? count : 1); }
   bool here(int64_t sample, int64_t m) const { return o.present[sample * o.num_modalities + m]; }
   Padded<T> of_modality(T* logits, int64_t m) const {
-    return Padded<T>(logits + m * padded, o.samples, o.classes, row);
+    return Padded<T>(logits + m * o.classes * lanes, o.classes, o.samples, lanes);
   }
   int64_t present_modalities(int64_t sample) const {
-    int64_t count = 0;
-    for (int64_t m = 0; m < o.num_modalities; ++m) count += here(sample, m);
-    return count;
+    int64_t present_ones = 0;
+    for (int64_t m = 0; m < o.num_modalities; ++m) present_ones += here(sample, m);
+    return present_ones;
   }
-  int64_t voices(int64_t sample) const {
-    return present_modalities(sample) + (o.waiting_count ? o.waiting_count[sample] : 0);
+
+  // Logits of the heads on features [samples, ...] given by rows `stride` apart.
+  void head_logits(const T* features, int64_t stride, int64_t samples, const T* head, const Padded<T>& logits,
+                   T* memory) const {
+    const Padded<T> feature_columns(memory, o.width, samples);
+    copy_transposed(Padded<T>(const_cast<T*>(features), samples, o.width, stride), feature_columns);
+    multiply(head, 1, o.classes, feature_columns, logits, {});
   }
 
   void forward() {
     for (int64_t m = 0; m < o.num_modalities; ++m) {
       const ModalityOutputs<T>& modality = o.modalities[m];
-      if (!modality.features) continue;
-      copy_rows(modality.head, o.classes, static_cast<const T*>(nullptr), product);
       const Padded<T> own_common = of_modality(common, m), own_specific = of_modality(specific, m);
-      multiply(modality.features, 2 * o.width, 1, shared, own_common, {});
-      multiply(modality.features + o.width, 2 * o.width, 1, product, own_specific, {});
-      hide_padding(own_common);
+      if (!modality.features) {
+        for (int64_t i = 0; i < o.classes * lanes; ++i) own_common.data[i] = own_specific.data[i] = 0;
+        continue;
+      }
+      head_logits(modality.features, 2 * o.width, o.samples, o.shared_head, own_common, scratch);
+      head_logits(modality.features + o.width, 2 * o.width, o.samples, modality.head, own_specific, scratch);
     }
+    if (targets)
+      head_logits(o.target, o.width, o.samples, o.shared_head,
+                  Padded<T>(targets, o.classes, o.samples, lanes), scratch);
     int64_t counted = 0, trained = 0, known = 0;
     for (int64_t sample = 0; sample < o.samples; ++sample) {
-      const bool trains = present_modalities(sample) > 0;
-      counted += voices(sample) > 0, trained += trains, known += trains && o.known && o.known[sample];
+      const int64_t present_ones = present_modalities(sample);
+      counted += present_ones + (o.waiting_count ? o.waiting_count[sample] : 0) > 0;
+      trained += present_ones > 0, known += present_ones > 0 && o.known && o.known[sample];
     }
     inverse_counted = inverse(counted), inverse_samples = inverse(trained), inverse_known = inverse(known);
   }
 
-  // Cross-entropy of the mean of all logits of the modalities that are there.
-  void task(int64_t sample) {
-    const int64_t count = voices(sample), label = o.labels[sample];
-    if (count == 0) return;
-    T* total = similarity;  // not in use yet
-    for (int64_t i = 0; i < padded; ++i)
-      total[i] = i >= o.classes     ? -static_cast<T>(__builtin_inf())
-                 : o.waiting_logits ? o.waiting_logits[sample * o.classes + i]
-                                    : T(0);
+  // What is known of the samples from `begin` on; lanes past the last one have no modality and no voice.
+  void load_samples(int64_t begin) {
+    const int64_t samples = o.samples - begin < width ? o.samples - begin : width;
+    I waiting{}, known{};
+    labels = number = I{};
     for (int64_t m = 0; m < o.num_modalities; ++m) {
-      if (!here(sample, m)) continue;
-      add_scaled(T(1), common + sample * row + m * padded, padded, total);
-      add_scaled(T(1), specific + sample * row + m * padded, padded, total);
+      I bits{};
+      for (int64_t lane = 0; lane < samples; ++lane) bits[lane] = here(begin + lane, m) ? -1 : 0;
+      present[m] = bits;
+      number -= bits;
     }
-    const T share = T(1) / static_cast<T>(count);
-    for (int64_t i = 0; i < padded; ++i) total[i] *= share;
-    o.losses[0] += (softmax(total, padded, probabilities) - total[label]) * inverse_counted;
-    const T factor = inverse_counted * share;
-    for (int64_t m = 0; m < o.num_modalities; ++m) {
-      if (!here(sample, m)) continue;
-      add_entropy_gradient(factor, probabilities, label, padded, common_gradient + sample * row + m * padded);
-      add_entropy_gradient(factor, probabilities, label, padded,
-                           specific_gradient + sample * row + m * padded);
+    for (int64_t lane = 0; lane < samples; ++lane) {
+      labels[lane] = static_cast<decltype(labels[0] + 0)>(o.labels[begin + lane]);
+      if (o.waiting_count)
+        waiting[lane] = static_cast<decltype(labels[0] + 0)>(o.waiting_count[begin + lane]);
+      if (targets) known[lane] = o.known[begin + lane] ? -1 : 0;
+    }
+    const V ones = splat(T(1));
+    speaks = number + waiting > 0, taught = known & (number > 0);
+    count = maximum<T>(__builtin_convertvector(number, V), ones);
+    voices = maximum<T>(__builtin_convertvector(number + waiting, V), ones);
+  }
+
+  // What a cross-entropy's gradient is but for its factor.
+  V less_label(V probability, int64_t label) const {
+    return labels == static_cast<decltype(labels[0] + 0)>(label) ? probability - T(1) : probability;
+  }
+
+  // Cross-entropy of the mean of all logits of the modalities that are there. Its gradient for each of them
+  // takes the place of their logits.
+  void task(int64_t begin) {
+    for (int64_t i = 0; i < o.classes; ++i) {
+      V sum{};
+      if (o.waiting_logits)
+        for (int64_t lane = 0; lane < width && begin + lane < o.samples; ++lane)
+          sum[lane] = o.waiting_logits[(begin + lane) * o.classes + i];
+      for (int64_t m = 0; m < o.num_modalities; ++m)
+        sum += present[m] ? block[m * o.classes + i] + load(specific + (m * o.classes + i) * lanes + begin)
+                          : V{};
+      total[i] = sum / voices;
+    }
+    const V sum = softmax_lanes<T>(total, o.classes, powers), factor = inverse_counted / voices;
+    const V loss = speaks ? sum - at_labels<T>(total, labels, o.classes) : V{};
+    o.losses[0] += sum_lanes<T>(loss) * inverse_counted;
+    for (int64_t i = 0; i < o.classes; ++i) {
+      const V gradient = factor * less_label(powers[i], i);
+      for (int64_t m = 0; m < o.num_modalities; ++m) {
+        const int64_t at = (m * o.classes + i) * lanes + begin;
+        store(common + at, present[m] ? gradient : V{}), store(specific + at, present[m] ? gradient : V{});
+      }
     }
   }
 
-  // Cross-entropy of the shared head on each common feature, and its divergence from the teacher's
-  // prediction.
-  void common_predictions(int64_t sample, const T* teacher, const T* teacher_logits, T teacher_sum) {
-    const int64_t present = present_modalities(sample), label = o.labels[sample];
-    const T share = inverse_samples * inverse(present), taught_share = inverse_known * inverse(present);
-    for (int64_t m = 0; m < o.num_modalities; ++m) {
-      if (!here(sample, m)) continue;
-      const T* logits = common + sample * row + m * padded;
-      T* gradient = common_gradient + sample * row + m * padded;
-      const T sum = softmax(logits, padded, probabilities);
-      if (o.classification != T(0)) {
-        o.losses[1] += share * (sum - logits[label]);
-        add_entropy_gradient(o.classification * share, probabilities, label, padded, gradient);
+  // Cross-entropy of the shared head on a modality's common feature, and its divergence from what the target
+  // says: adds their gradients for the logits.
+  void common_prediction(const V* logits, const I& where, T* gradient) {
+    const V share = inverse_samples / count, taught_share = o.strength * inverse_known / count;
+    const V sum = softmax_lanes<T>(logits, o.classes, powers);
+    const I pupil = where & taught;
+    if (o.classification != T(0)) {
+      const V loss = where ? share * (sum - at_labels<T>(logits, labels, o.classes)) : V{};
+      o.losses[1] += sum_lanes<T>(loss);
+    }
+    V divergence{};
+    for (int64_t i = 0; i < o.classes; ++i) {
+      V own = o.classification * share * less_label(powers[i], i);
+      if (targets) {
+        divergence += probabilities[i] * ((teacher_logits[i] - teacher_sum) - (logits[i] - sum));
+        const V drawn = o.generator * taught_share * (powers[i] - probabilities[i]);
+        own += pupil ? drawn : V{};
       }
-      if (!teacher) continue;
-      T divergence = 0;
-      for (int64_t i = 0; i < o.classes; ++i)
-        divergence += teacher[i] * ((teacher_logits[i] - teacher_sum) - (logits[i] - sum));
-      o.losses[4] += o.strength * taught_share * divergence;
-      add_difference(o.generator * o.strength * taught_share, probabilities, teacher, padded, gradient);
+      store(gradient + i * lanes, load(gradient + i * lanes) + (where ? own : V{}));
+    }
+    const V loss = pupil ? taught_share * divergence : V{};
+    o.losses[4] += sum_lanes<T>(loss);
+  }
+
+  // Divergence of the common features' predictions from each other; adds its gradient. Overwrites the logits.
+  void similarity(int64_t begin) {
+    PairwiseKlSamples<T> s{};
+    s.modalities = o.num_modalities, s.classes = o.classes;
+    s.gradient = common, s.scale = o.similarity * inverse_samples;
+    const Presence<T> presence{present, __builtin_convertvector(number, V), number > 1};
+    const V loss = pairwise_kl_lanes<T, true>(s, block, powers, presence, row);
+    o.losses[2] += sum_lanes<T>(loss) * inverse_samples;
+    for (int64_t i = 0; i < o.num_modalities * o.classes; ++i) {
+      T* gradient = common + i * lanes + begin;
+      store(gradient, load(gradient) + block[i]);
     }
   }
 
   void entropies() {
-    const bool taught = o.target && o.generator != T(0) && !o.by_distance;
-    T* teacher = take(padded);
-    T* targets = taught ? take(o.samples * padded) : nullptr;
-    const Padded<T> target_logits(targets, o.samples, o.classes, padded);
-    if (taught) {
-      multiply(o.target, o.width, 1, shared, target_logits, {});
-      hide_padding(target_logits);
+    for (int64_t begin = 0; begin < o.samples; begin += width) {
+      load_samples(begin);
+      for (int64_t i = 0; i < o.num_modalities * o.classes; ++i) block[i] = load(common + i * lanes + begin);
+      task(begin);
+      if (targets) {
+        for (int64_t i = 0; i < o.classes; ++i) teacher_logits[i] = load(targets + i * lanes + begin);
+        teacher_sum = softmax_lanes<T>(teacher_logits, o.classes, probabilities);
+      }
+      for (int64_t m = 0; m < o.num_modalities; ++m)
+        if (o.modalities[m].features && (targets || o.classification != T(0)))
+          common_prediction(block + m * o.classes, present[m], common + m * o.classes * lanes + begin);
+      if (o.similarity != T(0)) similarity(begin);
     }
-    for (int64_t sample = 0; sample < o.samples; ++sample) {
-      task(sample);
-      const bool guided = taught && o.known[sample];
-      const T* logits = guided ? targets + sample * padded : nullptr;
-      const T sum = guided ? softmax(logits, padded, teacher) : T(0);
-      if (guided || o.classification != T(0))
-        common_predictions(sample, guided ? teacher : nullptr, logits, sum);
-    }
-  }
-
-  void similarities() {
-    if (o.similarity == T(0)) return;
-    PairwiseKlSamples<T> s{};
-    s.logits = common, s.sample_stride = row, s.modality_stride = padded;
-    s.readable_end = common + o.samples * row;
-    s.mask = o.present, s.mask_sample_stride = o.num_modalities, s.mask_modality_stride = 1;
-    s.gradient = similarity, s.gradient_sample_stride = row, s.gradient_modality_stride = padded;
-    s.samples = o.samples, s.modalities = o.num_modalities, s.classes = o.classes;
-    s.scale = o.similarity * inverse_samples, s.scratch = scratch;
-    o.losses[2] = static_cast<T>(pairwise_kl(s)) * inverse_samples;
-    for (int64_t k = 0; k < o.samples * o.num_modalities; ++k)
-      for (int64_t i = 0; i < o.classes; ++i) common_gradient[k * padded + i] += similarity[k * padded + i];
   }
 
   // Cross-entropy of the shared head on the generated features that there are.
   void rehearse() {
     if (!o.rehearsal || o.rehearsing == T(0) || o.rehearsed == 0) return;
     T* memory = scratch;
-    const Padded<T> logits(memory, o.rehearsed, o.classes);
-    multiply(o.rehearsal, o.width, 1, shared, logits, {});
-    hide_padding(logits);
-    int64_t known = 0;
-    for (int64_t k = 0; k < o.rehearsed; ++k) known += o.rehearsal_known[k];
-    const T share = o.strength * inverse(known);
-    for (int64_t k = 0; k < o.rehearsed; ++k) {
-      T* own = logits.data + k * padded;
-      const int64_t label = o.rehearsal_labels[k];
-      if (o.rehearsal_known[k]) o.losses[5] += share * (softmax(own, padded, probabilities) - own[label]);
-      for (int64_t i = 0; i < padded; ++i) own[i] = 0;
-      if (!o.rehearsal_known[k]) continue;
-      add_entropy_gradient(o.rehearsing * share, probabilities, label, padded, own);
+    const Padded<T> logits(memory, o.classes, o.rehearsed);
+    head_logits(o.rehearsal, o.width, o.rehearsed, o.shared_head, logits, memory);
+    int64_t counted = 0;
+    for (int64_t k = 0; k < o.rehearsed; ++k) counted += o.rehearsal_known[k];
+    const T share = o.strength * inverse(counted);
+    for (int64_t begin = 0; begin < o.rehearsed; begin += width) {
+      I known{};
+      labels = I{};
+      for (int64_t lane = 0; lane < width && begin + lane < o.rehearsed; ++lane) {
+        known[lane] = o.rehearsal_known[begin + lane] ? -1 : 0;
+        labels[lane] = static_cast<decltype(labels[0] + 0)>(o.rehearsal_labels[begin + lane]);
+      }
+      for (int64_t i = 0; i < o.classes; ++i) total[i] = load(logits.data + i * logits.stride + begin);
+      const V sum = softmax_lanes<T>(total, o.classes, powers);
+      const V loss = known ? share * (sum - at_labels<T>(total, labels, o.classes)) : V{};
+      o.losses[5] += sum_lanes<T>(loss);
+      for (int64_t i = 0; i < o.classes; ++i) {
+        const V gradient = o.rehearsing * share * less_label(powers[i], i);
+        store(logits.data + i * logits.stride + begin, known ? gradient : V{});
+      }
     }
-    multiply(o.rehearsal, 1, o.width, logits, product, {});
-    add_scaled(T(1), product.data, product.rows * product.stride, shared_gradient.data);
+    multiply(logits.data, logits.stride, 1, readable_rows(o.rehearsal, o.rehearsed, o.width, o.width, memory),
+             product, {});
+    add_row(product.data, product.rows * product.stride, shared_gradient.data);
   }
 
   // Adds the orthogonality's gradients to those of common and specific features.
   void difference(int64_t m, const Padded<T>& to_common, const Padded<T>& to_specific, T* memory) {
     const int64_t half = whole_vectors(o.samples * o.width);
-    T *halves = memory, *gradients = halves + 2 * half;
-    bool* mask = reinterpret_cast<bool*>(gradients + 2 * half);
-    for (int64_t sample = 0; sample < o.samples; ++sample) {
-      const T* own = o.modalities[m].features + sample * 2 * o.width;
-      mask[sample] = here(sample, m);
-      for (int64_t i = 0; i < o.width; ++i) {
-        halves[sample * o.width + i] = own[i];
-        halves[half + sample * o.width + i] = own[o.width + i];
-      }
-    }
+    bool* mask = reinterpret_cast<bool*>(memory + 2 * half);
+    for (int64_t sample = 0; sample < o.samples; ++sample) mask[sample] = here(sample, m);
     OrthogonalityPair<T> pair{};
-    pair.common = halves, pair.specific = halves + half, pair.mask = mask;
+    pair.common = o.modalities[m].features, pair.specific = pair.common + o.width;
+    pair.common_stride = pair.specific_stride = 2 * o.width;
+    pair.mask = mask;
     pair.samples = o.samples, pair.common_features = pair.specific_features = o.width;
     pair.by_samples = o.by_samples, pair.normalize = true, pair.scale = o.difference;
-    pair.common_gradient = gradients, pair.specific_gradient = gradients + half;
-    pair.scratch = gradients + 2 * half + whole_vectors(o.samples);
+    pair.common_gradient = memory, pair.specific_gradient = memory + half;
+    pair.scratch = memory + 2 * half + whole_vectors(o.samples);
     orthogonality(pair, OrthogonalityStep::prepare, 0, o.samples);
     orthogonality(pair, OrthogonalityStep::gram, 0, o.by_samples ? 2 * o.samples : o.width);
     o.losses[3] += static_cast<T>(orthogonality(pair, OrthogonalityStep::loss, 0, 0));
     orthogonality(pair, OrthogonalityStep::gradient, 0, o.samples);
-    for (int64_t k = 0; k < o.samples; ++k)
-      for (int64_t i = 0; i < o.width; ++i) {
-        to_common.data[k * to_common.stride + i] += gradients[k * o.width + i];
-        to_specific.data[k * to_specific.stride + i] += gradients[half + k * o.width + i];
-      }
+    for (int64_t k = 0; k < o.samples; ++k) {
+      add_row(pair.common_gradient + k * o.width, o.width, to_common.data + k * to_common.stride);
+      add_row(pair.specific_gradient + k * o.width, o.width, to_specific.data + k * to_specific.stride);
+    }
   }
 
   // Adds the gradient of the squared distance from the sample's prototype.
@@ -262,8 +296,7 @@ struct Objective {
     for (int64_t k = 0; k < o.samples; ++k) {
       if (!here(k, m) || !o.known[k]) continue;
       const T *feature = o.modalities[m].features + k * 2 * o.width, *target = o.target + k * o.width;
-      const int64_t present = present_modalities(k);
-      const T share = o.strength * inverse_known * inverse(o.width * present);
+      const T share = o.strength * inverse_known * inverse(o.width * present_modalities(k));
       for (int64_t i = 0; i < o.width; ++i) {
         const T apart = feature[i] - target[i];
         o.losses[4] += share * apart * apart;
@@ -272,33 +305,40 @@ struct Objective {
     }
   }
 
-  void backward() {
+  // The gradients of a modality's head and features; adds to that of the shared head.
+  void backward(int64_t m) {
+    const ModalityOutputs<T>& modality = o.modalities[m];
+    const Padded<T> own_common = of_modality(common, m), own_specific = of_modality(specific, m);
     T* memory = scratch;
-    const Padded<T> columns(memory, o.classes, o.width);
-    const Padded<T> to_common(memory, o.samples, o.width), to_specific(memory, o.samples, o.width);
-    for (int64_t m = 0; m < o.num_modalities; ++m) {
-      const ModalityOutputs<T>& modality = o.modalities[m];
-      if (!modality.features) continue;
-      const Padded<T> own_common = of_modality(common_gradient, m);
-      const Padded<T> own_specific = of_modality(specific_gradient, m);
-      multiply(modality.features, 1, 2 * o.width, own_common, product, {});
-      add_scaled(T(1), product.data, product.rows * product.stride, shared_gradient.data);
-      multiply(modality.features + o.width, 1, 2 * o.width, own_specific, product, {});
-      copy_back(product, modality.head_gradient);
-      copy_rows(modality.head, o.classes, static_cast<const T*>(nullptr), product);
-      copy_transposed(product, columns);
-      multiply(own_common.data, row, 1, shared_columns, to_common, {});
-      multiply(own_specific.data, row, 1, columns, to_specific, {});
-      if (o.difference != T(0)) difference(m, to_common, to_specific, memory);
-      if (o.target && o.generator != T(0) && o.by_distance) distance(m, to_common);
-      for (int64_t k = 0; k < o.samples; ++k)
-        for (int64_t i = 0; i < o.width; ++i) {
-          T* out = modality.feature_gradient + k * 2 * o.width;
-          out[i] = to_common.data[k * to_common.stride + i];
-          out[o.width + i] = to_specific.data[k * to_specific.stride + i];
-        }
-    }
-    copy_back(shared_gradient, o.shared_head_gradient);
+    const auto features = [&](int64_t from) {
+      return readable_rows(modality.features + from, o.samples, o.width, 2 * o.width, memory);
+    };
+    multiply(own_common.data, lanes, 1, features(0), product, {});
+    add_row(product.data, product.rows * product.stride, shared_gradient.data);
+    multiply(own_specific.data, lanes, 1, features(o.width), product, {});
+    copy_columns(product, modality.head_gradient);
+    copy_transposed(padded_view(modality.head, o.width, o.classes), columns);
+    const bool direct = o.width == whole_vectors(o.width);
+    const auto target = [&](int64_t from) {
+      return direct ? Padded<T>(modality.feature_gradient + from, o.samples, o.width, 2 * o.width)
+                    : Padded<T>(memory, o.samples, o.width);
+    };
+    const Padded<T> to_common = target(0), to_specific = target(o.width);
+    multiply(own_common.data, 1, lanes, shared_columns, to_common, {});
+    multiply(own_specific.data, 1, lanes, columns, to_specific, {});
+    if (o.difference != T(0)) difference(m, to_common, to_specific, memory);
+    if (o.target && o.generator != T(0) && o.by_distance) distance(m, to_common);
+    for (int64_t k = 0; !direct && k < o.samples; ++k)
+      for (int64_t i = 0; i < o.width; ++i) {
+        modality.feature_gradient[k * 2 * o.width + i] = to_common.data[k * to_common.stride + i];
+        modality.feature_gradient[(k * 2 + 1) * o.width + i] = to_specific.data[k * to_specific.stride + i];
+      }
+  }
+
+  // [classes, width] to contiguous [width, classes].
+  void copy_columns(const Padded<T>& source, T* target) const {
+    for (int64_t i = 0; i < o.width; ++i)
+      for (int64_t c = 0; c < o.classes; ++c) target[i * o.classes + c] = source.data[c * source.stride + i];
   }
 };
 
@@ -307,7 +347,8 @@ void objective(DeviceObjective<T>& device) {
   Objective<T> whole(device);
   whole.forward();
   whole.entropies();
-  whole.similarities();
   whole.rehearse();
-  whole.backward();
+  for (int64_t m = 0; m < device.num_modalities; ++m)
+    if (device.modalities[m].features) whole.backward(m);
+  whole.copy_columns(whole.shared_gradient, device.shared_head_gradient);
 }

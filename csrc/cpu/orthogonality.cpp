@@ -59,6 +59,7 @@ Losses compute_all(const at::Tensor& common, const at::Tensor& specific, const a
     o.specific = specific.const_data_ptr<T>() + index * samples * e;
     o.mask = mask.defined() ? mask.const_data_ptr<bool>() + index * samples : nullptr;
     o.samples = samples, o.common_features = d, o.specific_features = e;
+    o.common_stride = d, o.specific_stride = e;
     o.by_samples = by_samples, o.normalize = normalize;
     if (common_gradient.defined())
       o.common_gradient = common_gradient.mutable_data_ptr<T>() + index * samples * d;

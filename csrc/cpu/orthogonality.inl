@@ -123,31 +123,31 @@ inline void transpose_rows(const T* source, int64_t stride, int64_t rows, int64_
     }
 }
 
-// The inverse length of a row. Where squares could leave the range of T the peak is taken out first, and put
+// The inverse length of a row whose squares could leave the range of T: the peak is taken out first, and put
 // back by a division, so that the length does not.
+template <class T>
+T inverse_extreme_length(const T* row, int64_t features) {
+  T peak = 0, sum = 0;
+  for (int64_t i = 0; i < features; ++i) {
+    const T size = row[i] < T(0) ? -row[i] : row[i];
+    peak = size > peak ? size : peak;
+  }
+  if (peak == T(0)) return T(0);
+  for (int64_t i = 0; i < features; ++i) sum += (row[i] / peak) * (row[i] / peak);
+  return T(1) / T(__builtin_sqrt(double(sum))) / peak;
+}
+
 template <class T>
 inline T inverse_length(const T* row, int64_t features) {
   constexpr int width = Simd<T>::width;
-  constexpr T small = sizeof(T) == 4 ? T(1e-15) : T(1e-150), large = 1 / small;
-  Vector<T> peaks{}, sums{};
+  constexpr T small = sizeof(T) == 4 ? T(1e-24) : T(1e-240), large = 1 / small;
+  Vector<T> sums{};
   int64_t i = 0;
-  for (; i + width <= features; i += width) {
-    const Vector<T> value = load(row + i);
-    peaks = maximum<T>(peaks, maximum<T>(value, -value));
-    sums += value * value;
-  }
-  T peak = max_lanes<T>(peaks), sum = sum_lanes<T>(sums);
-  for (; i < features; ++i) {
-    const T size = row[i] < T(0) ? -row[i] : row[i];
-    peak = size > peak ? size : peak;
-    sum += size * size;
-  }
-  if (sum != sum) return sum;
-  if (peak == T(0)) return T(0);
-  if (peak > small && peak < large) return T(1) / T(__builtin_sqrt(double(sum)));
-  sum = 0;
-  for (i = 0; i < features; ++i) sum += (row[i] / peak) * (row[i] / peak);
-  return T(1) / T(__builtin_sqrt(double(sum))) / peak;
+  for (; i + width <= features; i += width) sums += load(row + i) * load(row + i);
+  T sum = sum_lanes<T>(sums);
+  for (; i < features; ++i) sum += row[i] * row[i];
+  if (sum > small && sum < large) return T(1) / T(__builtin_sqrt(double(sum)));
+  return sum != sum ? sum : inverse_extreme_length(row, features);
 }
 
 // Where everything of one pair lies: in the user's tensors, else in the scratch.
@@ -177,10 +177,10 @@ struct OrthogonalityPlan {
     specific_columns = take(o.by_samples ? o.specific_features * samples_stride : 0);
   }
   Factor<T> common() const {
-    return common_copy ? Factor<T>{common_copy, d_stride} : Factor<T>{o.common, o.common_features};
+    return common_copy ? Factor<T>{common_copy, d_stride} : Factor<T>{o.common, o.common_stride};
   }
   Factor<T> specific() const {
-    return specific_copy ? Factor<T>{specific_copy, e_stride} : Factor<T>{o.specific, o.specific_features};
+    return specific_copy ? Factor<T>{specific_copy, e_stride} : Factor<T>{o.specific, o.specific_stride};
   }
   // What the loss and its gradient are divided by.
   T weight() const {
@@ -193,10 +193,10 @@ struct OrthogonalityPlan {
 
 // Rows times their scale, padded with zeros. A scale of 0 makes zeros of whatever the row holds.
 template <class T>
-inline void prepare_rows(const OrthogonalityPair<T>& o, const T* rows, int64_t features, T* scale, T* copy,
+inline void prepare_rows(const OrthogonalityPair<T>& o, Factor<T> rows, int64_t features, T* scale, T* copy,
                          int64_t stride, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const T* source = rows + row * features;
+    const T* source = rows.data + row * rows.stride;
     T factor = T(1);
     if (o.mask && !o.mask[row])
       factor = T(0);
@@ -321,11 +321,11 @@ double orthogonality(const OrthogonalityPair<T>& o, OrthogonalityStep step, int6
   switch (step) {
     case OrthogonalityStep::prepare:
       if (plan.common_copy)
-        prepare_rows(o, o.common, o.common_features, plan.common_scale, plan.common_copy, plan.d_stride,
-                     begin, end);
+        prepare_rows(o, {o.common, o.common_stride}, o.common_features, plan.common_scale, plan.common_copy,
+                     plan.d_stride, begin, end);
       if (plan.specific_copy)
-        prepare_rows(o, o.specific, o.specific_features, plan.specific_scale, plan.specific_copy,
-                     plan.e_stride, begin, end);
+        prepare_rows(o, {o.specific, o.specific_stride}, o.specific_features, plan.specific_scale,
+                     plan.specific_copy, plan.e_stride, begin, end);
       if (o.by_samples) {
         const Factor<T> h = plan.common(), s = plan.specific();
         transpose_rows(h.data, h.stride, o.samples, o.common_features, begin, end, plan.common_columns,

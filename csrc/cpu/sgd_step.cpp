@@ -1,9 +1,10 @@
-// sgd_step_ on CPU tensors: checks, then shares out rows.
+// sgd_step_ on CPU tensors: checks, then shares out devices.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "../checks.h"
 #include "kernels.h"
@@ -11,41 +12,70 @@
 namespace dmmlkd {
 namespace {
 
-void run(const SgdRows<float>& s) { kernels().sgd_step_float(s); }
-void run(const SgdRows<double>& s) { kernels().sgd_step_double(s); }
+void run(const SgdDevice<float>& d) { kernels().sgd_step_float(d); }
+void run(const SgdDevice<double>& d) { kernels().sgd_step_double(d); }
+
+constexpr int64_t grain_values = 32768;  // parameters worth a thread
+
+// The row of a block that each device has; -1 where it has none.
+std::vector<int64_t> rows_of(const at::Tensor& position, int64_t devices) {
+  std::vector<int64_t> rows(static_cast<size_t>(devices), -1);
+  const int64_t* device = position.const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < position.numel(); ++row) {
+    TORCH_CHECK_VALUE(device[row] >= 0 && device[row] < devices && rows[static_cast<size_t>(device[row])] < 0,
+                      "sgd_step: positions must be different and in [0, ", devices, "), got ", device[row],
+                      " at position ", row);
+    rows[static_cast<size_t>(device[row])] = row;
+  }
+  return rows;
+}
 
 template <class T>
-void step(at::Tensor& parameters, at::Tensor& momentum, const at::Tensor& gradient, const at::Tensor& scale,
-          double learning_rate, double momentum_factor, double weight_decay) {
-  SgdRows<T> s{};
-  s.parameters = parameters.mutable_data_ptr<T>(), s.parameter_stride = parameters.stride(0);
-  s.momentum = momentum.mutable_data_ptr<T>(), s.momentum_stride = momentum.stride(0);
-  s.gradient = gradient.const_data_ptr<T>(), s.gradient_stride = gradient.stride(0);
-  s.scale = scale.const_data_ptr<T>(), s.columns = parameters.size(1);
-  s.learning_rate = static_cast<T>(learning_rate), s.momentum_factor = static_cast<T>(momentum_factor);
-  s.weight_decay = static_cast<T>(weight_decay);
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, s.columns));
-  at::parallel_for(0, parameters.size(0), grain, [&](int64_t begin, int64_t end) {
-    SgdRows<T> part = s;
-    part.begin = begin, part.end = end;
-    run(part);
+void step(at::TensorList parameters, at::TensorList momenta, at::TensorList gradients,
+          const std::vector<std::vector<int64_t>>& rows, const SgdDevice<T>& settings) {
+  int64_t values = 1;
+  for (const at::Tensor& block : parameters) values += block.size(1);
+  const auto devices = static_cast<int64_t>(rows[0].size());
+  at::parallel_for(0, devices, std::max<int64_t>(1, grain_values / values), [&](int64_t begin, int64_t end) {
+    std::vector<SgdRow<T>> own;
+    for (int64_t device = begin; device < end; ++device) {
+      own.clear();
+      for (size_t block = 0; block < parameters.size(); ++block) {
+        const int64_t row = rows[block][static_cast<size_t>(device)];
+        if (row >= 0)
+          own.push_back({parameters[block].template mutable_data_ptr<T>() + row * parameters[block].stride(0),
+                         momenta[block].template mutable_data_ptr<T>() + row * momenta[block].stride(0),
+                         gradients[block].template const_data_ptr<T>() + row * gradients[block].stride(0),
+                         parameters[block].size(1)});
+      }
+      SgdDevice<T> d = settings;
+      d.rows = own.data(), d.num_rows = static_cast<int64_t>(own.size());
+      run(d);
+    }
   });
 }
 
-void sgd_step_cpu(at::Tensor& parameters, at::Tensor& momentum, const at::Tensor& gradient,
-                  const at::Tensor& scale, double learning_rate, double momentum_factor,
-                  double weight_decay) {
-  check_sgd_step(parameters, momentum, gradient, scale);
-  at::assert_no_overlap(parameters, momentum);
-  const at::Tensor factors = scale.contiguous();
-  if (parameters.scalar_type() == at::kDouble)
-    step<double>(parameters, momentum, gradient, factors, learning_rate, momentum_factor, weight_decay);
+void sgd_step(at::TensorList parameters, at::TensorList momenta, at::TensorList gradients,
+              at::TensorList positions, int64_t devices, double clip_norm, double learning_rate,
+              double momentum_factor, double weight_decay) {
+  check_sgd_step(parameters, momenta, gradients, positions, devices);
+  std::vector<std::vector<int64_t>> rows;
+  for (size_t block = 0; block < parameters.size(); ++block) {
+    at::assert_no_overlap(parameters[block], momenta[block]);
+    rows.push_back(rows_of(positions[block].contiguous(), devices));
+  }
+  if (parameters.empty()) return;
+  if (parameters[0].scalar_type() == at::kDouble)
+    step<double>(parameters, momenta, gradients, rows,
+                 {nullptr, 0, clip_norm, learning_rate, momentum_factor, weight_decay});
   else
-    step<float>(parameters, momentum, gradient, factors, learning_rate, momentum_factor, weight_decay);
+    step<float>(parameters, momenta, gradients, rows,
+                {nullptr, 0, clip_norm, static_cast<float>(learning_rate),
+                 static_cast<float>(momentum_factor), static_cast<float>(weight_decay)});
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("sgd_step_", sgd_step_cpu); }
+TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("sgd_step_", sgd_step); }
 
 }  // namespace dmmlkd

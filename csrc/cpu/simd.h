@@ -43,26 +43,62 @@ inline void store(T* pointer, Vector<T> value) {
 }
 
 template <class T>
-inline T sum_lanes(Vector<T> value) {
-  T sums[Simd<T>::width];
-  store(sums, value);
-  for (int half = Simd<T>::width / 2; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  return sums[0];
-}
-
-template <class T>
-inline T max_lanes(Vector<T> value) {
-  T lanes[Simd<T>::width];
-  store(lanes, value);
-  T largest = lanes[0];
-  for (int lane = 1; lane < Simd<T>::width; ++lane) largest = lanes[lane] > largest ? lanes[lane] : largest;
-  return largest;
-}
-
-template <class T>
 inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
   return b > a ? b : a;
+}
+
+template <int... Lane>
+struct Lanes {};
+template <int count>
+struct LaneList;
+template <>
+struct LaneList<2> : Lanes<0, 1> {};
+template <>
+struct LaneList<4> : Lanes<0, 1, 2, 3> {};
+template <>
+struct LaneList<8> : Lanes<0, 1, 2, 3, 4, 5, 6, 7> {};
+template <>
+struct LaneList<16> : Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> {};
+
+// Stores to a whole aligned line that is not read again soon: it is not fetched from memory first. Others
+// must wait for finish_stores_past_cache() before they read it.
+template <class T>
+inline void store_past_cache(T* pointer, Vector<T> value) {
+#if defined(__x86_64__) && DMMLKD_VECTOR_BYTES == 64
+  __builtin_ia32_movntpd512(reinterpret_cast<double*>(pointer), reinterpret_cast<Vector<double>>(value));
+#elif defined(__x86_64__) && DMMLKD_VECTOR_BYTES == 32
+  __builtin_ia32_movntpd256(reinterpret_cast<double*>(pointer), reinterpret_cast<Vector<double>>(value));
+#else
+  store(pointer, value);
+#endif
+}
+
+inline void finish_stores_past_cache() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// Lanes moved down by half of those that count: folding in halves leaves the result in lane 0.
+template <class T, int half, int... Lane>
+inline Vector<T> upper_half(Vector<T> value, Lanes<Lane...>) {
+  return __builtin_shufflevector(value, value, ((Lane + half) % Simd<T>::width)...);
+}
+
+template <class T, int half = Simd<T>::width / 2>
+inline T sum_lanes(Vector<T> value) {
+  if constexpr (half == 0)
+    return value[0];
+  else
+    return sum_lanes<T, half / 2>(value + upper_half<T, half>(value, LaneList<Simd<T>::width>{}));
+}
+
+template <class T, int half = Simd<T>::width / 2>
+inline T max_lanes(Vector<T> value) {
+  if constexpr (half == 0)
+    return value[0];
+  else
+    return max_lanes<T, half / 2>(maximum<T>(value, upper_half<T, half>(value, LaneList<Simd<T>::width>{})));
 }
 
 // exp(x) for x <= 0; NaN stays NaN. 2^n comes from the exponent bits, the rest from a polynomial.
@@ -113,18 +149,23 @@ inline Vector<double> exp_nonpositive(Vector<double> x) {
   return y * reinterpret_cast<Vector<double>>(exponent);
 }
 
-template <int... Lane>
-struct Lanes {};
-template <int count>
-struct LaneList;
-template <>
-struct LaneList<2> : Lanes<0, 1> {};
-template <>
-struct LaneList<4> : Lanes<0, 1, 2, 3> {};
-template <>
-struct LaneList<8> : Lanes<0, 1, 2, 3, 4, 5, 6, 7> {};
-template <>
-struct LaneList<16> : Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> {};
+// The logarithm of what is at least 1; NaN stays NaN. With m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m +
+// 1), log(2^n m) = n ln 2 + 2 (s + s^3 / 3 + s^5 / 5 + ...).
+template <class T>
+inline Vector<T> logarithm_from_1(Vector<T> x) {
+  constexpr bool single = sizeof(T) == 4;
+  constexpr int mantissa = single ? 23 : 52, terms = single ? 5 : 11;
+  constexpr int64_t root_half = single ? 0x3f3504f3 : 0x3fe6a09e667f3bcd;  // bits of sqrt(1/2)
+  const Integers<T> bits = reinterpret_cast<Integers<T>>(x);
+  const Integers<T> exponent = (bits - static_cast<decltype(bits[0] + 0)>(root_half)) >> mantissa;
+  const Vector<T> m = reinterpret_cast<Vector<T>>(bits - (exponent << mantissa));
+  const Vector<T> s = (m - T(1)) / (m + T(1)), square = s * s;
+  Vector<T> series = splat(T(1) / T(2 * terms - 1));
+#pragma GCC unroll 16
+  for (int k = terms - 2; k >= 0; --k) series = series * square + T(1) / T(2 * k + 1);
+  const Vector<T> n = __builtin_convertvector(exponent, Vector<T>);
+  return (n * T(0.69314718055994530942) + T(2) * s * series) + (x - x);
+}
 
 // The lanes of a vector of `bytes` bytes that lie in pieces of 16 bytes, a stride apart.
 template <class T, int bytes>

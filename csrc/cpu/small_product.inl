@@ -30,7 +30,7 @@ inline void multiply_tile(const T* a, int64_t a_row, int64_t a_column, const Pad
                           T* c, int64_t c_stride, const Ending<T>& end) {
   constexpr int width = Simd<T>::width;
   Vector<T> sums[height][vectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int i = 0; i < height; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v)
@@ -39,14 +39,14 @@ inline void multiply_tile(const T* a, int64_t a_row, int64_t a_column, const Pad
     Vector<T> row[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) row[v] = load(b.data + k * b.stride + column + v * width);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int i = 0; i < height; ++i) {
       const Vector<T> factor = splat(a[i * a_row + k * a_column]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[i][v] += factor * row[v];
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int i = 0; i < height; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
@@ -56,19 +56,28 @@ inline void multiply_tile(const T* a, int64_t a_row, int64_t a_column, const Pad
     }
 }
 
+// The last rows, fewer than `height` + 1, in one tile.
+template <class T, int height, int vectors>
+inline void multiply_rest(int64_t rows, const T* a, int64_t a_row, int64_t a_column, const Padded<T>& b,
+                          int64_t column, T* c, int64_t c_stride, const Ending<T>& end) {
+  if (rows == height)
+    return multiply_tile<T, height, vectors>(a, a_row, a_column, b, column, c, c_stride, end);
+  if constexpr (height > 1)
+    multiply_rest<T, height - 1, vectors>(rows, a, a_row, a_column, b, column, c, c_stride, end);
+}
+
 template <class T, int vectors>
 inline void multiply_columns(const T* a, int64_t a_row, int64_t a_column, const Padded<T>& b, int64_t column,
                              const Padded<T>& c, const Ending<T>& end) {
+  // The sums of a tile fill the registers of each instruction set; SSE and AVX have half as many.
+  constexpr int height = DMMLKD_VECTOR_BYTES == 64 && vectors <= 2 ? 12 : 6;
   int64_t i = 0;
-  for (; i + 6 <= c.rows; i += 6)
-    multiply_tile<T, 6, vectors>(a + i * a_row, a_row, a_column, b, column, c.data + i * c.stride, c.stride,
-                                 end);
-  for (; i + 2 <= c.rows; i += 2)
-    multiply_tile<T, 2, vectors>(a + i * a_row, a_row, a_column, b, column, c.data + i * c.stride, c.stride,
-                                 end);
-  for (; i < c.rows; ++i)
-    multiply_tile<T, 1, vectors>(a + i * a_row, a_row, a_column, b, column, c.data + i * c.stride, c.stride,
-                                 end);
+  for (; i + height <= c.rows; i += height)
+    multiply_tile<T, height, vectors>(a + i * a_row, a_row, a_column, b, column, c.data + i * c.stride,
+                                      c.stride, end);
+  if (i < c.rows)
+    multiply_rest<T, height - 1, vectors>(c.rows - i, a + i * a_row, a_row, a_column, b, column,
+                                          c.data + i * c.stride, c.stride, end);
 }
 
 // c = alpha * a b, or what else `end` makes of it, with a given by its strides: a transposed matrix needs no
@@ -77,8 +86,6 @@ template <class T>
 inline void multiply(const T* a, int64_t a_row, int64_t a_column, const Padded<T>& b, const Padded<T>& c,
                      const Ending<T>& end) {
   constexpr int width = Simd<T>::width;
-  // Three or four vectors beside six rows fill the registers of each instruction set; SSE and AVX have half
-  // as many.
   constexpr int most = DMMLKD_VECTOR_BYTES == 64 ? 4 : 2;
   const int64_t columns = whole_vectors(c.columns);
   int64_t column = 0;

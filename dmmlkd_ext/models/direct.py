@@ -1,15 +1,15 @@
-"""Linear layers whose gradients are written where the caller wants them: into the rows of a block.
+"""Layers whose gradients are written where the caller wants them: into the rows of a block.
 
-What automatic differentiation returns would have to be copied there, and it takes an operator a step. Bias and
-rectifier come in the same pass.
+What automatic differentiation returns would have to be copied there, and it takes an operator a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from dmmlkd_ext.models.convolution import convolve
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.ops import backend
 
@@ -21,83 +21,283 @@ def _native(tensor: torch.Tensor) -> bool:
     return backend() == "native" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
-@torch.no_grad()
-def linear_forward(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, rectify: bool = False
-) -> torch.Tensor:
-    """Apply each device's own linear map, then a rectifier if asked for; outside of automatic differentiation.
+def linear_layers_forward(
+    inputs: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], rectified: int
+) -> list[torch.Tensor]:
+    """Apply each device's own linear maps on top of each other; outside of automatic differentiation.
+
+    Natively each device goes through all layers before the next one begins, so that what passes between layers is
+    still in the cache; bias and rectifier come in the same pass.
 
     Args:
         inputs: [devices, samples, in], float32 or float64.
-        weight: [devices, in, out].
-        bias: [devices, out] or None.
-        rectify: whether negative outputs become 0.
+        weights: of each layer, [devices, in, out].
+        biases: of the first layers, [devices, out].
+        rectified: how many of the first layers are followed by a rectifier.
 
     Returns:
-        [devices, samples, out].
+        The outputs of each layer, [devices, samples, out].
 
     Raises:
-        ValueError: a shape or dtype does not fit; the message names it.
+        ValueError: a shape, a dtype or the number of tensors does not fit; the message names it.
 
     Source:
         METHOD 2, like `dmmlkd_ext.models.layers.linear`.
 
     Example:
-        >>> linear_forward(torch.ones(1, 1, 2), torch.tensor([[[1.0, -1.0], [1.0, -1.0]]]), rectify=True)
-        tensor([[[2., 0.]]])
+        >>> weights = [torch.tensor([[[1.0, -1.0], [1.0, -1.0]]]), torch.ones(1, 2, 1)]
+        >>> linear_layers_forward(torch.ones(1, 1, 2), weights, [torch.ones(1, 2)], rectified=1)
+        [tensor([[[3., 0.]]]), tensor([[[3.]]])]
     """
     if _native(inputs):
-        outputs: torch.Tensor = torch.ops.dmmlkd.linear_forward(inputs, weight, bias, rectify)
+        outputs: list[torch.Tensor] = torch.ops.dmmlkd.linear_layers(inputs, weights, biases, rectified)
         return outputs
-    outputs = linear(inputs, weight, bias)
-    return outputs.relu_() if rectify else outputs
+    return linear_layers_forward_reference(inputs, weights, biases, rectified)
 
 
 @torch.no_grad()
-def linear_backward(
+def linear_layers_forward_reference(
+    inputs: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], rectified: int
+) -> list[torch.Tensor]:
+    """Do what `linear_layers_forward` does, by operations of torch.
+
+    Example:
+        >>> linear_layers_forward_reference(torch.ones(1, 1, 2), [-torch.ones(1, 2, 1)], [], rectified=1)
+        [tensor([[[0.]]])]
+    """
+    outputs = [inputs]
+    for layer, weight in enumerate(weights):
+        values = linear(outputs[-1], weight, biases[layer] if layer < len(biases) else None)
+        outputs.append(values.relu_() if layer < rectified else values)
+    return outputs[1:]
+
+
+def linear_layers_backward(
+    upstream: torch.Tensor,
     inputs: torch.Tensor,
-    weight: torch.Tensor,
-    outputs: torch.Tensor | None,
-    gradient: torch.Tensor,
-    weight_gradient: torch.Tensor,
-    bias_gradient: torch.Tensor | None = None,
-    with_input_gradient: bool = True,
+    weights: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    weight_gradients: Sequence[torch.Tensor],
+    bias_gradients: Sequence[torch.Tensor],
+    rectified: int,
+    with_inputs: bool = False,
 ) -> torch.Tensor:
-    """Write the gradients of a layer's parameters, and return that of its inputs.
+    """Write the gradients of all parameters of `linear_layers_forward`, and return that of its inputs.
 
     Args:
-        inputs: [devices, samples, in].
-        weight: [devices, in, out].
-        outputs: [devices, samples, out] of a rectified layer; None for another.
-        gradient: of the outputs, [devices, samples, out].
-        weight_gradient: overwritten, [devices, in, out], contiguous in each device.
-        bias_gradient: overwritten, [devices, out], or None.
-        with_input_gradient: whether that of the inputs is wanted; without, an empty tensor is returned.
+        upstream: gradient of the last outputs, [devices, samples, out].
+        inputs: those of the forward pass, like the weights and the number of rectified layers.
+        weights: of each layer.
+        outputs: what the forward pass returned.
+        weight_gradients: overwritten, each contiguous in each device.
+        bias_gradients: overwritten, likewise, of the layers that have a bias.
+        rectified: how many of the first layers are followed by a rectifier.
+        with_inputs: whether the gradient of the inputs is wanted; without, an empty tensor is returned.
 
     Returns:
         [devices, samples, in].
 
     Raises:
-        ValueError: a shape or dtype does not fit; the message names it.
+        ValueError: a shape, a dtype or the number of tensors does not fit; the message names it, and nothing has been
+            written then.
 
     Source:
         Back-propagation (Rumelhart et al. 1986) through the layers of METHOD 2.
 
     Example:
-        >>> into = torch.empty(1, 2, 1)
-        >>> linear_backward(torch.tensor([[[2.0, 3.0]]]), torch.ones(1, 2, 1), None, torch.ones(1, 1, 1), into)
+        >>> inputs, weights, into = torch.tensor([[[2.0, 3.0]]]), [torch.ones(1, 2, 1)], [torch.empty(1, 2, 1)]
+        >>> outputs = linear_layers_forward(inputs, weights, [], rectified=0)
+        >>> linear_layers_backward(torch.ones(1, 1, 1), inputs, weights, outputs, into, [], 0, with_inputs=True)
         tensor([[[1., 1.]]])
-        >>> into.flatten()
+        >>> into[0].flatten()
         tensor([2., 3.])
     """
     if _native(inputs):
-        result: torch.Tensor = torch.ops.dmmlkd.linear_backward_(
-            inputs, weight, outputs, gradient, weight_gradient, bias_gradient, with_input_gradient
+        result: torch.Tensor = torch.ops.dmmlkd.linear_layers_backward_(
+            upstream, inputs, weights, outputs, weight_gradients, bias_gradients, rectified, with_inputs
         )
         return result
-    if outputs is not None:
-        gradient = gradient.where(~(outputs <= 0), 0)
-    weight_gradient.copy_(torch.bmm(inputs.transpose(1, 2), gradient))
-    if bias_gradient is not None:
-        bias_gradient.copy_(gradient.sum(1))
-    return torch.bmm(gradient, weight.transpose(1, 2)) if with_input_gradient else gradient.new_empty(0)
+    return linear_layers_backward_reference(
+        upstream, inputs, weights, outputs, weight_gradients, bias_gradients, rectified, with_inputs
+    )
+
+
+@torch.no_grad()
+def linear_layers_backward_reference(
+    upstream: torch.Tensor,
+    inputs: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    weight_gradients: Sequence[torch.Tensor],
+    bias_gradients: Sequence[torch.Tensor],
+    rectified: int,
+    with_inputs: bool = False,
+) -> torch.Tensor:
+    """Do what `linear_layers_backward` does, by operations of torch.
+
+    Example:
+        >>> inputs, weights, into = torch.tensor([[[2.0, 3.0]]]), [torch.ones(1, 2, 1)], [torch.empty(1, 2, 1)]
+        >>> outputs = linear_layers_forward_reference(inputs, weights, [], rectified=0)
+        >>> linear_layers_backward_reference(torch.ones(1, 1, 1), inputs, weights, outputs, into, [], 0).numel()
+        0
+        >>> into[0].flatten()
+        tensor([2., 3.])
+    """
+    below = [inputs, *outputs[:-1]]
+    for layer in reversed(range(len(weights))):
+        if layer < rectified:
+            upstream = upstream.where(~(outputs[layer] <= 0), 0)
+        weight_gradients[layer].copy_(torch.bmm(below[layer].transpose(1, 2), upstream))
+        if layer < len(bias_gradients):
+            bias_gradients[layer].copy_(upstream.sum(1))
+        if layer or with_inputs:
+            upstream = torch.bmm(upstream, weights[layer].transpose(1, 2))
+    return upstream if with_inputs else upstream.new_empty(0)
+
+
+def convolve_layers_forward(
+    inputs: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    kernel: int,
+    stride: int,
+    with_means: bool = False,
+) -> list[torch.Tensor]:
+    """Apply rectified convolutions on top of each other; outside of automatic differentiation.
+
+    Natively each device goes through all layers before the next one begins, so that what passes between layers is
+    still in the cache.
+
+    Args:
+        inputs: [devices, samples, *space, channels], float32 or float64, as `dmmlkd_ext.models.convolution.convolve`
+            takes them.
+        weights: of each layer, [devices, kernel ** dimensions * channels, out channels].
+        biases: of each layer, [devices, out channels].
+        kernel: odd width of the window in every dimension.
+        stride: step in every dimension.
+        with_means: whether the means over space are wanted.
+
+    Returns:
+        The outputs of each layer, [devices, samples, *space, out channels]; with `with_means` then the last outputs'
+        means, [devices, samples, out channels].
+
+    Raises:
+        ValueError: a shape, a dtype or the number of tensors does not fit; the message names it.
+
+    Source:
+        METHOD 2, like `dmmlkd_ext.models.convolution.convolve`.
+
+    Example:
+        >>> layers = [torch.ones(2, 15, 6), torch.ones(2, 30, 8)], [torch.zeros(2, 6), torch.zeros(2, 8)]
+        >>> [outputs.shape[2:] for outputs in convolve_layers_forward(torch.ones(2, 4, 9, 3), *layers, 5, 2, True)]
+        [torch.Size([5, 6]), torch.Size([3, 8]), torch.Size([8])]
+    """
+    if _native(inputs):
+        outputs: list[torch.Tensor] = torch.ops.dmmlkd.convolve_layers(
+            inputs, weights, biases, kernel, stride, with_means
+        )
+        return outputs
+    return convolve_layers_forward_reference(inputs, weights, biases, kernel, stride, with_means)
+
+
+@torch.no_grad()
+def convolve_layers_forward_reference(
+    inputs: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    kernel: int,
+    stride: int,
+    with_means: bool = False,
+) -> list[torch.Tensor]:
+    """Do what `convolve_layers_forward` does, layer by layer.
+
+    Example:
+        >>> layers = [torch.ones(1, 3, 1)], [torch.zeros(1, 1)]
+        >>> convolve_layers_forward_reference(torch.ones(1, 1, 3, 1), *layers, 3, 1)[0].flatten()
+        tensor([2., 3., 2.])
+    """
+    outputs = [inputs]
+    for weight, bias in zip(weights, biases, strict=True):
+        outputs.append(convolve(outputs[-1], weight, bias, kernel, stride, rectify=True))
+    means = [outputs[-1].flatten(2, -2).mean(2)] if with_means else []
+    return [*outputs[1:], *means]
+
+
+def convolve_layers_backward(
+    upstream: torch.Tensor,
+    inputs: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    weight_gradients: Sequence[torch.Tensor],
+    bias_gradients: Sequence[torch.Tensor],
+    kernel: int,
+    stride: int,
+) -> None:
+    """Write the gradients of all parameters of `convolve_layers_forward`.
+
+    Args:
+        upstream: gradient of the last outputs, of their shape, with any strides.
+        inputs: those of the forward pass, like the weights, the kernel and the stride.
+        weights: of each layer.
+        outputs: what the forward pass returned, without means.
+        weight_gradients: overwritten, each contiguous in each device.
+        bias_gradients: overwritten, likewise.
+        kernel: odd width of the window in every dimension.
+        stride: step in every dimension.
+
+    Raises:
+        ValueError: a shape, a dtype or the number of tensors does not fit; the message names it, and nothing has been
+            written then.
+
+    Source:
+        Back-propagation (Rumelhart et al. 1986) through the layers of METHOD 2.
+
+    Example:
+        >>> inputs, weights, biases = torch.ones(1, 1, 3, 1), [torch.ones(1, 3, 1)], [torch.zeros(1, 1)]
+        >>> outputs = convolve_layers_forward(inputs, weights, biases, kernel=3, stride=1)
+        >>> into = [torch.empty(1, 3, 1)], [torch.empty(1, 1)]
+        >>> convolve_layers_backward(torch.ones(1, 1, 3, 1), inputs, weights, outputs, *into, kernel=3, stride=1)
+        >>> into[0][0].flatten(), into[1][0].flatten()
+        (tensor([2., 3., 2.]), tensor([3.]))
+    """
+    if _native(inputs):
+        torch.ops.dmmlkd.convolve_layers_backward_(
+            upstream, inputs, weights, outputs, weight_gradients, bias_gradients, kernel, stride
+        )
+    else:
+        convolve_layers_backward_reference(
+            upstream, inputs, weights, outputs, weight_gradients, bias_gradients, kernel, stride
+        )
+
+
+@torch.no_grad()
+def convolve_layers_backward_reference(
+    upstream: torch.Tensor,
+    inputs: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    weight_gradients: Sequence[torch.Tensor],
+    bias_gradients: Sequence[torch.Tensor],
+    kernel: int,
+    stride: int,
+) -> None:
+    """Do what `convolve_layers_backward` does, layer by layer.
+
+    Example:
+        >>> inputs, weights, biases = torch.ones(1, 1, 3, 1), [torch.ones(1, 3, 1)], [torch.zeros(1, 1)]
+        >>> outputs = convolve_layers_forward_reference(inputs, weights, biases, kernel=3, stride=1)
+        >>> into = [torch.empty(1, 3, 1)], [torch.empty(1, 1)]
+        >>> convolve_layers_backward_reference(torch.ones(1, 1, 3, 1), inputs, weights, outputs, *into, 3, 1)
+        >>> into[0][0].flatten()
+        tensor([2., 3., 2.])
+    """
+    below = [inputs, *outputs[:-1]]
+    for layer in reversed(range(len(weights))):
+        bias = torch.zeros_like(bias_gradients[layer])  # its gradient does not depend on it
+        values, weight, bias = (value.detach().requires_grad_() for value in (below[layer], weights[layer], bias))
+        with torch.enable_grad():
+            made = convolve(values, weight, bias, kernel, stride)
+        passed = upstream.where(~(outputs[layer] <= 0), 0)
+        upstream, weight_gradient, bias_gradient = torch.autograd.grad(made, [values, weight, bias], passed)
+        weight_gradients[layer].copy_(weight_gradient)
+        bias_gradients[layer].copy_(bias_gradient)

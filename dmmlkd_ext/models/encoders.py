@@ -10,7 +10,13 @@ from typing import Protocol
 import torch
 
 from dmmlkd_ext.models.convolution import convolve
-from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
+from dmmlkd_ext.models.direct import (
+    PullBack,
+    convolve_layers_backward,
+    convolve_layers_forward,
+    linear_layers_backward,
+    linear_layers_forward,
+)
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import ParameterSpec
 
@@ -33,7 +39,10 @@ class Encoder(Protocol):
         """Return z [devices, samples, output_features] of inputs [devices, samples, *shape]."""
 
     def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
-        """Return z, and what writes the gradients of the encoder's parameters for a gradient of z."""
+        """Return the features [devices, samples, 2 d] that the projection makes of z, and what takes them back.
+
+        `weights` hold the projection too. What comes back writes the gradients of all of them.
+        """
 
 
 def rectifier_scale(fan_in: int) -> float:
@@ -84,17 +93,19 @@ class PerceptronEncoder:
         return linear(hidden, weights["weight2"], weights["bias2"]).relu()
 
     def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
-        """Return z, and what writes the gradients of the encoder's parameters for a gradient of z."""
-        hidden = linear_forward(inputs, weights["weight1"], weights["bias1"], rectify=True)
-        encoding = linear_forward(hidden, weights["weight2"], weights["bias2"], rectify=True)
+        """Return the features [devices, samples, 2 d] that the projection makes of z, and what takes them back.
+
+        `weights` hold the projection too. What comes back writes the gradients of all of them.
+        """
+        maps = [weights["weight1"], weights["weight2"], weights["projection"]]
+        outputs = linear_layers_forward(inputs, maps, [weights["bias1"], weights["bias2"]], rectified=2)
 
         def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            weight = weights["weight2"]
-            inner = linear_backward(hidden, weight, encoding, gradient, into["weight2"], into["bias2"])
-            first = weights["weight1"]
-            linear_backward(inputs, first, hidden, inner, into["weight1"], into["bias1"], with_input_gradient=False)
+            targets = [into["weight1"], into["weight2"], into["projection"]]
+            biases = [into["bias1"], into["bias2"]]
+            linear_layers_backward(gradient, inputs, maps, outputs, targets, biases, rectified=2)
 
-        return encoding, pull_back
+        return outputs[-1], pull_back
 
 
 @dataclass(frozen=True)
@@ -163,17 +174,42 @@ class ConvolutionalEncoder:
         return hidden.mean(2) if self.dimensions == 1 else hidden.flatten(2)
 
     def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
-        """Return z, and what writes the gradients of the encoder's parameters for a gradient of z."""
-        leaves = {name: weights[name].detach().requires_grad_() for name in self.parameters()}
-        with torch.enable_grad():
-            encoding = self.forward(leaves, inputs)
+        """Return the features [devices, samples, 2 d] that the projection makes of z, and what takes them back.
+
+        `weights` hold the projection too. What comes back writes the gradients of all of them.
+        """
+        layers = range(1, len(self.channels) + 1)
+        filters = [weights[f"weight{layer}"] for layer in layers]
+        biases = [weights[f"bias{layer}"] for layer in layers]
+        first = inputs.movedim(2, -1)
+        averaged, projection = self.dimensions == 1, [weights["projection"]]
+        outputs = convolve_layers_forward(first, filters, biases, self.kernel, self.stride, with_means=averaged)
+        encoding = outputs.pop() if averaged else outputs[-1].flatten(2)
+        features = linear_layers_forward(encoding, projection, [], rectified=0)
 
         def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            gradients = torch.autograd.grad(encoding, list(leaves.values()), gradient, retain_graph=True)
-            for name, value in zip(leaves, gradients, strict=True):
-                into[name].copy_(value)
+            target = [into["projection"]]
+            inner = linear_layers_backward(gradient, encoding, projection, features, target, [], 0, with_inputs=True)
+            convolve_layers_backward(
+                self._spread(inner),
+                first,
+                filters,
+                outputs,
+                [into[f"weight{layer}"] for layer in layers],
+                [into[f"bias{layer}"] for layer in layers],
+                self.kernel,
+                self.stride,
+            )
 
-        return encoding.detach(), pull_back
+        return features[0], pull_back
+
+    def _spread(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the last layer for one of z; an average's is the same at all times, so a view."""
+        space = self.spaces[-1]
+        if self.dimensions == 1:
+            return (gradient / space[0]).unsqueeze(2).expand(-1, -1, *space, -1)
+        spread: torch.Tensor = gradient.unflatten(2, (*space, self.channels[-1]))
+        return spread
 
 
 def make_encoder(shape: tuple[int, ...], hidden_width: int) -> Encoder:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import one_hot
 
-from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
+from dmmlkd_ext.models.direct import PullBack, linear_layers_backward, linear_layers_forward
 from dmmlkd_ext.models.encoders import rectifier_scale
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
@@ -62,15 +62,14 @@ class FeatureGenerator:
     ) -> tuple[torch.Tensor, PullBack]:
         """Return what `forward` returns, and what writes the gradients of the parameters for a gradient of it."""
         inputs = self._inputs(weights, noise, labels)
-        hidden = linear_forward(inputs, weights["weight1"], weights["bias1"], rectify=True)
-        features = linear_forward(hidden, weights["weight2"], weights["bias2"])
+        maps, biases = [weights["weight1"], weights["weight2"]], [weights["bias1"], weights["bias2"]]
+        outputs = linear_layers_forward(inputs, maps, biases, rectified=1)
 
         def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            second, first = weights["weight2"], weights["weight1"]
-            inner = linear_backward(hidden, second, None, gradient, into["weight2"], into["bias2"])
-            linear_backward(inputs, first, hidden, inner, into["weight1"], into["bias1"], with_input_gradient=False)
+            targets, bias_targets = [into["weight1"], into["weight2"]], [into["bias1"], into["bias2"]]
+            linear_layers_backward(gradient, inputs, maps, outputs, targets, bias_targets, rectified=1)
 
-        return features, pull_back
+        return outputs[-1], pull_back
 
     def _inputs(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         inputs = torch.cat([noise, one_hot(labels, self.num_classes).to(noise.dtype)], 1)

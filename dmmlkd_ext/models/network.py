@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmmlkd_ext.models.direct import PullBack, linear_backward, linear_forward
+from dmmlkd_ext.models.direct import PullBack
 from dmmlkd_ext.models.encoders import Encoder, make_encoder
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
@@ -113,11 +113,4 @@ class MultiModalNetwork:
         Returns:
             [devices, samples, 2 d], the common feature, then the specific one; and the function.
         """
-        encoding, encoder_pull_back = self.encoders[modality].trace(weights, inputs)
-        features = linear_forward(encoding, weights["projection"])
-
-        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            inner = linear_backward(encoding, weights["projection"], None, gradient, into["projection"])
-            encoder_pull_back(inner, into)
-
-        return features, pull_back
+        return self.encoders[modality].trace(weights, inputs)

@@ -10,6 +10,7 @@ import torch
 
 from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.seeding import torch_generator
+from dmmlkd_ext.training.gather import gather_samples
 from dmmlkd_ext.training.modulation import NOISE_TABLE, GradientNoise
 
 DRAWN_DEVICES = 2**16
@@ -41,14 +42,9 @@ class RoundBatches:
     def features(self, iteration: int, modality: str, devices: torch.Tensor) -> torch.Tensor:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
         column = list(self._split.features).index(modality)
-        indices = self._indices[iteration, devices]
-        rows: torch.Tensor = self._split.features[modality].index_select(0, indices.flatten())  # copies whole rows
-        values: torch.Tensor = rows.unflatten(0, indices.shape)
-        if self._noise is None:
-            return values
-        windows = self._noise.unfold(0, values.shape[1:].numel(), 1)
-        noise = windows[self._offsets[iteration, column, devices] % len(windows)]
-        return values + noise.view_as(values)
+        offsets = None if self._noise is None else self._offsets[iteration, column]
+        values = self._split.features[modality]
+        return gather_samples(values, self._indices[iteration], devices, self._noise, offsets)
 
 
 class BatchSampler:

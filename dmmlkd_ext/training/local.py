@@ -19,6 +19,7 @@ from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.modulation import competing, ogm_coefficients, ogm_gradient, pareto_gradient, unimodal_loss
 from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, differentiate, objective
+from dmmlkd_ext.training.optimizer import StepRows, StepSettings, sgd_step
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.rows import TrainedRows, WorkingRows
 
@@ -117,17 +118,17 @@ class Members:
         active: bool [devices, modalities].
         shared: the rows of the shared block, of all devices that train.
         modalities: the rows of each modality that trains.
-        columns: the numbers of those modalities.
         positions: for each of them, which rows of `shared` its devices are.
-        counted: bool [devices that train, 1, modalities that train].
+        counted: bool [devices that train, 1, modalities].
+        steps: what the optimizer updates, of all blocks.
     """
 
     active: BoolArray
     shared: TrainedRows
     modalities: dict[str, TrainedRows]
-    columns: list[int]
     positions: list[torch.Tensor]
     counted: torch.Tensor
+    steps: list[StepRows]
 
     @classmethod
     def of(cls, population: Population, working: dict[str, WorkingRows], active: BoolArray) -> Members:
@@ -135,16 +136,20 @@ class Members:
         shared = working[SHARED].of(np.flatnonzero(active.any(axis=1)))
         # All of them: kernels may sum in another order for another number of modalities, and on another rank, or in
         # another chunk, other devices train beside this one.
-        columns = list(range(active.shape[1]))
-        names = [population.network.modalities[column] for column in columns]
         modalities = {
             name: working[name].of(np.flatnonzero(active[:, column]))
-            for name, column in zip(names, columns, strict=True)
+            for column, name in enumerate(population.network.modalities)
         }
         place = _places(shared.devices, len(active))
         positions = [torch.from_numpy(place[rows.devices]) for rows in modalities.values()]
         counted = torch.from_numpy(active[shared.devices]).unsqueeze(1)
-        return cls(active, shared, modalities, columns, positions, counted)
+        steps = [
+            StepRows(rows.parameters, rows.momentum, rows.gradient, position)
+            for rows, position in zip(
+                (shared, *modalities.values()), (torch.arange(len(shared.devices)), *positions), strict=True
+            )
+        ]
+        return cls(active, shared, modalities, positions, counted, steps)
 
     def are(self, active: BoolArray) -> bool:
         """Whether these are still the ones, and their rows still valid."""
@@ -198,7 +203,7 @@ def _forward(
             waiting_logits, waiting_count = _forward_waiting(training, working, iteration, shared, waiting)
     batch = BatchFeatures(
         labels=batches.labels(iteration, shared.index),
-        present=batches.present(iteration, shared.index)[:, :, members.columns] & members.counted,
+        present=batches.present(iteration, shared.index) & members.counted,
         features=[features for features, _ in traces],
         heads=[rows.weights["head"] for rows in members.modalities.values()],
         positions=members.positions,
@@ -269,7 +274,7 @@ def _modulate(
         coefficients = ogm_coefficients(outputs, strength)
         for column, (layout, rows, position) in enumerate(blocks):
             own, width = coefficients[position, column], rows.gradient.shape[1]
-            noise = training.batches.gradient_noise.rows(iteration, members.columns[column], rows.index, width)
+            noise = training.batches.gradient_noise.rows(iteration, column, rows.index, width)
             rows.gradient.copy_(ogm_gradient(layout, rows.gradient, own, competes[position], noise))
     if modulation == "mmpareto":
         joint = [rows.gradient.clone() for rows in members.blocks]
@@ -283,12 +288,9 @@ def _modulate(
 
 
 def _step(training: Training, members: Members) -> None:
-    """Clip each device's gradient by its norm over all of its blocks, then update."""
-    config, modalities = training.config, members.modalities.values()
-    squares = torch.linalg.vector_norm(members.shared.gradient, dim=1).square()
-    for rows, position in zip(modalities, members.positions, strict=True):
-        squares.index_add_(0, position, torch.linalg.vector_norm(rows.gradient, dim=1).square())
-    scale = (config.clip_norm / (squares.sqrt() + 1e-6)).clamp_max(1)
-    members.shared.step(scale, training.learning_rate, config)
-    for rows, position in zip(modalities, members.positions, strict=True):
-        rows.step(scale[position], training.learning_rate, config)
+    """Take one step of the optimizer on all blocks."""
+    config = training.config
+    settings = StepSettings(config.clip_norm, training.learning_rate, config.momentum, config.weight_decay)
+    sgd_step(members.steps, len(members.shared.devices), settings)
+    for rows in members.blocks:
+        rows.store()

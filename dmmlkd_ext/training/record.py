@@ -107,7 +107,10 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
 
 
 def _values(array: FloatArray) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in array]
+    values: list[float | None] = np.asarray(array, dtype=np.float64).tolist()
+    for index in np.flatnonzero(~np.isfinite(array)):
+        values[index] = None
+    return values
 
 
 def _quality(quality: GeneratorQuality) -> dict[str, list[float | None]]:

@@ -7,8 +7,6 @@ import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.models.layout import BlockLayout
-from dmmlkd_ext.training.config import TrainingConfig
-from dmmlkd_ext.training.optimizer import sgd_step
 from dmmlkd_ext.training.population import Block
 
 IntArray = npt.NDArray[np.int64]
@@ -58,6 +56,7 @@ class TrainedRows:
         devices: whose rows they are, int64 [rows].
         index: the same, as a tensor.
         parameters: [rows, parameters].
+        momentum: likewise.
         gradient: likewise, to be written.
         weights: views of `parameters`, each [rows, *shape].
         gradients: views of `gradient`.
@@ -69,6 +68,7 @@ class TrainedRows:
         self._place = None if number == 0 or place[-1] == number - 1 else torch.from_numpy(place)
         self.index = torch.from_numpy(self.devices)
         self.parameters = whole.parameters[:number] if self._place is None else whole.parameters[self._place]
+        self.momentum = whole.momentum[:number] if self._place is None else whole.momentum[self._place]
         self.gradient = whole.gradient[:number]
         self.weights = whole.layout.views(self.parameters)
         self.gradients = whole.layout.views(self.gradient)
@@ -83,11 +83,8 @@ class TrainedRows:
         block = self._whole.block
         return block.start[block.rows_of(self.devices)]
 
-    def step(self, scale: torch.Tensor, rate: float, config: TrainingConfig) -> None:
-        """Apply SGD with momentum and weight decay, the gradient of each row being scaled."""
-        whole, place = self._whole, self._place
-        momentum = whole.momentum[: len(self.devices)] if place is None else whole.momentum[place]
-        sgd_step(self.parameters, momentum, self.gradient, scale, rate, config.momentum, config.weight_decay)
-        if place is not None:
-            whole.parameters[place] = self.parameters
-            whole.momentum[place] = momentum
+    def store(self) -> None:
+        """Put what a step has made of the rows among the working rows, where they are not a part of those."""
+        if self._place is not None:
+            self._whole.parameters[self._place] = self.parameters
+            self._whole.momentum[self._place] = self.momentum

@@ -80,7 +80,8 @@ def test_every_method_equals_the_loop(float64, name, missing):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_equals_the_loop_in_single_precision(name):
-    compare(METHODS[name], missing=0.3, energy=SCARCE, tolerance={"rtol": 1e-4, "atol": 1e-5})
+    # A rectifier within rounding of its kink opens in one and not in the other: that moves a weight by some 1e-5.
+    compare(METHODS[name], missing=0.3, energy=SCARCE, tolerance={"rtol": 1e-4, "atol": 1e-4})
 
 
 @pytest.mark.parametrize("name", ["dmml", "dmml-kd", "dmml-kd-tb"])

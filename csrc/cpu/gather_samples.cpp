@@ -1,0 +1,85 @@
+// gather_samples on CPU tensors: the batches of all devices in one pass, with their noise.
+//
+// Samples lie anywhere in the data, so that the time goes to waiting for them: the next ones are asked for
+// while one is copied.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "../checks.h"
+#include "recycle.h"
+
+namespace dmmlkd {
+namespace {
+
+constexpr int64_t asked_bytes = 2048;    // of the samples asked for beforehand: what a core waits for at once
+constexpr int64_t grain_values = 32768;  // worth a thread
+
+template <class T>
+void ask_for(const T* sample, int64_t size) {
+  for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(sample + i);
+}
+
+template <class T>
+void copy(const T* __restrict sample, const T* __restrict noise, int64_t size, T* __restrict out) {
+  if (noise)
+    for (int64_t i = 0; i < size; ++i) out[i] = sample[i] + noise[i];
+  else
+    std::memcpy(out, sample, static_cast<size_t>(size) * sizeof(T));
+}
+
+// Contiguous tensors; noise and offsets are null where none is added.
+template <class T>
+void gather(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& devices, const T* noise,
+            int64_t places, const int64_t* offsets, const at::Tensor& out) {
+  const int64_t batch = indices.size(1), samples = out.size(0) * batch, size = out.numel() / samples;
+  const T* source = values.const_data_ptr<T>();
+  const int64_t *index = indices.const_data_ptr<int64_t>(), *device = devices.const_data_ptr<int64_t>();
+  T* target = out.mutable_data_ptr<T>();
+  const auto sample = [&](int64_t i) { return source + index[device[i / batch] * batch + i % batch] * size; };
+  const int64_t ahead = 1 + asked_bytes / std::max<int64_t>(64, size * static_cast<int64_t>(sizeof(T)));
+  const int64_t grain = std::max<int64_t>(1, grain_values / std::max<int64_t>(1, size));
+  at::parallel_for(0, samples, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + ahead < end) ask_for(sample(i + ahead), size);
+      const T* own = noise ? noise + offsets[device[i / batch]] % places + i % batch * size : nullptr;
+      copy(sample(i), own, size, target + i * size);
+    }
+  });
+}
+
+at::Tensor gather_samples(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& devices,
+                          const std::optional<at::Tensor>& noise, const std::optional<at::Tensor>& offsets) {
+  check_gather_samples(values, indices, devices, noise, offsets);
+  const at::Tensor source = values.contiguous(), all = indices.contiguous(), rows = devices.contiguous();
+  check_range("gather_samples", "devices", rows, indices.size(0));
+  std::vector<int64_t> shape = {devices.size(0), indices.size(1)};
+  shape.insert(shape.end(), values.sizes().begin() + 1, values.sizes().end());
+  const at::Tensor out = recycled_empty(shape, values.options());
+  if (out.numel() == 0) return out;
+  const at::Tensor table = noise ? noise->contiguous() : at::Tensor(),
+                   begins = noise ? offsets->contiguous() : at::Tensor();
+  const int64_t places = noise ? noise->size(0) - out[0].numel() + 1 : 1;
+  const int64_t* offset = noise ? begins.const_data_ptr<int64_t>() : nullptr;
+  for (int64_t row = 0; row < rows.numel(); ++row) {  // of the devices that are read alone
+    const int64_t device = rows.const_data_ptr<int64_t>()[row], batch = all.size(1);
+    check_range("gather_samples", "indices", all.const_data_ptr<int64_t>() + device * batch, batch,
+                values.size(0));
+    if (noise)
+      check_range("gather_samples", "offsets", offset + device, 1, std::numeric_limits<int64_t>::max());
+  }
+  if (values.scalar_type() == at::kDouble)
+    gather<double>(source, all, rows, noise ? table.const_data_ptr<double>() : nullptr, places, offset, out);
+  else
+    gather<float>(source, all, rows, noise ? table.const_data_ptr<float>() : nullptr, places, offset, out);
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("gather_samples", gather_samples); }
+
+}  // namespace dmmlkd
