@@ -20,6 +20,7 @@ void run(const GossipColumns<float16_bits, float>& g) { kernels().gossip_float16
 
 // Norms are summed in float32 within a chunk of columns and in float64, in order, over the chunks.
 constexpr int64_t chunk_columns = 8192;
+constexpr int64_t cache_bytes = 16 << 20;
 
 template <class T, class A>
 at::Tensor mix(const at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
@@ -30,6 +31,7 @@ at::Tensor mix(const at::Tensor& local, const at::Tensor& row_pointers, const at
   g.row_pointers = row_pointers.const_data_ptr<int64_t>(), g.columns = columns.const_data_ptr<int64_t>();
   g.values = values.const_data_ptr<A>(), g.rows_in = local.size(0), g.rows_out = out.size(0);
   const int64_t chunks = (end - begin + chunk_columns - 1) / chunk_columns, rows = g.rows_out;
+  g.past_cache = rows * (end - begin) * static_cast<int64_t>(sizeof(T)) > cache_bytes;
   std::vector<double> norms(measure ? chunks * 2 * rows : 0);
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     const Scratch<A> scratch(gossip_scratch(g.rows_in, rows));

@@ -1,7 +1,8 @@
 // out = weights * local over a range of columns, with the two squared norms of the parameter variation.
 //
 // The limit is memory: each value of local, of the old out (when it is measured) and of the new out moves
-// once. So columns are taken in tiles of 64: a tile of all rows stays in the first-level cache while each row
+// once. An out that is not measured and larger than the cache is written past it, so that it is not fetched
+// first. Columns are taken in tiles of 64: a tile of all rows stays in the first-level cache while each row
 // of it is read once a neighbour, and the next tile is fetched meanwhile.
 
 inline float to_float(bfloat16_bits value) {
@@ -70,7 +71,7 @@ inline void measure_row(const A* local, const A* start, int64_t count, Vector<A>
 }
 
 // One row of a tile of exactly 64 columns, in registers.
-template <class A>
+template <class A, bool past_cache = false>
 inline void mix_row(const A* tile, int64_t stride, const int64_t* columns, const A* values, int64_t count,
                     A* out) {
   constexpr int width = Simd<A>::width, vectors = gossip_tile / width, half = vectors > 8 ? 8 : vectors;
@@ -83,30 +84,35 @@ inline void mix_row(const A* tile, int64_t stride, const int64_t* columns, const
       for (int v = 0; v < half; ++v) sums[v] += weight * load(source + v * width);
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < half; ++v) store(out + (begin + v) * width, sums[v]);
+    for (int v = 0; v < half; ++v) {
+      if constexpr (past_cache)
+        store_past_cache(out + (begin + v) * width, sums[v]);
+      else
+        store(out + (begin + v) * width, sums[v]);
+    }
   }
 }
 
-template <class T>
+template <class T, bool past_cache>
 inline void prefetch_tile(const GossipColumns<T, T>& g, int64_t row, int64_t column) {
   for (int64_t i = 0; i < gossip_tile; i += 64 / int64_t(sizeof(T))) {
     __builtin_prefetch(g.local + row * g.local_stride + column + i, 0, 2);
-    __builtin_prefetch(g.out + row * g.out_stride + column + i, 1, 2);
+    if constexpr (!past_cache) __builtin_prefetch(g.out + row * g.out_stride + column + i, 1, 2);
   }
 }
 
 // A whole tile in the kernel's own type: read and written in place, nothing staged.
-template <class T>
+template <class T, bool past_cache>
 inline void mix_whole_tile(const GossipColumns<T, T>& g, int64_t column, Vector<T>* norms) {
   constexpr int64_t ahead = 4 * gossip_tile;
   const bool more = column + ahead + gossip_tile <= g.end;
   for (int64_t row = 0; row < g.rows_out; ++row) {
-    if (more && row < g.rows_in) prefetch_tile(g, row, column + ahead);
+    if (more && row < g.rows_in) prefetch_tile<T, past_cache>(g, row, column + ahead);
     T* out = g.out + row * g.out_stride + column;
     if (norms) measure_row<T>(g.local + row * g.local_stride + column, out, gossip_tile, norms + 2 * row);
     const int64_t first = g.row_pointers[row];
-    mix_row<T>(g.local + column, g.local_stride, g.columns + first, g.values + first,
-               g.row_pointers[row + 1] - first, out);
+    mix_row<T, past_cache>(g.local + column, g.local_stride, g.columns + first, g.values + first,
+                           g.row_pointers[row + 1] - first, out);
   }
 }
 
@@ -136,10 +142,19 @@ inline void mix_staged_tile(const GossipColumns<T, A>& g, int64_t column, int64_
 }
 
 template <class T>
+inline bool rows_are_aligned(const T* rows, int64_t stride, int64_t column) {
+  return reinterpret_cast<uintptr_t>(rows + column) % 64 == 0 && stride * int64_t(sizeof(T)) % 64 == 0;
+}
+
+template <class T>
 inline int64_t mix_whole_tiles(const GossipColumns<T, T>& g, Vector<T>* norms) {
   int64_t column = g.begin;
   if (g.local == g.out) return column;
-  for (; column + gossip_tile <= g.end; column += gossip_tile) mix_whole_tile(g, column, norms);
+  if (g.past_cache && !norms && rows_are_aligned(g.out, g.out_stride, column)) {
+    for (; column + gossip_tile <= g.end; column += gossip_tile) mix_whole_tile<T, true>(g, column, norms);
+    finish_stores_past_cache();
+  }
+  for (; column + gossip_tile <= g.end; column += gossip_tile) mix_whole_tile<T, false>(g, column, norms);
   return column;
 }
 template <class T, class A>

@@ -83,6 +83,19 @@ def test_mixing_and_norms_match_the_oracle(columns, dtype, measure, implementati
     torch.testing.assert_close(result.start, before.square().sum(1), rtol=1e-6, atol=0)
 
 
+# Above 16 MiB whole aligned tiles are written past the cache: rows at whole lines, rows that are not, and a start
+# between two lines.
+@pytest.mark.parametrize(("columns", "begin"), [(131_072, 0), (131_079, 0), (131_072, 16), (131_072, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_mix_that_does_not_fit_the_cache(columns, begin, dtype, instruction_set):
+    local, out = random_rows(34, columns, 0, dtype), random_rows(34, columns, 1, dtype)
+    weights, before = doubly_stochastic(34, dtype=dtype), out.clone()
+    gossip_mix(local, weights, out, columns=(begin, columns))
+    assert torch.equal(out[:, :begin], before[:, :begin])
+    expected = gossip_mix_reference(local, weights)
+    torch.testing.assert_close(out[:, begin:], expected[:, begin:], rtol=rounding(dtype), atol=4 * rounding(dtype))
+
+
 @pytest.mark.parametrize("devices", [1, 2, 17, 50])
 @pytest.mark.parametrize("columns", [65, 8193])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
