@@ -7,6 +7,10 @@
 #include <mutex>
 #include <new>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace dmmlkd {
 namespace {
 
@@ -16,7 +20,24 @@ struct alignas(alignment) Header {
   size_t bytes;  // of the block behind it
 };
 
-void release(Header* header) { ::operator delete(header, std::align_val_t{alignment}); }
+// Blocks too large to be kept are new each time: in pages of 2 MiB they have 512 times fewer page faults.
+constexpr size_t large_page = 2 << 20;
+std::align_val_t alignment_of(size_t bytes) {
+  return std::align_val_t{bytes > most_kept ? large_page : alignment};
+}
+
+Header* allocate(size_t bytes) {
+  void* block = ::operator new(sizeof(Header) + bytes, alignment_of(bytes));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes > most_kept)
+    madvise(block, sizeof(Header) + bytes, MADV_HUGEPAGE);  // a wish: failure is harmless
+#endif
+  Header* header = static_cast<Header*>(block);
+  header->bytes = bytes;
+  return header;
+}
+
+void release(Header* header) { ::operator delete(header, alignment_of(header->bytes)); }
 
 class Kept {
  public:
@@ -82,8 +103,7 @@ void* take_block(size_t bytes) {
   Header* header = bytes >= smallest ? kept().take(bytes) : nullptr;
   if (!header) {
     const size_t rounded = bytes >= smallest ? (bytes + page - 1) / page * page : bytes;
-    header = static_cast<Header*>(::operator new(sizeof(Header) + rounded, std::align_val_t{alignment}));
-    header->bytes = rounded;
+    header = allocate(rounded);
   }
   return header + 1;
 }

@@ -114,6 +114,15 @@ def test_gradients_that_live_at_once_do_not_share_memory():
             torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-8)
 
 
+@native_only
+def test_a_gradient_too_large_to_be_kept():
+    logits = random_logits((300, 2, 10)).repeat(3000, 1, 1)  # 72 MB
+    loss, gradient = torch.ops.dmmlkd.pairwise_kl_forward(logits, None, 2, True)
+    part_loss, part = torch.ops.dmmlkd.pairwise_kl_forward(logits[:300], None, 2, True)
+    torch.testing.assert_close(loss, 3000 * part_loss)
+    assert torch.equal(gradient.view(3000, *part.shape), part.expand(3000, *part.shape))
+
+
 @pytest.mark.parametrize("classes", [3, 10, 300])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_extreme_logits_stay_finite(implementation, classes, instruction_set):
