@@ -98,4 +98,4 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 
 $(VENV)/.built: $(BUILD_INPUTS) $(VENV)/.torch | $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) setup.py --quiet build_ext --inplace
-	touch $@
+	test -e dmmlkd_ext/_not_built.txt || touch $@ # else the next call tries again

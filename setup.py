@@ -66,7 +66,8 @@ def build_command() -> type:
             super().__init__(*arguments, **settings)
 
         def run(self) -> None:
-            package = Path(self.get_ext_fullpath("dmmlkd_ext._C")).parent
+            extension = Path(self.get_ext_fullpath("dmmlkd_ext._C"))
+            package = extension.parent
             (package / UNBUILT).unlink(missing_ok=True)
             try:
                 super().run()
@@ -75,6 +76,7 @@ def build_command() -> type:
                 if WANTED != "auto":
                     raise
                 package.mkdir(parents=True, exist_ok=True)
+                extension.unlink(missing_ok=True)  # of older sources
                 notice(package, f"the build failed ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
 
         def build_cuda(self) -> None:
