@@ -1,0 +1,140 @@
+"""The operators of the training loop, each against the operations of torch that stand in for it.
+
+Sizes are those of the datasets: a chunk of devices trains, whose parameters fit the cache. Products take
+2 * samples * in * out operations forward, as many for the gradient of a weight and as many for that of its inputs.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dmmlkd_ext.models import direct
+from dmmlkd_ext.training.gather import gather_samples, gather_samples_reference
+from dmmlkd_ext.training.losses import TERMS
+from dmmlkd_ext.training.methods import LossWeights
+from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, objective, objective_reference
+from dmmlkd_ext.training.optimizer import StepRows, StepSettings, sgd_step, sgd_step_reference
+from tests.benchmarks.paired import interleave
+
+BATCH, WIDTH, CLASSES = 32, 32, 10
+
+
+@pytest.fixture(autouse=True)
+def one_thread(keep_threads):
+    torch.set_num_threads(1)
+
+
+def compare(benchmark, results, operator: str, case: str, functions, operations: float = 0) -> None:
+    """Keep the row of an operator; one that is slower than what stands in for it is a bug."""
+    left, right = torch.randn(2, 512, 512).unbind(0)
+    limit = "limit: operations at the rate of torch.mm"
+    times = interleave(functions | ({limit: lambda: torch.mm(left, right)} if operations else {}))
+    if operations:
+        times[limit] = [seconds * operations / (2 * 512**3) for seconds in times[limit]]
+    benchmark.extra_info.update(results.add(operator, case, "training", times, {"reference": 1.0}))
+    benchmark.pedantic(functions["native"], rounds=3)
+
+
+@pytest.mark.parametrize(("devices", "inputs"), [(13, 216), (13, 6), (40, 64)])
+def test_linear_layers(benchmark, results, devices, inputs):
+    widths = (inputs, 64, 64, 2 * WIDTH)
+    weights = [torch.randn(devices, *pair) / 8 for pair in pairwise(widths)]
+    biases = [torch.randn(devices, 64) for _ in range(2)]
+    values, upstream = torch.randn(devices, BATCH, inputs), torch.randn(devices, BATCH, 2 * WIDTH)
+    into = [torch.empty_like(value) for value in weights], [torch.empty_like(value) for value in biases]
+
+    def both(forward, backward):
+        def run():
+            outputs = forward(values, weights, biases, 2)
+            backward(upstream, values, weights, outputs, *into, 2)
+
+        return run
+
+    functions = {
+        "native": both(direct.linear_layers_forward, direct.linear_layers_backward),
+        "reference": both(direct.linear_layers_forward_reference, direct.linear_layers_backward_reference),
+    }
+    products = sum(fan_in * out for fan_in, out in pairwise(widths))
+    operations = 2 * devices * BATCH * (3 * products - inputs * 64)
+    compare(benchmark, results, "linear_layers", f"{devices} devices, {inputs} inputs", functions, operations)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "space", "kernel", "channels"),
+    [
+        ("watch", 70, (128,), 5, (3, 16, 32)),
+        ("image", 20, (28, 28), 3, (1, 8, 16, 32)),
+        ("audio", 20, (32, 32), 3, (1, 8, 16, 32)),
+    ],
+)
+def test_convolve_layers(benchmark, results, name, devices, space, kernel, channels):
+    window = kernel ** len(space)
+    weights = [torch.randn(devices, window * fan_in, out) / 8 for fan_in, out in pairwise(channels)]
+    biases = [torch.randn(devices, out) for out in channels[1:]]
+    values = torch.randn(devices, 16, channels[0], *space).movedim(2, -1)
+    outputs = direct.convolve_layers_forward(values, weights, biases, kernel, 2)
+    into = [torch.empty_like(value) for value in weights], [torch.empty_like(value) for value in biases]
+    upstream = torch.randn(outputs[-1].shape)
+    positions = [made[0, 0, ..., 0].numel() for made in outputs]
+    macs = [place * weight.shape[1] * weight.shape[2] for place, weight in zip(positions, weights, strict=True)]
+
+    def both(forward, backward):
+        def run():
+            made = forward(values, weights, biases, kernel, 2)
+            backward(upstream, values, weights, made, *into, kernel, 2)
+
+        return run
+
+    functions = {
+        "native": both(direct.convolve_layers_forward, direct.convolve_layers_backward),
+        "reference": both(direct.convolve_layers_forward_reference, direct.convolve_layers_backward_reference),
+    }
+    compare(benchmark, results, "convolve_layers", name, functions, 2 * devices * 16 * (3 * sum(macs) - macs[0]))
+
+
+@pytest.mark.parametrize(("devices", "modalities"), [(20, 6), (70, 2)])
+def test_objective(benchmark, results, devices, modalities):
+    rows = [torch.arange(devices)] * modalities
+    batch = BatchFeatures(
+        labels=torch.randint(CLASSES, (devices, BATCH)),
+        present=torch.rand(devices, BATCH, modalities) < 0.8,
+        features=[torch.randn(devices, BATCH, 2 * WIDTH) for _ in rows],
+        heads=[torch.randn(devices, WIDTH, CLASSES) for _ in rows],
+        positions=rows,
+        shared_head=torch.randn(devices, WIDTH, CLASSES),
+    )
+    into = HeadGradients([torch.empty_like(head) for head in batch.heads], torch.empty_like(batch.shared_head))
+    weights = LossWeights(**dict.fromkeys(TERMS[1:], 0.5))
+    functions = {
+        "native": lambda: objective(batch, weights, None, into),
+        "reference": lambda: objective_reference(batch, weights, None, into),
+    }
+    compare(benchmark, results, "objective", f"{devices} devices, {modalities} modalities", functions)
+
+
+@pytest.mark.parametrize(("devices", "columns"), [(20, (320, 22_464, 13_504, 9_024)), (70, (320, 5_120, 5_120))])
+def test_sgd_step(benchmark, results, devices, columns):
+    blocks = [StepRows(*torch.randn(3, devices, width) / 100, torch.arange(devices)) for width in columns]
+    settings = StepSettings(clip_norm=1.0, learning_rate=1e-3, momentum=0.9, weight_decay=1e-4)
+    functions = {
+        "native": lambda: sgd_step(blocks, devices, settings),
+        "reference": lambda: sgd_step_reference(blocks, devices, settings),
+    }
+    compare(benchmark, results, "sgd_step", f"{devices} devices, {sum(columns)} parameters", functions)
+
+
+@pytest.mark.parametrize(("devices", "shape"), [(13, (216,)), (70, (3, 128)), (20, (1, 28, 28))])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_gather_samples(benchmark, results, devices, shape, noisy):
+    values, indices = torch.randn(4000, *shape), torch.randint(4000, (100, 16))
+    table = (torch.randn(10**6), torch.randint(10**5, (100,))) if noisy else (None, None)
+    arguments = values, indices, torch.randperm(100)[:devices], *table
+    functions = {
+        "native": lambda: gather_samples(*arguments),
+        "reference": lambda: gather_samples_reference(*arguments),
+    }
+    case = f"{devices} devices, {list(shape)}{', noise' if noisy else ''}"
+    compare(benchmark, results, "gather_samples", case, functions)
