@@ -25,6 +25,8 @@ _MARKS = {
     "torch.mm": ("#009E73", "^"),
     "loop over state_dicts": ("#D55E00", "v"),
     "loop over devices": ("#882255", "<"),
+    "loop of the reference over devices": ("#56B4E9", ">"),
+    "loop over pairs": ("#999933", "X"),
 }
 _OTHER = ("#7F7F7F", "P")
 

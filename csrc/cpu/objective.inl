@@ -36,7 +36,7 @@ template <class T>
 inline Vector<T> at_labels(const Vector<T>* values, const Integers<T>& labels, int64_t classes) {
   Vector<T> found{};
   for (int64_t i = 0; i < classes; ++i) {
-    const Integers<T> here = labels == static_cast<decltype(labels[0] + 0)>(i);
+    const Integers<T> here = labels == static_cast<Integer<T>>(i);
     found = here ? values[i] : found;
   }
   return found;
@@ -143,9 +143,8 @@ struct Objective {
       number -= bits;
     }
     for (int64_t lane = 0; lane < samples; ++lane) {
-      labels[lane] = static_cast<decltype(labels[0] + 0)>(o.labels[begin + lane]);
-      if (o.waiting_count)
-        waiting[lane] = static_cast<decltype(labels[0] + 0)>(o.waiting_count[begin + lane]);
+      labels[lane] = static_cast<Integer<T>>(o.labels[begin + lane]);
+      if (o.waiting_count) waiting[lane] = static_cast<Integer<T>>(o.waiting_count[begin + lane]);
       if (targets) known[lane] = o.known[begin + lane] ? -1 : 0;
     }
     const V ones = splat(T(1));
@@ -156,7 +155,7 @@ struct Objective {
 
   // What a cross-entropy's gradient is but for its factor.
   V less_label(V probability, int64_t label) const {
-    return labels == static_cast<decltype(labels[0] + 0)>(label) ? probability - T(1) : probability;
+    return labels == static_cast<Integer<T>>(label) ? probability - T(1) : probability;
   }
 
   // Cross-entropy of the mean of all logits of the modalities that are there. Its gradient for each of them
@@ -252,7 +251,7 @@ struct Objective {
       labels = I{};
       for (int64_t lane = 0; lane < width && begin + lane < o.rehearsed; ++lane) {
         known[lane] = o.rehearsal_known[begin + lane] ? -1 : 0;
-        labels[lane] = static_cast<decltype(labels[0] + 0)>(o.rehearsal_labels[begin + lane]);
+        labels[lane] = static_cast<Integer<T>>(o.rehearsal_labels[begin + lane]);
       }
       for (int64_t i = 0; i < o.classes; ++i) total[i] = load(logits.data + i * logits.stride + begin);
       const V sum = softmax_lanes<T>(total, o.classes, powers);

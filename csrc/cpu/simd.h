@@ -11,7 +11,8 @@ struct Simd<float> {
   static constexpr int width = DMMLKD_VECTOR_BYTES / 4;
   typedef float Vector __attribute__((vector_size(DMMLKD_VECTOR_BYTES)));
   typedef float Unaligned __attribute__((vector_size(DMMLKD_VECTOR_BYTES), aligned(4), may_alias));
-  typedef int Integers __attribute__((vector_size(DMMLKD_VECTOR_BYTES)));
+  typedef int Integer;
+  typedef Integer Integers __attribute__((vector_size(DMMLKD_VECTOR_BYTES)));
 };
 
 template <>
@@ -19,11 +20,14 @@ struct Simd<double> {
   static constexpr int width = DMMLKD_VECTOR_BYTES / 8;
   typedef double Vector __attribute__((vector_size(DMMLKD_VECTOR_BYTES)));
   typedef double Unaligned __attribute__((vector_size(DMMLKD_VECTOR_BYTES), aligned(8), may_alias));
-  typedef long long Integers __attribute__((vector_size(DMMLKD_VECTOR_BYTES)));
+  typedef long long Integer;
+  typedef Integer Integers __attribute__((vector_size(DMMLKD_VECTOR_BYTES)));
 };
 
 template <class T>
 using Vector = typename Simd<T>::Vector;
+template <class T>
+using Integer = typename Simd<T>::Integer;
 template <class T>
 using Integers = typename Simd<T>::Integers;
 
@@ -157,7 +161,7 @@ inline Vector<T> logarithm_from_1(Vector<T> x) {
   constexpr int mantissa = single ? 23 : 52, terms = single ? 5 : 11;
   constexpr int64_t root_half = single ? 0x3f3504f3 : 0x3fe6a09e667f3bcd;  // bits of sqrt(1/2)
   const Integers<T> bits = reinterpret_cast<Integers<T>>(x);
-  const Integers<T> exponent = (bits - static_cast<decltype(bits[0] + 0)>(root_half)) >> mantissa;
+  const Integers<T> exponent = (bits - static_cast<Integer<T>>(root_half)) >> mantissa;
   const Vector<T> m = reinterpret_cast<Vector<T>>(bits - (exponent << mantissa));
   const Vector<T> s = (m - T(1)) / (m + T(1)), square = s * s;
   Vector<T> series = splat(T(1) / T(2 * terms - 1));
