@@ -11,6 +11,7 @@ import torch
 
 from dmmlkd_ext.models.convolution import convolve
 from dmmlkd_ext.models.direct import (
+    Layers,
     PullBack,
     convolve_layers_backward,
     convolve_layers_forward,
@@ -97,15 +98,17 @@ class PerceptronEncoder:
 
         `weights` hold the projection too. What comes back writes the gradients of all of them.
         """
-        maps = [weights["weight1"], weights["weight2"], weights["projection"]]
-        outputs = linear_layers_forward(inputs, maps, [weights["bias1"], weights["bias2"]], rectified=2)
+        layers = self._layers(weights)
+        outputs = linear_layers_forward(inputs, layers, rectified=2)
 
         def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            targets = [into["weight1"], into["weight2"], into["projection"]]
-            biases = [into["bias1"], into["bias2"]]
-            linear_layers_backward(gradient, inputs, maps, outputs, targets, biases, rectified=2)
+            linear_layers_backward(gradient, inputs, layers, outputs, self._layers(into), rectified=2)
 
         return outputs[-1], pull_back
+
+    def _layers(self, values: Mapping[str, torch.Tensor]) -> Layers:
+        names = "weight1", "weight2", "projection"
+        return Layers([values[name] for name in names], [values["bias1"], values["bias2"]])
 
 
 @dataclass(frozen=True)
@@ -178,30 +181,25 @@ class ConvolutionalEncoder:
 
         `weights` hold the projection too. What comes back writes the gradients of all of them.
         """
-        layers = range(1, len(self.channels) + 1)
-        filters = [weights[f"weight{layer}"] for layer in layers]
-        biases = [weights[f"bias{layer}"] for layer in layers]
-        first = inputs.movedim(2, -1)
-        averaged, projection = self.dimensions == 1, [weights["projection"]]
-        outputs = convolve_layers_forward(first, filters, biases, self.kernel, self.stride, with_means=averaged)
+        layers, projection = self._layers(weights), Layers([weights["projection"]], [])
+        first, averaged = inputs.movedim(2, -1), self.dimensions == 1
+        outputs = convolve_layers_forward(first, layers, self.kernel, self.stride, with_means=averaged)
         encoding = outputs.pop() if averaged else outputs[-1].flatten(2)
-        features = linear_layers_forward(encoding, projection, [], rectified=0)
+        features = linear_layers_forward(encoding, projection, rectified=0)
 
         def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            target = [into["projection"]]
-            inner = linear_layers_backward(gradient, encoding, projection, features, target, [], 0, with_inputs=True)
-            convolve_layers_backward(
-                self._spread(inner),
-                first,
-                filters,
-                outputs,
-                [into[f"weight{layer}"] for layer in layers],
-                [into[f"bias{layer}"] for layer in layers],
-                self.kernel,
-                self.stride,
-            )
+            target = Layers([into["projection"]], [])
+            inner = linear_layers_backward(gradient, encoding, projection, features, target, 0, with_inputs=True)
+            upstream, targets = self._spread(inner), self._layers(into)
+            convolve_layers_backward(upstream, first, layers, outputs, targets, self.kernel, self.stride)
 
         return features[0], pull_back
+
+    def _layers(self, values: Mapping[str, torch.Tensor]) -> Layers:
+        numbers = range(1, len(self.channels) + 1)
+        return Layers(
+            [values[f"weight{number}"] for number in numbers], [values[f"bias{number}"] for number in numbers]
+        )
 
     def _spread(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the gradient of the last layer for one of z; an average's is the same at all times, so a view."""

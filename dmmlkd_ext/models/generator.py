@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import one_hot
 
-from dmmlkd_ext.models.direct import PullBack, linear_layers_backward, linear_layers_forward
+from dmmlkd_ext.models.direct import Layers, PullBack, linear_layers_backward, linear_layers_forward
 from dmmlkd_ext.models.encoders import rectifier_scale
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
@@ -62,14 +62,16 @@ class FeatureGenerator:
     ) -> tuple[torch.Tensor, PullBack]:
         """Return what `forward` returns, and what writes the gradients of the parameters for a gradient of it."""
         inputs = self._inputs(weights, noise, labels)
-        maps, biases = [weights["weight1"], weights["weight2"]], [weights["bias1"], weights["bias2"]]
-        outputs = linear_layers_forward(inputs, maps, biases, rectified=1)
+        layers = self._layers(weights)
+        outputs = linear_layers_forward(inputs, layers, rectified=1)
 
         def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            targets, bias_targets = [into["weight1"], into["weight2"]], [into["bias1"], into["bias2"]]
-            linear_layers_backward(gradient, inputs, maps, outputs, targets, bias_targets, rectified=1)
+            linear_layers_backward(gradient, inputs, layers, outputs, self._layers(into), rectified=1)
 
         return outputs[-1], pull_back
+
+    def _layers(self, values: Mapping[str, torch.Tensor]) -> Layers:
+        return Layers([values["weight1"], values["weight2"]], [values["bias1"], values["bias2"]])
 
     def _inputs(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         inputs = torch.cat([noise, one_hot(labels, self.num_classes).to(noise.dtype)], 1)

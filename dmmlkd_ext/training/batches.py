@@ -10,7 +10,7 @@ import torch
 
 from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.seeding import torch_generator
-from dmmlkd_ext.training.gather import gather_samples
+from dmmlkd_ext.training.gather import SharedNoise, gather_samples
 from dmmlkd_ext.training.modulation import NOISE_TABLE, GradientNoise
 
 DRAWN_DEVICES = 2**16
@@ -42,9 +42,8 @@ class RoundBatches:
     def features(self, iteration: int, modality: str, devices: torch.Tensor) -> torch.Tensor:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
         column = list(self._split.features).index(modality)
-        offsets = None if self._noise is None else self._offsets[iteration, column]
-        values = self._split.features[modality]
-        return gather_samples(values, self._indices[iteration], devices, self._noise, offsets)
+        noise = None if self._noise is None else SharedNoise(self._noise, self._offsets[iteration, column])
+        return gather_samples(self._split.features[modality], self._indices[iteration], devices, noise)
 
 
 class BatchSampler:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from dmmlkd_ext.ops import backend
 
 
+class SharedNoise(NamedTuple):
+    """Noise that all devices read from one table, each at a place of its own."""
+
+    table: torch.Tensor
+    """[values], at least as long as a batch; of the dtype of the data."""
+    offsets: torch.Tensor
+    """int64 [all devices], at least 0: where a device's batch begins in the table, modulo the number of places where a
+    whole batch can begin."""
+
+
 def gather_samples(
-    values: torch.Tensor,
-    indices: torch.Tensor,
-    devices: torch.Tensor,
-    noise: torch.Tensor | None = None,
-    offsets: torch.Tensor | None = None,
+    values: torch.Tensor, indices: torch.Tensor, devices: torch.Tensor, noise: SharedNoise | None = None
 ) -> torch.Tensor:
-    """Return the batches of some devices, with noise from a table that each device reads at a place of its own.
+    """Return the batches of some devices, with noise if asked for.
 
     Args:
         values: the data, [samples, *shape], float32 or float64.
         indices: int64 [all devices, batch]: which samples a device's batch is.
         devices: int64 [n]: whose batches are wanted.
-        noise: [table], at least as long as a batch; None adds none.
-        offsets: int64 [all devices], at least 0: where a device's batch begins in the table, modulo the number of
-            places where a whole batch can begin.
+        noise: what is added; None is nothing.
 
     Returns:
         [n, batch, *shape].
@@ -38,23 +44,20 @@ def gather_samples(
         >>> gather_samples(values, indices, torch.tensor([1, 0]))[..., 0]
         tensor([[2., 2.],
                 [3., 1.]])
-        >>> noise, offsets = torch.tensor([0.5, 0.25, 0.0]), torch.tensor([1, 2])
-        >>> gather_samples(values, indices, torch.tensor([0, 1]), noise, offsets)[..., 0]
+        >>> noise = SharedNoise(torch.tensor([0.5, 0.25, 0.0]), torch.tensor([1, 2]))
+        >>> gather_samples(values, indices, torch.tensor([0, 1]), noise)[..., 0]
         tensor([[3.2500, 1.0000],
                 [2.5000, 2.2500]])
     """
     native = backend() == "native" and values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    gather = torch.ops.dmmlkd.gather_samples if native else gather_samples_reference
-    samples: torch.Tensor = gather(values, indices, devices, noise, offsets)
+    if not native:
+        return gather_samples_reference(values, indices, devices, noise)
+    samples: torch.Tensor = torch.ops.dmmlkd.gather_samples(values, indices, devices, *(noise or (None, None)))
     return samples
 
 
 def gather_samples_reference(
-    values: torch.Tensor,
-    indices: torch.Tensor,
-    devices: torch.Tensor,
-    noise: torch.Tensor | None = None,
-    offsets: torch.Tensor | None = None,
+    values: torch.Tensor, indices: torch.Tensor, devices: torch.Tensor, noise: SharedNoise | None = None
 ) -> torch.Tensor:
     """Do what `gather_samples` does, by operations of torch.
 
@@ -66,7 +69,7 @@ def gather_samples_reference(
     own = indices[devices]
     rows = values.index_select(0, own.flatten())  # copies whole rows
     samples: torch.Tensor = rows.unflatten(0, own.shape)
-    if noise is None or offsets is None:
+    if noise is None:
         return samples
-    windows = noise.unfold(0, samples.shape[1:].numel(), 1)
-    return samples + windows[offsets[devices] % len(windows)].view_as(samples)
+    windows = noise.table.unfold(0, samples.shape[1:].numel(), 1)
+    return samples + windows[noise.offsets[devices] % len(windows)].view_as(samples)

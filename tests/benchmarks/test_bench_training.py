@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dmmlkd_ext.models import direct
-from dmmlkd_ext.training.gather import gather_samples, gather_samples_reference
+from dmmlkd_ext.models.direct import Layers
+from dmmlkd_ext.training.gather import SharedNoise, gather_samples, gather_samples_reference
 from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import LossWeights
 from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, objective, objective_reference
@@ -44,12 +45,13 @@ def test_linear_layers(benchmark, results, devices, inputs):
     weights = [torch.randn(devices, *pair) / 8 for pair in pairwise(widths)]
     biases = [torch.randn(devices, 64) for _ in range(2)]
     values, upstream = torch.randn(devices, BATCH, inputs), torch.randn(devices, BATCH, 2 * WIDTH)
-    into = [torch.empty_like(value) for value in weights], [torch.empty_like(value) for value in biases]
+    layers = Layers(weights, biases)
+    into = Layers(*([torch.empty_like(value) for value in values_of] for values_of in layers))
 
     def both(forward, backward):
         def run():
-            outputs = forward(values, weights, biases, 2)
-            backward(upstream, values, weights, outputs, *into, 2)
+            outputs = forward(values, layers, 2)
+            backward(upstream, values, layers, outputs, into, 2)
 
         return run
 
@@ -75,16 +77,17 @@ def test_convolve_layers(benchmark, results, name, devices, space, kernel, chann
     weights = [torch.randn(devices, window * fan_in, out) / 8 for fan_in, out in pairwise(channels)]
     biases = [torch.randn(devices, out) for out in channels[1:]]
     values = torch.randn(devices, 16, channels[0], *space).movedim(2, -1)
-    outputs = direct.convolve_layers_forward(values, weights, biases, kernel, 2)
-    into = [torch.empty_like(value) for value in weights], [torch.empty_like(value) for value in biases]
+    layers = Layers(weights, biases)
+    outputs = direct.convolve_layers_forward(values, layers, kernel, 2)
+    into = Layers(*([torch.empty_like(value) for value in values_of] for values_of in layers))
     upstream = torch.randn(outputs[-1].shape)
     positions = [made[0, 0, ..., 0].numel() for made in outputs]
     macs = [place * weight.shape[1] * weight.shape[2] for place, weight in zip(positions, weights, strict=True)]
 
     def both(forward, backward):
         def run():
-            made = forward(values, weights, biases, kernel, 2)
-            backward(upstream, values, weights, made, *into, kernel, 2)
+            made = forward(values, layers, kernel, 2)
+            backward(upstream, values, layers, made, into, kernel, 2)
 
         return run
 
@@ -130,8 +133,8 @@ def test_sgd_step(benchmark, results, devices, columns):
 @pytest.mark.parametrize("noisy", [True, False])
 def test_gather_samples(benchmark, results, devices, shape, noisy):
     values, indices = torch.randn(4000, *shape), torch.randint(4000, (100, 16))
-    table = (torch.randn(10**6), torch.randint(10**5, (100,))) if noisy else (None, None)
-    arguments = values, indices, torch.randperm(100)[:devices], *table
+    noise = SharedNoise(torch.randn(10**6), torch.randint(10**5, (100,))) if noisy else None
+    arguments = values, indices, torch.randperm(100)[:devices], noise
     functions = {
         "native": lambda: gather_samples(*arguments),
         "reference": lambda: gather_samples_reference(*arguments),

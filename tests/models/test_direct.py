@@ -9,6 +9,7 @@ import torch
 
 from dmmlkd_ext.models import direct
 from dmmlkd_ext.models.convolution import convolve_reference
+from dmmlkd_ext.models.direct import Layers
 from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.ops import backend
 from tests.ops.instruction_sets import instruction_sets, kernels_of
@@ -62,40 +63,41 @@ def test_linear_layers_equal_automatic_differentiation(devices, samples, widths,
     upstream = draw(*values.shape, dtype=dtype, seed=2)
     gradients = torch.autograd.grad(values, [inputs, *leaves], upstream)
 
-    made = way("linear_layers_forward", of)(inputs, parameters[:3], parameters[3:], rectified)
+    made = way("linear_layers_forward", of)(inputs, Layers(parameters[:3], parameters[3:]), rectified)
     assert not any(value.requires_grad for value in made)
     for own, other in zip(made, expected, strict=True):
         torch.testing.assert_close(own, other.detach(), **TOLERANCES[dtype])
     rows, into = rows_of(shapes, devices, dtype, value=7.0)
     backward = way("linear_layers_backward", of)
-    found = backward(upstream, inputs, parameters[:3], made, into[:3], into[3:], rectified, with_inputs=True)
+    layers = Layers(parameters[:3], parameters[3:])
+    found = backward(upstream, inputs, layers, made, Layers(into[:3], into[3:]), rectified, with_inputs=True)
     for own, other in zip((found, *into), gradients, strict=True):
         torch.testing.assert_close(own, other, **TOLERANCES[dtype])
     assert (rows[:, -3:] == 7).all()
     again = [torch.empty_like(value) for value in into]
-    assert backward(upstream, inputs, parameters[:3], made, again[:3], again[3:], rectified).numel() == 0
+    assert backward(upstream, inputs, layers, made, Layers(again[:3], again[3:]), rectified).numel() == 0
     assert all(torch.equal(own, other) for own, other in zip(again, into, strict=True))
 
 
 def test_inputs_may_be_shared_between_devices():
     inputs = draw(1, 5, 3, dtype=torch.float64, seed=0).expand(2, 5, 3)
     weight, upstream = draw(2, 3, 4, dtype=torch.float64, seed=1), draw(2, 5, 4, dtype=torch.float64, seed=2)
-    outputs = direct.linear_layers_forward(inputs, [weight], [], rectified=0)
+    outputs = direct.linear_layers_forward(inputs, Layers([weight], []), rectified=0)
     torch.testing.assert_close(outputs[0], inputs @ weight)
     into = [torch.empty(2, 3, 4, dtype=torch.float64)]
-    direct.linear_layers_backward(upstream, inputs, [weight], outputs, into, [], 0)
+    direct.linear_layers_backward(upstream, inputs, Layers([weight], []), outputs, Layers(into, []), 0)
     torch.testing.assert_close(into[0], inputs.transpose(1, 2) @ upstream)
 
 
 @pytest.mark.parametrize("of", WAYS)
 def test_a_value_that_is_no_number_is_kept(of):
-    inputs, weights = torch.tensor([[[float("nan")], [1.0]]]), [torch.ones(1, 1, 2)]
-    outputs = way("linear_layers_forward", of)(inputs, weights, [torch.zeros(1, 2)], rectified=1)
+    inputs, layers = torch.tensor([[[float("nan")], [1.0]]]), Layers([torch.ones(1, 1, 2)], [torch.zeros(1, 2)])
+    outputs = way("linear_layers_forward", of)(inputs, layers, rectified=1)
     assert outputs[0][0, 0].isnan().all()
     assert (outputs[0][0, 1] == 1).all()
-    into = [torch.empty(1, 1, 2)]
+    into = Layers([torch.empty(1, 1, 2)], [])
     backward = way("linear_layers_backward", of)
-    assert (backward(torch.ones(1, 2, 2), inputs, weights, outputs, into, [], 1, with_inputs=True) == 2).all()
+    assert (backward(torch.ones(1, 2, 2), inputs, layers, outputs, into, 1, with_inputs=True) == 2).all()
 
 
 @pytest.mark.parametrize("of", WAYS)
@@ -126,11 +128,12 @@ def test_convolutions_equal_automatic_differentiation(devices, samples, space, k
     gradients = torch.autograd.grad(values, leaves, upstream)
 
     forward = way("convolve_layers_forward", of)
-    made = forward(inputs, parameters[:layers], parameters[layers:], kernel, stride, with_means=True)
+    stack = Layers(parameters[:layers], parameters[layers:])
+    made = forward(inputs, stack, kernel, stride, with_means=True)
     for own, other in zip(made, (*expected, means), strict=True):
         torch.testing.assert_close(own, other.detach(), **TOLERANCES[dtype], equal_nan=True)
     rows, into = rows_of(shapes, devices, dtype, value=7.0)
-    arguments = inputs, parameters[:layers], made[:-1], into[:layers], into[layers:], kernel, stride
+    arguments = inputs, stack, made[:-1], Layers(into[:layers], into[layers:]), kernel, stride
     way("convolve_layers_backward", of)(upstream, *arguments)
     for own, other in zip(into, gradients, strict=True):
         torch.testing.assert_close(own, other, **TOLERANCES[dtype])
@@ -145,16 +148,16 @@ def test_every_instruction_set_and_number_of_threads(kernels):
     inputs, upstream = draw(5, 9, 20, 3, dtype=torch.float32, seed=0), draw(5, 9, 5, 7, dtype=torch.float32, seed=1)
     shapes = [(9, 10), (30, 7), (10,), (7,)]
     _, parameters = rows_of(shapes, 5, torch.float32)
-    results = []
+    layers, results = Layers(parameters[:2], parameters[2:]), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         _, into = rows_of(shapes, 5, torch.float32)
         with kernels_of(kernels):
-            made = direct.convolve_layers_forward(inputs, parameters[:2], parameters[2:], 3, 2)
-            direct.convolve_layers_backward(upstream, inputs, parameters[:2], made, into[:2], into[2:], 3, 2)
+            made = direct.convolve_layers_forward(inputs, layers, 3, 2)
+            direct.convolve_layers_backward(upstream, inputs, layers, made, Layers(into[:2], into[2:]), 3, 2)
         results.append([*made, *into])
     assert all(torch.equal(own, other) for own, other in zip(*results, strict=True))
-    reference = direct.convolve_layers_forward_reference(inputs, parameters[:2], parameters[2:], 3, 2)
+    reference = direct.convolve_layers_forward_reference(inputs, layers, 3, 2)
     for own, other in zip(results[0][:2], reference, strict=True):
         torch.testing.assert_close(own, other, **TOLERANCES[torch.float32])
 
@@ -178,7 +181,7 @@ native = pytest.mark.skipif(backend() != "native", reason="what torch says is to
 def test_what_does_not_fit_a_linear_layer_is_named(change, words):
     arguments = {"inputs": torch.ones(2, 4, 3), "weights": [torch.ones(2, 3, 5)], "biases": [], "rectified": 0}
     with pytest.raises(ValueError, match=words):
-        direct.linear_layers_forward(**(arguments | change))
+        torch.ops.dmmlkd.linear_layers(**(arguments | change))
 
 
 @native
@@ -201,9 +204,10 @@ def test_what_does_not_fit_a_gradient_is_named(change, words):
         "weight_gradients": [torch.full((2, 3, 5), 7.0)],
         "bias_gradients": [],
         "rectified": 0,
+        "with_inputs": False,
     }
     with pytest.raises(ValueError, match=words):
-        direct.linear_layers_backward(**(arguments | change))
+        torch.ops.dmmlkd.linear_layers_backward_(**(arguments | change))
     assert (arguments["weight_gradients"][0] == 7).all()
 
 
@@ -232,5 +236,5 @@ def test_what_does_not_fit_a_convolution_is_named(change, words):
         "stride": 2,
     }
     with pytest.raises(ValueError, match=words):
-        direct.convolve_layers_backward(**(arguments | change))
+        torch.ops.dmmlkd.convolve_layers_backward_(**(arguments | change))
     assert (arguments["weight_gradients"][0] == 7).all()

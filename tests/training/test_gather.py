@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmmlkd_ext.ops import backend
-from dmmlkd_ext.training.gather import gather_samples, gather_samples_reference
+from dmmlkd_ext.training.gather import SharedNoise, gather_samples, gather_samples_reference
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype):
@@ -24,8 +24,8 @@ def test_it_reads_the_rows_and_adds_the_noise_of_each_device(shape, devices, dty
     chosen = torch.tensor(devices, dtype=torch.int64)
     expected = torch.stack([values[indices[device]] for device in devices]) if devices else values[:0][None][:0]
     assert torch.equal(gather_samples(values, indices, chosen), expected.reshape(len(devices), 9, *shape))
-    noisy = gather_samples(values, indices, chosen, noise, offsets)
-    assert torch.equal(noisy, gather_samples_reference(values, indices, chosen, noise, offsets))
+    noisy = gather_samples(values, indices, chosen, SharedNoise(noise, offsets))
+    assert torch.equal(noisy, gather_samples_reference(values, indices, chosen, SharedNoise(noise, offsets)))
     for row, device in enumerate(devices):
         size = torch.Size(shape).numel()
         begin = int(offsets[device]) % (len(noise) - 9 * size + 1)
@@ -34,13 +34,14 @@ def test_it_reads_the_rows_and_adds_the_noise_of_each_device(shape, devices, dty
 
 
 def test_values_of_any_strides_and_the_same_bits_on_any_number_of_threads():
-    values, indices, noise, offsets = draw((40, 30), torch.float32)
+    values, indices, *noise = draw((40, 30), torch.float32)
+    shared = SharedNoise(*noise)
     results = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        results.append(gather_samples(values.mT, indices, torch.arange(6), noise, offsets))
+        results.append(gather_samples(values.mT, indices, torch.arange(6), shared))
     assert torch.equal(*results)
-    assert torch.equal(results[0], gather_samples_reference(values.mT, indices, torch.arange(6), noise, offsets))
+    assert torch.equal(results[0], gather_samples_reference(values.mT, indices, torch.arange(6), shared))
 
 
 @pytest.mark.skipif(backend() == "reference", reason="what torch says is torch's own")
@@ -64,4 +65,4 @@ def test_bad_input_is_named(change, words):
     if "indices" in change:
         arguments |= {"devices": torch.tensor([0]), "offsets": offsets[:1]}
     with pytest.raises(ValueError, match=words):
-        gather_samples(**arguments)
+        torch.ops.dmmlkd.gather_samples(**arguments)
