@@ -47,10 +47,11 @@ def compare(
     failures: FailureConfig | None = None,
     tolerance: dict | None = None,
     shapes: dict | None = None,
+    seed: int = 0,
     **training: object,
 ) -> list[Plan]:
     """Train both to the end and return the plans of the rounds."""
-    dataset = make_dataset(shapes or MIXED_SHAPES, missing=missing)
+    dataset = make_dataset(shapes or MIXED_SHAPES, missing=missing, seed=seed)
     if torch.get_default_dtype() == torch.float64:
         widen(dataset)
     samples = divide(len(dataset.train), len(holds))
@@ -80,8 +81,8 @@ def test_every_method_equals_the_loop(float64, name, missing):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_equals_the_loop_in_single_precision(name):
-    # A rectifier within rounding of its kink opens in one and not in the other: that moves a weight by some 1e-5.
-    compare(METHODS[name], missing=0.3, energy=SCARCE, tolerance={"rtol": 1e-4, "atol": 1e-4})
+    # On the data of seed 0 a rectifier lies within rounding of its kink: it may open in one and not in the other.
+    compare(METHODS[name], missing=0.3, energy=SCARCE, tolerance={"rtol": 1e-4, "atol": 1e-5}, seed=1)
 
 
 @pytest.mark.parametrize("name", ["dmml", "dmml-kd", "dmml-kd-tb"])
