@@ -444,4 +444,121 @@ inline void check_class_moments(const at::Tensor& features, const at::Tensor& la
   check_written(op, "product", product, type, {shape, product.dim() == 4 ? size_t(4) : size_t(3)});
 }
 
+inline void check_local_round_blocks(at::TensorList parameters, at::TensorList momenta,
+                                     at::TensorList devices, at::TensorList values, int64_t classes) {
+  const char* op = "local_round";
+  const size_t blocks = parameters.size();
+  TORCH_CHECK_VALUE(
+      blocks >= 2 && momenta.size() == blocks && devices.size() == blocks && values.size() + 1 == blocks, op,
+      ": parameters, momenta and devices must hold the shared block and one a modality, "
+      "values one tensor a modality, got ",
+      blocks, ", ", momenta.size(), ", ", devices.size(), " and ", values.size());
+  const auto type = parameters[0].scalar_type();
+  for (size_t block = 0; block < blocks; ++block) {
+    const at::Tensor& own = parameters[block];
+    TORCH_CHECK_VALUE(
+        own.dim() == 2 && own.scalar_type() == type && (type == at::kFloat || type == at::kDouble), op,
+        ": parameters must be all float32 or all float64 of shape [rows, columns], got ", own.scalar_type(),
+        " of shape ", own.sizes());
+    check_real(op, "devices", devices[block], at::kLong, {own.size(0)});
+    check_written(op, "parameters", own, type, own.sizes());
+    check_written(op, "momenta", momenta[block], type, own.sizes());
+  }
+  TORCH_CHECK_VALUE(classes >= 1 && parameters[0].size(1) >= classes && parameters[0].size(1) % classes == 0,
+                    op, ": classes must divide the columns of the shared block, ", parameters[0].size(1),
+                    ", got ", classes);
+}
+
+inline void check_local_round_encoders(at::TensorList values, at::ArrayRef<int64_t> kernels,
+                                       at::ArrayRef<int64_t> strides, at::ArrayRef<int64_t> layers,
+                                       at::ArrayRef<int64_t> widths) {
+  const char* op = "local_round";
+  TORCH_CHECK_VALUE(
+      kernels.size() == values.size() && strides.size() == values.size() && layers.size() == values.size(),
+      op, ": kernels, strides and layers must hold one number a modality = ", values.size(), ", got ",
+      kernels.size(), ", ", strides.size(), " and ", layers.size());
+  int64_t all = 0;
+  for (size_t m = 0; m < values.size(); ++m) {
+    const int64_t space = values[m].dim() - 2;
+    TORCH_CHECK_VALUE(kernels[m] == 0 ? space == 0
+                                      : kernels[m] % 2 == 1 && kernels[m] < 1024 && kernels[m] > 0 &&
+                                            (space == 1 || space == 2),
+                      op, ": kernels must be 0 for values [samples, features], odd and at most 1023 for ",
+                      "[samples, channels, *space] with one or two dimensions of space, got ", kernels[m],
+                      " for shape ", values[m].sizes());
+    TORCH_CHECK_VALUE(strides[m] >= 1 && strides[m] <= 1024, op, ": strides must be in [1, 1024], got ",
+                      strides[m]);
+    TORCH_CHECK_VALUE(layers[m] >= 1, op, ": layers must be at least 1, got ", layers[m]);
+    all += layers[m];
+  }
+  TORCH_CHECK_VALUE(all == static_cast<int64_t>(widths.size()), op,
+                    ": widths must hold one number a layer = ", all, ", got ", widths.size());
+  for (const int64_t width : widths)
+    TORCH_CHECK_VALUE(width >= 1, op, ": widths must be at least 1, got ", width);
+}
+
+inline void check_local_round_data(at::ScalarType type, at::TensorList values, const at::Tensor& labels,
+                                   const at::Tensor& present, const at::Tensor& indices,
+                                   const std::optional<at::Tensor>& noise,
+                                   const std::optional<at::Tensor>& offsets, const at::Tensor& start,
+                                   const at::Tensor& iterations, at::ArrayRef<double> weights) {
+  const char* op = "local_round";
+  const auto modalities = static_cast<int64_t>(values.size());
+  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.scalar_type() == at::kLong, op,
+                    ": labels must be int64 of shape [samples], got ", labels.scalar_type(), " of shape ",
+                    labels.sizes());
+  check_real(op, "present", present, at::kBool, {labels.size(0), modalities});
+  TORCH_CHECK_VALUE(indices.dim() == 3 && indices.scalar_type() == at::kLong, op,
+                    ": indices must be int64 of shape [iterations, devices, batch], got ",
+                    indices.scalar_type(), " of shape ", indices.sizes());
+  int64_t read = 0;
+  for (const at::Tensor& own : values) {
+    std::vector<int64_t> shape = own.sizes().vec();
+    shape[0] = labels.size(0);
+    check_real(op, "values", own, type, shape);
+    TORCH_CHECK_VALUE(c10::multiply_integers(own.sizes().slice(1)) >= 1, op,
+                      ": values must hold at least one number a sample, got shape ", own.sizes());
+    read = std::max(read, indices.size(2) * c10::multiply_integers(own.sizes().slice(1)));
+  }
+  TORCH_CHECK_VALUE(noise.has_value() == offsets.has_value(), op,
+                    ": noise and offsets must be given together");
+  if (noise) {
+    check_real(op, "offsets", *offsets, at::kLong, {indices.size(0), modalities, indices.size(1)});
+    TORCH_CHECK_VALUE(noise->dim() == 1 && noise->scalar_type() == type && noise->size(0) >= read, op,
+                      ": noise must be ", type, " of shape [at least ", read, "], got ", noise->scalar_type(),
+                      " of shape ", noise->sizes());
+  }
+  check_real(op, "start", start, at::kLong, {indices.size(1), modalities});
+  check_real(op, "iterations", iterations, at::kLong, {indices.size(1), modalities});
+  TORCH_CHECK_VALUE(weights.size() == 5, op, ": weights must be 5 numbers, got ", weights.size());
+}
+
+inline void check_local_round_guidance(at::ScalarType type, const at::Tensor& indices, int64_t classes,
+                                       int64_t width, const std::optional<at::Tensor>& pool,
+                                       const std::optional<at::Tensor>& known,
+                                       const std::optional<at::Tensor>& draws,
+                                       const std::optional<at::Tensor>& count,
+                                       const std::optional<at::Tensor>& sum,
+                                       const std::optional<at::Tensor>& product) {
+  const char* op = "local_round";
+  const int64_t devices = indices.size(1);
+  TORCH_CHECK_VALUE(pool.has_value() == known.has_value() && pool.has_value() == draws.has_value(), op,
+                    ": pool, known and draws must be given together");
+  TORCH_CHECK_VALUE(count.has_value() == sum.has_value() && count.has_value() == product.has_value(), op,
+                    ": count, sum and product must be given together");
+  if (pool) {
+    TORCH_CHECK_VALUE(pool->dim() == 4, op, ": pool must have shape [devices, classes, n, width], got ",
+                      pool->sizes());
+    check_real(op, "pool", *pool, type, {devices, classes, pool->size(2), width});
+    check_real(op, "known", *known, at::kBool, {devices, classes});
+    check_real(op, "draws", *draws, at::kLong, {3, indices.size(0), indices.size(2)});
+  }
+  if (count) {
+    const int64_t shape[] = {devices, classes, width, width};
+    check_written(op, "count", *count, type, {devices, classes});
+    check_written(op, "sum", *sum, type, {shape, 3});
+    check_written(op, "product", *product, type, {shape, product->dim() == 4 ? size_t(4) : size_t(3)});
+  }
+}
+
 }  // namespace dmmlkd

@@ -96,4 +96,24 @@ TORCH_LIBRARY(dmmlkd, m) {
   m.def(
       "class_moments_(Tensor features, Tensor labels, Tensor present, Tensor devices, Tensor(a!) count, "
       "Tensor(b!) sum, Tensor(c!) product) -> ()");
+
+  // A round's local iterations of all devices (METHOD 3 and 5), device by device. Blocks: the shared one,
+  // then one of each modality, each [rows, columns] with the devices that its rows belong to. Data: values
+  // [samples, *shape] of each modality, labels [samples], present [samples, modalities]; indices [iterations,
+  // devices, batch], offsets [iterations, modalities, devices] as in gather_samples. In iteration i a
+  // modality trains if start <= i < start + iterations, both [devices, modalities]. Encoders: kernel (0:
+  // linear), stride and number of layers of each modality, the layers' widths one modality after the other; a
+  // row holds each layer's weight and bias, the projection, the head. Guidance: pool [devices, classes, n,
+  // width], known [devices, classes], draws [3, iterations, batch]: which of the pool guides a sample, which
+  // class is rehearsed, by which of the pool. count, sum and product: as in class_moments_. The rest: as in
+  // objective_ and sgd_step_. Returns each device's sums of the loss terms, float64 [terms, devices], and in
+  // how many iterations it trained, int64 [devices].
+  m.def(
+      "local_round_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] devices, Tensor[] values, Tensor "
+      "labels, Tensor present, Tensor indices, Tensor? noise, Tensor? offsets, Tensor start, Tensor "
+      "iterations, int[] kernels, int[] strides, int[] layers, int[] widths, int classes, Tensor? pool, "
+      "Tensor? known, Tensor? draws, Tensor(c!)? count, Tensor(d!)? sum, Tensor(e!)? product, float[] "
+      "weights, "
+      "float strength, bool by_distance, float clip_norm, float learning_rate, float momentum_factor, float "
+      "weight_decay) -> (Tensor, Tensor)");
 }

@@ -1,35 +1,18 @@
 // gather_samples on CPU tensors: the batches of all devices in one pass, with their noise.
-//
-// Samples lie anywhere in the data, so that the time goes to waiting for them: the next ones are asked for
-// while one is copied.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "../checks.h"
+#include "copy_samples.h"
 #include "recycle.h"
 
 namespace dmmlkd {
 namespace {
 
-constexpr int64_t asked_bytes = 2048;    // of the samples asked for beforehand: what a core waits for at once
 constexpr int64_t grain_values = 32768;  // worth a thread
-
-template <class T>
-void ask_for(const T* sample, int64_t size) {
-  for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(sample + i);
-}
-
-template <class T>
-void copy(const T* __restrict sample, const T* __restrict noise, int64_t size, T* __restrict out) {
-  if (noise)
-    for (int64_t i = 0; i < size; ++i) out[i] = sample[i] + noise[i];
-  else
-    std::memcpy(out, sample, static_cast<size_t>(size) * sizeof(T));
-}
 
 // Contiguous tensors; noise and offsets are null where none is added.
 template <class T>
@@ -40,14 +23,12 @@ void gather(const at::Tensor& values, const at::Tensor& indices, const at::Tenso
   const int64_t *index = indices.const_data_ptr<int64_t>(), *device = devices.const_data_ptr<int64_t>();
   T* target = out.mutable_data_ptr<T>();
   const auto sample = [&](int64_t i) { return source + index[device[i / batch] * batch + i % batch] * size; };
-  const int64_t ahead = 1 + asked_bytes / std::max<int64_t>(64, size * static_cast<int64_t>(sizeof(T)));
+  const auto added = [&](int64_t i) {
+    return noise ? noise + offsets[device[i / batch]] % places + i % batch * size : nullptr;
+  };
   const int64_t grain = std::max<int64_t>(1, grain_values / std::max<int64_t>(1, size));
   at::parallel_for(0, samples, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (i + ahead < end) ask_for(sample(i + ahead), size);
-      const T* own = noise ? noise + offsets[device[i / batch]] % places + i % batch * size : nullptr;
-      copy(sample(i), own, size, target + i * size);
-    }
+    copy_samples(begin, end, size, sample, added, target);
   });
 }
 

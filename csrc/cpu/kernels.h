@@ -275,6 +275,11 @@ inline int64_t linear_scratch(int64_t samples, int64_t inputs, int64_t outputs) 
   return (2 * inputs + samples + 1) * whole_vectors(outputs) + (outputs + samples) * whole_vectors(inputs);
 }
 
+// Whether the difference term of an objective is computed by samples.
+inline bool objective_by_samples(int64_t samples, int64_t width) {
+  return 4 * samples * width < 3 * width * width;
+}
+
 inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t modalities, int64_t width,
                                  int64_t classes, bool by_samples) {
   const int64_t lanes = whole_vectors(samples), more = whole_vectors(rehearsed), row = whole_vectors(width);

@@ -1,25 +1,14 @@
 // linear_layers and linear_layers_backward_ on CPU tensors: checks, then shares out devices.
-//
-// Each device goes through all layers before the next one begins, so that what passes between them stays in
-// the cache; backward, the gradients of the hidden layers never leave it.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <vector>
-
 #include "../checks.h"
-#include "kernels.h"
+#include "linear_stack.h"
 #include "scratch.h"
 
 namespace dmmlkd {
 namespace {
-
-void run(const LinearLayer<float>& layer) { kernels().linear_forward_float(layer); }
-void run(const LinearLayer<double>& layer) { kernels().linear_forward_double(layer); }
-void run(const LinearGradient<float>& layer) { kernels().linear_backward_float(layer); }
-void run(const LinearGradient<double>& layer) { kernels().linear_backward_double(layer); }
 
 constexpr int64_t grain_products = 65536;  // multiply-adds worth a thread
 
@@ -34,95 +23,43 @@ std::vector<at::Tensor> dense(at::TensorList tensors) {
   return all;
 }
 
-template <class T>
-const T* read(const at::Tensor& tensor, int64_t device) {
-  return tensor.const_data_ptr<T>() + device * tensor.stride(0);
-}
+int64_t grain(const LinearStack& stack) { return std::max<int64_t>(1, grain_products / stack.products()); }
 
 template <class T>
-T* written(const at::Tensor& tensor, int64_t device) {
-  return tensor.mutable_data_ptr<T>() + device * tensor.stride(0);
-}
-
-// The layers of all devices; `values` are the inputs, then each layer's outputs.
-struct Layers {
-  std::vector<at::Tensor> values, weights, biases;
-  size_t rectified;
-
-  size_t number() const { return weights.size(); }
-  int64_t devices() const { return values[0].size(0); }
-  int64_t samples() const { return values[0].size(1); }
-  int64_t inputs(size_t i) const { return weights[i].size(1); }
-  int64_t outputs(size_t i) const { return weights[i].size(2); }
-
-  int64_t grain() const {
-    int64_t products = 1;
-    for (const at::Tensor& weight : weights) products += samples() * weight.size(1) * weight.size(2);
-    return std::max<int64_t>(1, grain_products / products);
-  }
-
-  int64_t scratch() const {
-    int64_t most = 0;
-    for (size_t i = 0; i < number(); ++i)
-      most = std::max(most, linear_scratch(samples(), inputs(i), outputs(i)));
-    return most;
-  }
-
-  int64_t widest() const {
-    int64_t most = 0;
-    for (size_t i = 1; i < number(); ++i) most = std::max(most, whole_vectors(samples() * inputs(i)));
-    return most;
-  }
-};
-
-template <class T>
-void forward(const Layers& layers) {
-  at::parallel_for(0, layers.devices(), layers.grain(), [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(layers.scratch());
-    for (int64_t device = begin; device < end; ++device)
-      for (size_t i = 0; i < layers.number(); ++i)
-        run(LinearLayer<T>{read<T>(layers.values[i], device), read<T>(layers.weights[i], device),
-                           i < layers.biases.size() ? read<T>(layers.biases[i], device) : nullptr,
-                           layers.samples(), layers.inputs(i), layers.outputs(i), i < layers.rectified,
-                           written<T>(layers.values[i + 1], device), scratch.data()});
+void forward(const LinearStack& stack) {
+  at::parallel_for(0, stack.devices(), grain(stack), [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(stack.forward_scratch());
+    for (int64_t device = begin; device < end; ++device) stack.forward(device, scratch.data());
   });
 }
 
 std::vector<at::Tensor> linear_layers(const at::Tensor& inputs, at::TensorList weights, at::TensorList biases,
                                       int64_t rectified) {
   check_linear_layers(inputs, weights, biases, rectified);
-  Layers layers{{dense(inputs)}, dense(weights), dense(biases), static_cast<size_t>(rectified)};
+  LinearStack stack{{dense(inputs)}, dense(weights), dense(biases), static_cast<size_t>(rectified)};
   std::vector<at::Tensor> outputs;
   for (const at::Tensor& weight : weights) {
     outputs.push_back(at::empty({inputs.size(0), inputs.size(1), weight.size(2)}, inputs.options()));
-    layers.values.push_back(outputs.back());
+    stack.values.push_back(outputs.back());
   }
   if (inputs.scalar_type() == at::kDouble)
-    forward<double>(layers);
+    forward<double>(stack);
   else
-    forward<float>(layers);
+    forward<float>(stack);
   return outputs;
 }
 
 template <class T>
-void backward(const Layers& layers, const at::Tensor& upstream, at::TensorList weight_gradients,
+void backward(const LinearStack& stack, const at::Tensor& upstream, at::TensorList weight_gradients,
               at::TensorList bias_gradients, const at::Tensor& inputs_gradient) {
-  at::parallel_for(0, layers.devices(), layers.grain(), [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(layers.scratch() + 2 * layers.widest());
-    T* const between[] = {scratch.data(), scratch.data() + layers.widest()};
+  at::parallel_for(0, stack.devices(), grain(stack), [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(stack.backward_scratch());
     for (int64_t device = begin; device < end; ++device) {
-      const T* above = read<T>(upstream, device);
-      for (size_t i = layers.number(); i-- > 0;) {
-        T* below = i ? between[i % 2] : nullptr;
-        if (!i && inputs_gradient.numel()) below = written<T>(inputs_gradient, device);
-        run(LinearGradient<T>{read<T>(layers.values[i], device), read<T>(layers.weights[i], device), above,
-                              i < layers.rectified ? read<T>(layers.values[i + 1], device) : nullptr,
-                              layers.samples(), layers.inputs(i), layers.outputs(i),
-                              written<T>(weight_gradients[i], device),
-                              i < bias_gradients.size() ? written<T>(bias_gradients[i], device) : nullptr,
-                              below, between[1] + layers.widest()});
-        above = below;
-      }
+      const auto to_weights = written_rows<T>(weight_gradients, device),
+                 to_biases = written_rows<T>(bias_gradients, device);
+      T* to_inputs = inputs_gradient.numel() ? written_row<T>(inputs_gradient, device) : nullptr;
+      stack.backward<T>(device, row_of<T>(upstream, device), {to_weights, to_biases, to_inputs},
+                        scratch.data());
     }
   });
 }
@@ -133,15 +70,15 @@ at::Tensor linear_layers_backward(const at::Tensor& upstream, const at::Tensor& 
                                   int64_t rectified, bool with_inputs) {
   check_linear_layers(inputs, weights, {}, rectified);
   check_linear_layers_gradients(upstream, inputs, weights, outputs, weight_gradients, bias_gradients);
-  Layers layers{{dense(inputs)}, dense(weights), {}, static_cast<size_t>(rectified)};
-  for (const at::Tensor& made : outputs) layers.values.push_back(dense(made));
+  LinearStack stack{{dense(inputs)}, dense(weights), {}, static_cast<size_t>(rectified)};
+  for (const at::Tensor& made : outputs) stack.values.push_back(dense(made));
   const at::Tensor above = dense(upstream);
   const at::Tensor gradient =
       with_inputs ? at::empty(inputs.sizes(), inputs.options()) : at::empty({0}, inputs.options());
   if (inputs.scalar_type() == at::kDouble)
-    backward<double>(layers, above, weight_gradients, bias_gradients, gradient);
+    backward<double>(stack, above, weight_gradients, bias_gradients, gradient);
   else
-    backward<float>(layers, above, weight_gradients, bias_gradients, gradient);
+    backward<float>(stack, above, weight_gradients, bias_gradients, gradient);
   return gradient;
 }
 

@@ -9,6 +9,7 @@
 #include "../checks.h"
 #include "../orthogonality_form.h"
 #include "kernels.h"
+#include "rows.h"
 #include "scratch.h"
 
 namespace dmmlkd {
@@ -32,11 +33,6 @@ at::Tensor contiguous(const std::optional<at::Tensor>& tensor) {
 }
 
 template <class T>
-const T* row_of(const at::Tensor& tensor, int64_t device) {
-  return tensor.defined() ? tensor.const_data_ptr<T>() + device * tensor.stride(0) : nullptr;
-}
-
-template <class T>
 at::Tensor all_devices(const Arguments& a, at::TensorList heads, const at::Tensor& shared_head,
                        at::ArrayRef<double> weights, double strength, bool by_distance,
                        at::TensorList head_gradients, const at::Tensor& shared_head_gradient) {
@@ -48,7 +44,7 @@ at::Tensor all_devices(const Arguments& a, at::TensorList heads, const at::Tenso
   whole.rehearsal_labels = a.rehearsal.defined() ? a.rehearsal_labels.const_data_ptr<int64_t>() : nullptr;
   whole.rehearsed = a.rehearsal.defined() ? a.rehearsal.size(1) : 0;
   whole.by_distance = by_distance;
-  whole.by_samples = 4 * whole.samples * whole.width < 3 * whole.width * whole.width;
+  whole.by_samples = objective_by_samples(whole.samples, whole.width);
   whole.classification = static_cast<T>(weights[0]), whole.similarity = static_cast<T>(weights[1]);
   whole.difference = static_cast<T>(weights[2]), whole.generator = static_cast<T>(weights[3]);
   whole.rehearsing = static_cast<T>(weights[4]), whole.strength = static_cast<T>(strength);
@@ -65,14 +61,12 @@ at::Tensor all_devices(const Arguments& a, at::TensorList heads, const at::Tenso
           continue;
         }
         own[m] = {row_of<T>(a.features[m], row), row_of<T>(heads[m], row),
-                  a.feature_gradients[m].mutable_data_ptr<T>() + row * a.feature_gradients[m].stride(0),
-                  head_gradients[m].mutable_data_ptr<T>() + row * head_gradients[m].stride(0)};
+                  written_row<T>(a.feature_gradients[m], row), written_row<T>(head_gradients[m], row)};
       }
       DeviceObjective<T> o = whole;
       o.modalities = own.data(), o.scratch = scratch.data();
       o.shared_head = row_of<T>(shared_head, device);
-      o.shared_head_gradient =
-          shared_head_gradient.mutable_data_ptr<T>() + device * shared_head_gradient.stride(0);
+      o.shared_head_gradient = written_row<T>(shared_head_gradient, device);
       o.labels = row_of<int64_t>(a.labels, device), o.present = row_of<bool>(a.present, device);
       o.waiting_logits = row_of<T>(a.waiting_logits, device);
       o.waiting_count = row_of<int64_t>(a.waiting_count, device);

@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "kernels.h"
+#include "rows.h"
 
 namespace dmmlkd {
 namespace {
@@ -16,19 +17,6 @@ void run(const SgdDevice<float>& d) { kernels().sgd_step_float(d); }
 void run(const SgdDevice<double>& d) { kernels().sgd_step_double(d); }
 
 constexpr int64_t grain_values = 32768;  // parameters worth a thread
-
-// The row of a block that each device has; -1 where it has none.
-std::vector<int64_t> rows_of(const at::Tensor& position, int64_t devices) {
-  std::vector<int64_t> rows(static_cast<size_t>(devices), -1);
-  const int64_t* device = position.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < position.numel(); ++row) {
-    TORCH_CHECK_VALUE(device[row] >= 0 && device[row] < devices && rows[static_cast<size_t>(device[row])] < 0,
-                      "sgd_step: positions must be different and in [0, ", devices, "), got ", device[row],
-                      " at position ", row);
-    rows[static_cast<size_t>(device[row])] = row;
-  }
-  return rows;
-}
 
 template <class T>
 void step(at::TensorList parameters, at::TensorList momenta, at::TensorList gradients,
@@ -43,10 +31,8 @@ void step(at::TensorList parameters, at::TensorList momenta, at::TensorList grad
       for (size_t block = 0; block < parameters.size(); ++block) {
         const int64_t row = rows[block][static_cast<size_t>(device)];
         if (row >= 0)
-          own.push_back({parameters[block].template mutable_data_ptr<T>() + row * parameters[block].stride(0),
-                         momenta[block].template mutable_data_ptr<T>() + row * momenta[block].stride(0),
-                         gradients[block].template const_data_ptr<T>() + row * gradients[block].stride(0),
-                         parameters[block].size(1)});
+          own.push_back({written_row<T>(parameters[block], row), written_row<T>(momenta[block], row),
+                         row_of<T>(gradients[block], row), parameters[block].size(1)});
       }
       SgdDevice<T> d = settings;
       d.rows = own.data(), d.num_rows = static_cast<int64_t>(own.size());
@@ -62,7 +48,7 @@ void sgd_step(at::TensorList parameters, at::TensorList momenta, at::TensorList 
   std::vector<std::vector<int64_t>> rows;
   for (size_t block = 0; block < parameters.size(); ++block) {
     at::assert_no_overlap(parameters[block], momenta[block]);
-    rows.push_back(rows_of(positions[block].contiguous(), devices));
+    rows.push_back(rows_of("sgd_step", positions[block].contiguous(), devices));
   }
   if (parameters.empty()) return;
   if (parameters[0].scalar_type() == at::kDouble)

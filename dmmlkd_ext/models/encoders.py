@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -22,8 +22,23 @@ from dmmlkd_ext.models.layers import linear
 from dmmlkd_ext.models.layout import ParameterSpec
 
 
+class EncoderLayers(NamedTuple):
+    """The rectified layers of an encoder, on top of each other; `weight1`, `bias1`, ... are their parameters."""
+
+    kernel: int
+    """Width of the window of convolutions; 0: the layers are linear."""
+    stride: int
+    """Step of convolutions."""
+    widths: tuple[int, ...]
+    """Outputs of each layer, or its out channels."""
+
+
 class Encoder(Protocol):
     """What a modality's encoder must offer."""
+
+    @property
+    def layers(self) -> EncoderLayers:
+        """What native code has to know of it."""
 
     @property
     def output_features(self) -> int:
@@ -67,6 +82,11 @@ class PerceptronEncoder:
 
     input_features: int
     hidden_width: int
+
+    @property
+    def layers(self) -> EncoderLayers:
+        """What native code has to know of it."""
+        return EncoderLayers(0, 1, (self.hidden_width, self.hidden_width))
 
     @property
     def output_features(self) -> int:
@@ -128,6 +148,11 @@ class ConvolutionalEncoder:
     channels: tuple[int, ...]
     kernel: int = 5
     stride: int = 2
+
+    @property
+    def layers(self) -> EncoderLayers:
+        """What native code has to know of it."""
+        return EncoderLayers(self.kernel, self.stride, self.channels)
 
     @property
     def dimensions(self) -> int:

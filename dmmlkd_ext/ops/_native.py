@@ -19,7 +19,7 @@ import torch
 
 from dmmlkd_ext._version import __version__
 
-INTERFACE = 2
+INTERFACE = 3
 """Of the operators' schemas in csrc/ops.cpp; csrc/module.cpp has the same number, and both rise when one changes."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +18,37 @@ DRAWN_DEVICES = 2**16
 """Devices whose order of samples is drawn at a time."""
 
 
+@dataclass(frozen=True)
 class RoundBatches:
-    """The batches of one round; see `BatchSampler`."""
+    """The batches of one round; see `BatchSampler`.
 
-    def __init__(
-        self,
-        split: Split,
-        indices: torch.Tensor,
-        noise: torch.Tensor | None,
-        offsets: torch.Tensor,
-        gradient_noise: GradientNoise,
-    ) -> None:
-        self._split, self._indices, self._noise, self._offsets = split, indices, noise, offsets
-        self.gradient_noise = gradient_noise
+    Attributes:
+        split: the training data.
+        indices: int64 [iterations, devices, batch], into it.
+        noise: the table of noise on the features, or None.
+        offsets: int64 [iterations, modalities, devices], where a batch reads the table; see `SharedNoise`.
+        gradient_noise: of the modulations that draw some.
+    """
+
+    split: Split
+    indices: torch.Tensor
+    noise: torch.Tensor | None
+    offsets: torch.Tensor
+    gradient_noise: GradientNoise
 
     def labels(self, iteration: int, devices: torch.Tensor) -> torch.Tensor:
         """Return the labels of some devices' batches, int64 [devices, batch]."""
-        return self._split.labels[self._indices[iteration, devices]]
+        return self.split.labels[self.indices[iteration, devices]]
 
     def present(self, iteration: int, devices: torch.Tensor) -> torch.Tensor:
         """Return which modalities the samples have, bool [devices, batch, modalities]."""
-        return self._split.present[self._indices[iteration, devices]]
+        return self.split.present[self.indices[iteration, devices]]
 
     def features(self, iteration: int, modality: str, devices: torch.Tensor) -> torch.Tensor:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
-        column = list(self._split.features).index(modality)
-        noise = None if self._noise is None else SharedNoise(self._noise, self._offsets[iteration, column])
-        return gather_samples(self._split.features[modality], self._indices[iteration], devices, noise)
+        column = list(self.split.features).index(modality)
+        noise = None if self.noise is None else SharedNoise(self.noise, self.offsets[iteration, column])
+        return gather_samples(self.split.features[modality], self.indices[iteration], devices, noise)
 
 
 class BatchSampler:

@@ -181,7 +181,7 @@ class GuidanceRound:
         draws: torch.Tensor,
     ) -> None:
         self.pool, self.known, self.moments = pool, known, moments
-        self.strength, self.by_distance = strength, by_distance
+        self.strength, self.by_distance, self.draws = strength, by_distance, draws
         self._copies, self._rehearsed, self._rehearsed_copies = draws
 
     def batch(self, iteration: int, devices: torch.Tensor, labels: torch.Tensor) -> GuidanceBatch | None:
