@@ -13,7 +13,8 @@ from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.training.population import Population
 
 FloatArray = npt.NDArray[np.float64]
-CHUNK_VALUES = 2**23
+CHUNK_VALUES = 2**20
+"""Values of the inputs of the devices that are evaluated at a time: what is made of them stays in the cache."""
 
 
 @dataclass(frozen=True)

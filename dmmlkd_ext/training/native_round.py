@@ -28,8 +28,8 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
     network, batches, config, guidance = task.population.network, task.batches, task.config, task.guidance
     blocks = [task.population.blocks[name] for name in (SHARED, *network.modalities)]
     layers = [network.encoders[name].layers for name in network.modalities]
-    guides = guidance is not None and guidance.strength > 0
     moments = guidance.moments if guidance else None
+    guides = guidance if guidance and guidance.strength else None
     sums, counts = torch.ops.dmmlkd.local_round_(
         [block.local for block in blocks],
         [block.momentum for block in blocks],
@@ -47,15 +47,15 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
         [len(own.widths) for own in layers],
         [width for own in layers for width in own.widths],
         network.num_classes,
-        guidance.pool if guides else None,
-        guidance.known if guides else None,
-        guidance.draws if guides else None,
+        guides.pool if guides else None,
+        guides.known if guides else None,
+        guides.draws if guides else None,
         moments.count if moments else None,
         moments.sum if moments else None,
         moments.product if moments else None,
         [getattr(task.method.losses, term) for term in TERMS[1:]],
-        guidance.strength if guidance else 0.0,
-        guidance.by_distance if guidance else False,
+        guides.strength if guides else 0.0,
+        guides.by_distance if guides else False,
         config.clip_norm,
         task.learning_rate,
         config.momentum,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from paper_figures import gather, pipeline
 
@@ -13,7 +14,8 @@ needs_results = pytest.mark.skipif(not RESULTS.is_dir(), reason="no results are 
 
 
 @needs_results
-def test_the_committed_tables_give_the_committed_numbers(tmp_path: Path) -> None:
+def test_the_committed_tables_give_the_committed_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # half of the time; other tests look at pictures
     assert pipeline.redraw(RESULTS, tmp_path) == 0
     drawn = {path.name: path.read_text() for path in tmp_path.glob("*.csv")}
     assert drawn == {path.name: path.read_text() for path in OUTPUT.glob("*.csv")}

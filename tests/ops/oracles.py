@@ -18,8 +18,9 @@ def pairwise_kl_oracle(logits: torch.Tensor, mask: torch.Tensor | None = None) -
     for sample, present in zip(samples, held, strict=True):
         indices = present.nonzero().flatten().tolist()
         total = samples.new_zeros(())
+        p, log_p = sample.softmax(-1), sample.log_softmax(-1)
         for m, n in itertools.permutations(indices, 2):
-            total = total + torch.sum(sample[m].softmax(-1) * (sample[m].log_softmax(-1) - sample[n].log_softmax(-1)))
+            total = total + torch.sum(p[m] * (log_p[m] - log_p[n]))
         losses.append(total / max(1, len(indices) * (len(indices) - 1)))
     return torch.stack(losses).reshape(leading) if losses else samples.new_zeros(leading)
 

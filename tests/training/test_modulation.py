@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
-from dmmlkd_ext.training import local
+from dmmlkd_ext.training import local, stepwise
 from dmmlkd_ext.training.losses import BatchOutputs
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.modulation import competing, ogm_coefficients, ogm_gradient, pareto_gradient, unimodal_loss
@@ -69,7 +69,7 @@ def test_ogm_acts_on_every_parameter_of_an_encoder(monkeypatch):
         seen[gradient.shape[1]] = (gradient.clone(), coefficient)
         return gradient * 0
 
-    monkeypatch.setattr(local, "ogm_gradient", record)
+    monkeypatch.setattr(stepwise, "ogm_gradient", record)
     method = dataclasses.replace(get_method("ogm-ge"), modulation_strength=1.0)
     simulation = make_simulation(method=method)
     before = {name: block.start.clone() for name, block in simulation.population.blocks.items()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
 from dmmlkd_ext.models.network import SHARED
-from dmmlkd_ext.training import local
+from dmmlkd_ext.training import local, stepwise
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.modulation import ogm_coefficients, pareto_gradient
 from dmmlkd_ext.training.simulation import Simulation
@@ -62,7 +62,7 @@ def test_modulation_scales_every_parameter_of_every_encoder_by_its_own_coefficie
         [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9], [0.11, 0.12, 0.13], [0.5, 0.4, 0.3]]
     )
     plain = one_step(make_simulation(method="dmml"))
-    monkeypatch.setattr(local, "ogm_coefficients", lambda *_: coefficients)
+    monkeypatch.setattr(stepwise, "ogm_coefficients", lambda *_: coefficients)
     monkeypatch.setattr(torch.Tensor, "std", lambda self, *_, **__: self.new_zeros(len(self), 1))  # no noise
     simulation = make_simulation(method=get_method("ogm-ge"))
     modulated, population = one_step(simulation), simulation.population

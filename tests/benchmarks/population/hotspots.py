@@ -1,6 +1,7 @@
 """What the time of a round goes to, by operator of torch, on one thread.
 
-Run with `python -m tests.benchmarks.population.hotspots`; `--help` lists the options.
+Run with `python -m tests.benchmarks.population.hotspots`; `--help` lists the options. The local iterations are one
+operator, unless `--stepwise` has them run operator by operator, which costs more but tells them apart.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dmmlkd_ext.training import native_round
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 
 
@@ -33,8 +35,11 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--shapes", action="store_true", help="tell operators apart by the shapes of their arguments")
+    parser.add_argument("--stepwise", action="store_true", help="run the local iterations operator by operator")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.stepwise:
+        native_round.applies = lambda task: False
     for workload in options.workloads:
         for method in options.losses:
             print(f"{workload}, {method}, {options.devices} devices")

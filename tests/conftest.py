@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.ops.instruction_sets import instruction_sets
+
+
+def _repeats_a_reference(parameters: dict[str, Any]) -> bool:
+    """Whether a reference, which knows no instruction sets, would run with another one than the first."""
+    chosen = parameters.get("instruction_set", parameters.get("kernels"))
+    reference = any(getattr(value, "__name__", "").endswith("_reference") for value in parameters.values())
+    return reference and chosen in instruction_sets()[1:]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop the tests that would say the same again."""
+    repeated = [item for item in items if _repeats_a_reference(getattr(getattr(item, "callspec", None), "params", {}))]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        dropped = set(repeated)
+        items[:] = [item for item in items if item not in dropped]
