@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "interface.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of dmmlkd_ext";
@@ -20,8 +21,7 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("name"),
       "Use the kernels of one instruction set; raises ValueError where the processor lacks it.");
-  // dmmlkd_ext/ops/_native.py needs the same number; both rise when a schema in ops.cpp changes.
-  m.attr("interface") = 3;
+  m.attr("interface") = dmmlkd::interface_number;
   m.attr("compiler") = std::string(
 #if defined(__clang__)
       "clang " __clang_version__

@@ -17,6 +17,7 @@
 #include <tuple>
 
 #include "../checks.h"
+#include "../interface.h"
 #include "launchers.h"
 
 namespace dmmlkd::cuda {
@@ -287,3 +288,8 @@ TORCH_LIBRARY_IMPL(dmmlkd, CUDA, m) {
 #endif
 
 }  // namespace dmmlkd::cuda
+
+// For who loads the library, to know whether it fits.
+extern "C" __attribute__((visibility("default"))) int dmmlkd_cuda_interface() {
+  return dmmlkd::interface_number;
+}

@@ -115,8 +115,9 @@ def check(build_dir: Path) -> list[Kernel]:
     schemas = build_dir / "schemas.so"
     _link([*_compiler(), "-shared"], [_compile_host(HERE.parent / "ops.cpp", build_dir / "ops.o")], schemas)
     program = (
-        "import sys, torch\n"
+        "import ctypes, sys, torch\n"
         "for library in sys.argv[1:3]: torch.ops.load_library(library)\n"
+        "assert ctypes.CDLL(sys.argv[2]).dmmlkd_cuda_interface() > 0\n"
         "for name in sys.argv[3:]:\n"
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'dmmlkd::{name}', 'CUDA'), name\n"
     )

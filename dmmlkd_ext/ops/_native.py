@@ -7,6 +7,7 @@ The environment variable ``DMMLKD_BACKEND`` chooses: ``auto`` (the default) take
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import warnings
@@ -20,7 +21,9 @@ import torch
 from dmmlkd_ext._version import __version__
 
 INTERFACE = 3
-"""Of the operators' schemas in csrc/ops.cpp; csrc/module.cpp has the same number, and both rise when one changes."""
+"""Of the operators' schemas in csrc/ops.cpp; csrc/interface.h has the same number, and both rise when one changes."""
+
+CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -42,29 +45,34 @@ def _load() -> tuple[ModuleType | None, str]:
         if unbuilt.exists() or any(package.glob("_C.*")):  # it was meant to be there
             warnings.warn(f"dmmlkd_ext runs by its reference implementations: {reason}", stacklevel=2)
         return None, reason
-    built = getattr(module, "interface", None)
-    if built != INTERFACE:
-        raise ImportError(
-            f"the native extension must have the interface {INTERFACE} of this package, got {built} in "
-            f"{module.__file__}: it was built from other sources; build it again (`make build` in a clone, "
-            "`pip install --no-build-isolation --force-reinstall --no-deps` elsewhere)"
-        )
+    _check_interface(getattr(module, "interface", None), module.__file__)
     module.select_instruction_set(os.environ.get("DMMLKD_INSTRUCTION_SET", "auto"))
     return module, ""
 
 
 def _load_cuda() -> str:
     """Load the CUDA kernels beside the CPU ones; return why not, or an empty text."""
-    library = Path(__file__).parents[1] / "_C_cuda.so"
     if _module is None:
         return _reason
-    if not library.exists():
+    if not CUDA_LIBRARY.exists():
         return "built without CUDA"
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(CUDA_LIBRARY))
+        interface = getattr(ctypes.CDLL(str(CUDA_LIBRARY)), "dmmlkd_cuda_interface", None)
     except OSError as error:
         return f"the CUDA kernels cannot be loaded: {error}"
+    _check_interface(interface() if interface else None, str(CUDA_LIBRARY))
     return ""
+
+
+def _check_interface(built: int | None, file: str | None) -> None:
+    """Raise ImportError where a library was built from other sources than this package's."""
+    if built != INTERFACE:
+        raise ImportError(
+            f"the native extension must have the interface {INTERFACE} of this package, got {built} in {file}: it was "
+            "built from other sources; build it again (`make build` in a clone, "
+            "`pip install --no-build-isolation --force-reinstall --no-deps` elsewhere)"
+        )
 
 
 _module, _reason = _load()

@@ -90,6 +90,23 @@ def test_modalities_that_nearly_agree_do_not_cancel(implementation, modalities, 
 
 
 @native_only
+@pytest.mark.parametrize("classes", [2, 3, 10, 200])
+@pytest.mark.parametrize("modalities", [2, 3, 6])
+def test_each_sample_is_as_exact_as_its_modalities_differ(modalities, classes, instruction_set):
+    generator, samples = torch.Generator().manual_seed(1), 2000 if classes < 10 else 200
+    base = torch.randn(samples, 1, classes, generator=generator) * 3
+    logits = base + 1e-3 * torch.randn(samples, modalities, classes, generator=generator)
+    expected = pairwise_kl_oracle(logits)
+    error = (pairwise_kl_similarity(logits, None, "none").double() - expected).abs() / expected
+    # Root mean square of what the modalities' log-probabilities are from their mean: half of what two differ by.
+    log_p = logits.double().log_softmax(-1)
+    apart = ((log_p - log_p.mean(1, keepdim=True)).square() * log_p.exp()).sum(-1).mean(1).sqrt()
+    assert (error < 1.2e-7 / apart).all()  # one rounding of the probabilities
+    assert (apart >= 5e-4).any()
+    assert (error[apart >= 5e-4] < 1e-3).all()
+
+
+@native_only
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("modalities", [2, 3, 4, 5, 6, 7])
 def test_one_class_or_equal_modalities_leave_exactly_nothing(modalities, masked, instruction_set):
