@@ -444,15 +444,15 @@ inline void check_class_moments(const at::Tensor& features, const at::Tensor& la
   check_written(op, "product", product, type, {shape, product.dim() == 4 ? size_t(4) : size_t(3)});
 }
 
-inline void check_local_round_blocks(at::TensorList parameters, at::TensorList momenta,
-                                     at::TensorList devices, at::TensorList values, int64_t classes) {
-  const char* op = "local_round";
+// The shared block, then one a modality; devices say whose the rows are.
+inline void check_device_blocks(const char* op, at::TensorList parameters, at::TensorList devices,
+                                at::TensorList values, int64_t classes) {
   const size_t blocks = parameters.size();
   TORCH_CHECK_VALUE(
-      blocks >= 2 && momenta.size() == blocks && devices.size() == blocks && values.size() + 1 == blocks, op,
-      ": parameters, momenta and devices must hold the shared block and one a modality, "
-      "values one tensor a modality, got ",
-      blocks, ", ", momenta.size(), ", ", devices.size(), " and ", values.size());
+      blocks >= 2 && devices.size() == blocks && values.size() + 1 == blocks, op,
+      ": parameters and devices must hold the shared block and one a modality, values one tensor a "
+      "modality, got ",
+      blocks, ", ", devices.size(), " and ", values.size());
   const auto type = parameters[0].scalar_type();
   for (size_t block = 0; block < blocks; ++block) {
     const at::Tensor& own = parameters[block];
@@ -462,17 +462,15 @@ inline void check_local_round_blocks(at::TensorList parameters, at::TensorList m
         " of shape ", own.sizes());
     check_real(op, "devices", devices[block], at::kLong, {own.size(0)});
     check_written(op, "parameters", own, type, own.sizes());
-    check_written(op, "momenta", momenta[block], type, own.sizes());
   }
   TORCH_CHECK_VALUE(classes >= 1 && parameters[0].size(1) >= classes && parameters[0].size(1) % classes == 0,
                     op, ": classes must divide the columns of the shared block, ", parameters[0].size(1),
                     ", got ", classes);
 }
 
-inline void check_local_round_encoders(at::TensorList values, at::ArrayRef<int64_t> kernels,
-                                       at::ArrayRef<int64_t> strides, at::ArrayRef<int64_t> layers,
-                                       at::ArrayRef<int64_t> widths) {
-  const char* op = "local_round";
+inline void check_encoders(const char* op, at::TensorList values, at::ArrayRef<int64_t> kernels,
+                           at::ArrayRef<int64_t> strides, at::ArrayRef<int64_t> layers,
+                           at::ArrayRef<int64_t> widths) {
   TORCH_CHECK_VALUE(
       kernels.size() == values.size() && strides.size() == values.size() && layers.size() == values.size(),
       op, ": kernels, strides and layers must hold one number a modality = ", values.size(), ", got ",
@@ -497,32 +495,39 @@ inline void check_local_round_encoders(at::TensorList values, at::ArrayRef<int64
     TORCH_CHECK_VALUE(width >= 1, op, ": widths must be at least 1, got ", width);
 }
 
-inline void check_local_round_data(at::ScalarType type, at::TensorList values, const at::Tensor& labels,
-                                   const at::Tensor& present, const at::Tensor& indices,
-                                   const std::optional<at::Tensor>& noise,
-                                   const std::optional<at::Tensor>& offsets, const at::Tensor& start,
-                                   const at::Tensor& iterations, at::ArrayRef<double> weights) {
-  const char* op = "local_round";
-  const auto modalities = static_cast<int64_t>(values.size());
+// The samples of all modalities, their labels and who is present.
+inline void check_samples(const char* op, at::ScalarType type, at::TensorList values,
+                          const at::Tensor& labels, const at::Tensor& present) {
   TORCH_CHECK_VALUE(labels.dim() == 1 && labels.scalar_type() == at::kLong, op,
                     ": labels must be int64 of shape [samples], got ", labels.scalar_type(), " of shape ",
                     labels.sizes());
-  check_real(op, "present", present, at::kBool, {labels.size(0), modalities});
-  TORCH_CHECK_VALUE(indices.dim() == 3 && indices.scalar_type() == at::kLong, op,
-                    ": indices must be int64 of shape [iterations, devices, batch], got ",
-                    indices.scalar_type(), " of shape ", indices.sizes());
-  int64_t read = 0;
+  check_real(op, "present", present, at::kBool, {labels.size(0), static_cast<int64_t>(values.size())});
   for (const at::Tensor& own : values) {
     std::vector<int64_t> shape = own.sizes().vec();
     shape[0] = labels.size(0);
     check_real(op, "values", own, type, shape);
     TORCH_CHECK_VALUE(c10::multiply_integers(own.sizes().slice(1)) >= 1, op,
                       ": values must hold at least one number a sample, got shape ", own.sizes());
-    read = std::max(read, indices.size(2) * c10::multiply_integers(own.sizes().slice(1)));
   }
+}
+
+inline void check_local_round(at::TensorList parameters, at::TensorList momenta, at::TensorList values,
+                              const at::Tensor& indices, const std::optional<at::Tensor>& noise,
+                              const std::optional<at::Tensor>& offsets, const at::Tensor& start,
+                              const at::Tensor& iterations, at::ArrayRef<double> weights) {
+  const char* op = "local_round";
+  const auto type = parameters[0].scalar_type();
+  TORCH_CHECK_VALUE(momenta.size() == parameters.size(), op,
+                    ": momenta must hold one tensor a block = ", parameters.size(), ", got ", momenta.size());
+  for (size_t block = 0; block < parameters.size(); ++block)
+    check_written(op, "momenta", momenta[block], type, parameters[block].sizes());
+  const auto modalities = static_cast<int64_t>(values.size());
   TORCH_CHECK_VALUE(noise.has_value() == offsets.has_value(), op,
                     ": noise and offsets must be given together");
   if (noise) {
+    int64_t read = 0;
+    for (const at::Tensor& own : values)
+      read = std::max(read, indices.size(2) * c10::multiply_integers(own.sizes().slice(1)));
     check_real(op, "offsets", *offsets, at::kLong, {indices.size(0), modalities, indices.size(1)});
     TORCH_CHECK_VALUE(noise->dim() == 1 && noise->scalar_type() == type && noise->size(0) >= read, op,
                       ": noise must be ", type, " of shape [at least ", read, "], got ", noise->scalar_type(),

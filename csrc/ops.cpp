@@ -116,4 +116,12 @@ TORCH_LIBRARY(dmmlkd, m) {
       "weights, "
       "float strength, bool by_distance, float clip_norm, float learning_rate, float momentum_factor, float "
       "weight_decay) -> (Tensor, Tensor)");
+
+  // How many samples each device predicts rightly, by each modality alone and, in the last line, by all that
+  // it has, and how many count: those that have the modality, or any of them. int64 [modalities + 1,
+  // devices]. Arguments as in local_round_.
+  m.def(
+      "count_right(Tensor[] parameters, Tensor[] devices, int num_devices, Tensor[] values, Tensor labels, "
+      "Tensor present, int[] kernels, int[] strides, int[] layers, int[] widths, int classes) -> (Tensor, "
+      "Tensor)");
 }

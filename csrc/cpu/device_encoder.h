@@ -72,33 +72,47 @@ template <class T>
 struct DeviceConvolutions {
   const ConvolutionStack stack;
   const ForwardStack<T> forward;
-  const BackwardStack<T> backward;
   typename ForwardStack<T>::Memory forward_memory;
-  typename BackwardStack<T>::Memory backward_memory;
 
   DeviceConvolutions(ConvolutionStack layers, at::TensorList biases, const at::Tensor& means)
-      : stack(std::move(layers)),
-        forward(stack, biases, means),
-        backward(stack),
-        forward_memory(forward),
-        backward_memory(backward) {}
+      : stack(std::move(layers)), forward(stack, biases, means), forward_memory(forward) {}
+};
+
+template <class T>
+struct DeviceConvolutionGradients {
+  const BackwardStack<T> backward;
+  typename BackwardStack<T>::Memory memory;
+  std::vector<T*> to_weights{}, to_biases{};
+
+  explicit DeviceConvolutionGradients(const ConvolutionStack& stack) : backward(stack), memory(backward) {}
 };
 
 template <class T>
 class DeviceEncoder {
  public:
-  // `block` holds the parameters [devices, places.size]; the gradients go to one row of it, `gradient`.
-  DeviceEncoder(const BlockPlaces& places, const at::Tensor& block, int64_t samples, T* gradient)
+  // `block` holds the parameters [devices, places.size].
+  DeviceEncoder(const BlockPlaces& places, const at::Tensor& block, int64_t samples)
       : places_(places), inputs_(memory(block, samples, places.shape)) {
-    at::Tensor encoding = inputs_;
-    if (places.kernel) encoding = add_convolutions(block, samples, gradient);
-    linear_.values = {encoding};
+    linear_.values = {places.kernel ? add_convolutions(block, samples) : inputs_};
     if (!places.kernel)
-      for (const LayerPlace& layer : places.layers) add_linear(layer, block, samples, gradient);
+      for (const LayerPlace& layer : places.layers) add_linear(layer, block, samples);
     linear_.rectified = linear_.layers();
-    add_linear(places.projection, block, samples, gradient);
+    add_linear(places.projection, block, samples);
     scratch_ = std::make_unique<Scratch<T>>(linear_.backward_scratch());
-    if (convolutions_) upstream_ = std::make_unique<Scratch<T>>(samples * places.projection.inputs);
+  }
+
+  // Where backward() writes: one row of a block.
+  void set_gradient(T* gradient) {
+    for (const LayerPlace& layer : places_.layers) {
+      to_weights_.push_back(gradient + layer.weight);
+      to_biases_.push_back(gradient + layer.bias);
+    }
+    if (convolutions_) {
+      gradients_ = std::make_unique<DeviceConvolutionGradients<T>>(convolutions_->stack);
+      gradients_->to_weights.swap(to_weights_), gradients_->to_biases.swap(to_biases_);
+      upstream_ = std::make_unique<Scratch<T>>(inputs_.size(1) * places_.projection.inputs);
+    }
+    to_weights_.push_back(gradient + places_.projection.weight);
   }
 
   // [samples, *shape], to be filled before forward().
@@ -118,10 +132,9 @@ class DeviceEncoder {
   void backward(int64_t row, const T* upstream) {
     T* to_encoding = convolutions_ ? upstream_->data() : nullptr;
     linear_.backward<T>(row, upstream, {to_weights_, to_biases_, to_encoding}, scratch_->data());
-    if (!convolutions_) return;
-    convolutions_->backward.run_device(convolutions_->backward_memory, row,
-                                       {to_encoding, spread(to_encoding)}, to_convolution_weights_,
-                                       to_convolution_biases_);
+    if (convolutions_)
+      gradients_->backward.run_device(gradients_->memory, row, {to_encoding, spread(to_encoding)},
+                                      gradients_->to_weights, gradients_->to_biases);
   }
 
  private:
@@ -130,25 +143,19 @@ class DeviceEncoder {
     return shared_by_devices(block.size(0), shape, block.options());
   }
 
-  void add_linear(const LayerPlace& layer, const at::Tensor& block, int64_t samples, T* gradient) {
+  void add_linear(const LayerPlace& layer, const at::Tensor& block, int64_t samples) {
     linear_.weights.push_back(part_of(block, layer.weight, {layer.inputs, layer.outputs}));
-    to_weights_.push_back(gradient + layer.weight);
-    if (layer.bias >= 0) {
-      linear_.biases.push_back(part_of(block, layer.bias, {layer.outputs}));
-      to_biases_.push_back(gradient + layer.bias);
-    }
+    if (layer.bias >= 0) linear_.biases.push_back(part_of(block, layer.bias, {layer.outputs}));
     linear_.values.push_back(memory(block, samples, {layer.outputs}));
   }
 
   // Returns the encoding.
-  at::Tensor add_convolutions(const at::Tensor& block, int64_t samples, T* gradient) {
+  at::Tensor add_convolutions(const at::Tensor& block, int64_t samples) {
     ConvolutionStack stack{inputs_.movedim(2, -1), {}, places_.kernel, places_.stride};
     std::vector<at::Tensor> biases;
     for (const LayerPlace& layer : places_.layers) {
       stack.weights.push_back(part_of(block, layer.weight, {layer.inputs, layer.outputs}));
       biases.push_back(part_of(block, layer.bias, {layer.outputs}));
-      to_convolution_weights_.push_back(gradient + layer.weight);
-      to_convolution_biases_.push_back(gradient + layer.bias);
       const auto made =
           convolution_shape(stack.below(stack.outputs.size()), stack.weights.back(), stack.stride);
       stack.outputs.push_back(memory(block, samples, {made.begin() + 2, made.end()}));
@@ -174,8 +181,9 @@ class DeviceEncoder {
   const at::Tensor inputs_;
   at::Tensor last_;  // convolution's outputs
   LinearStack linear_{};
-  std::vector<T*> to_weights_, to_biases_, to_convolution_weights_, to_convolution_biases_;
+  std::vector<T*> to_weights_, to_biases_;  // of the linear layers
   std::unique_ptr<DeviceConvolutions<T>> convolutions_;
+  std::unique_ptr<DeviceConvolutionGradients<T>> gradients_;
   std::unique_ptr<Scratch<T>> scratch_, upstream_;
 };
 

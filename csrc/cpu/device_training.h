@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "copy_samples.h"
-#include "device_encoder.h"
+#include "device_blocks.h"
 #include "kernels.h"
 #include "rows.h"
 #include "scratch.h"
@@ -33,26 +33,23 @@ struct StepSettings {
 
 // What the operator was given; all tensors are contiguous but for parameters and momenta, whose rows are.
 struct LocalRound {
-  std::vector<at::Tensor> parameters, momenta;  // of each block; the shared one is the first
-  std::vector<std::vector<int64_t>> rows;       // of each device in each block, or -1
-  std::vector<BlockPlaces> places;              // of each modality
-  std::vector<at::Tensor> values;               // of all samples, of each modality
-  at::Tensor labels, present;                   // of all samples
+  DeviceBlocks blocks;
+  std::vector<at::Tensor> momenta;  // of each block
+  std::vector<at::Tensor> values;   // of all samples, of each modality
+  at::Tensor labels, present;       // of all samples
   at::Tensor indices, noise, offsets;
   at::Tensor start, iterations;
   at::Tensor pool, known, draws;   // undefined: nothing guides
   at::Tensor count, sum, product;  // undefined: nobody asks for moments
-  int64_t classes;
   std::vector<double> weights;
   double strength;
   bool by_distance;
   StepSettings step;
   at::Tensor losses, trained;  // written: [terms, devices] and [devices]
 
-  size_t modalities() const { return places.size(); }
+  size_t modalities() const { return blocks.modalities(); }
   int64_t devices() const { return indices.size(1); }
   int64_t batch() const { return indices.size(2); }
-  int64_t width() const { return parameters[0].size(1) / classes; }
 };
 
 // What a thread needs to train a device.
@@ -62,7 +59,7 @@ class DeviceTraining {
   explicit DeviceTraining(const LocalRound& round)
       : round_(round),
         batch_(round.batch()),
-        shared_gradient_(round.parameters[0].size(1)),
+        shared_gradient_(round.blocks.parameters[0].size(1)),
         labels_(static_cast<size_t>(batch_)),
         present_(static_cast<size_t>(batch_ * modalities())),
         present_column_(static_cast<size_t>(batch_)),
@@ -72,11 +69,11 @@ class DeviceTraining {
         known_(static_cast<size_t>(batch_)),
         rehearsal_known_(static_cast<size_t>(batch_)) {
     for (size_t m = 0; m < round.modalities(); ++m) {
-      const at::Tensor& block = round.parameters[m + 1];
+      const at::Tensor& block = round.blocks.parameters[m + 1];
       gradients_.push_back(std::make_unique<Scratch<T>>(block.size(1)));
-      feature_gradients_.push_back(std::make_unique<Scratch<T>>(batch_ * 2 * round.width()));
-      encoders_.push_back(
-          std::make_unique<DeviceEncoder<T>>(round.places[m], block, batch_, gradients_[m]->data()));
+      feature_gradients_.push_back(std::make_unique<Scratch<T>>(batch_ * 2 * round.blocks.width));
+      encoders_.push_back(std::make_unique<DeviceEncoder<T>>(round.blocks.places[m], block, batch_));
+      encoders_[m]->set_gradient(gradients_[m]->data());
     }
     set_objective();
   }
@@ -93,7 +90,7 @@ class DeviceTraining {
 
  private:
   int64_t modalities() const { return static_cast<int64_t>(round_.modalities()); }
-  int64_t row(int64_t device, size_t block) const { return round_.rows[block][static_cast<size_t>(device)]; }
+  int64_t row(int64_t device, size_t block) const { return round_.blocks.row(device, block); }
   int64_t start(int64_t device, size_t m) const {
     return round_.start.const_data_ptr<int64_t>()[device * modalities() + static_cast<int64_t>(m)];
   }
@@ -121,8 +118,8 @@ class DeviceTraining {
   // What is the same for all devices and iterations.
   void set_objective() {
     DeviceObjective<T>& o = objective_;
-    o.num_modalities = modalities(), o.samples = batch_, o.width = round_.width();
-    o.classes = round_.classes, o.by_distance = round_.by_distance;
+    o.num_modalities = modalities(), o.samples = batch_, o.width = round_.blocks.width;
+    o.classes = round_.blocks.classes, o.by_distance = round_.by_distance;
     o.by_samples = objective_by_samples(batch_, o.width);
     const auto weight = [&](size_t i) { return static_cast<T>(round_.weights[i]); };
     o.classification = weight(0), o.similarity = weight(1), o.difference = weight(2);
@@ -150,7 +147,7 @@ class DeviceTraining {
     load_batch(device, iteration);
     for (size_t m = 0; m < round_.modalities(); ++m) forward(device, iteration, m);
     if (round_.pool.defined()) load_guidance(device, iteration);
-    objective_.shared_head = row_of<T>(round_.parameters[0], row(device, 0));
+    objective_.shared_head = row_of<T>(round_.blocks.parameters[0], row(device, 0));
     run(objective_);
     for (int64_t term = 0; term < loss_terms; ++term) losses[term] += objective_.losses[term];
     for (size_t m = 0; m < round_.modalities(); ++m)
@@ -182,7 +179,7 @@ class DeviceTraining {
     outputs_[m] = {};
     if (!active_[m]) return;
     DeviceEncoder<T>& encoder = *encoders_[m];
-    const BlockPlaces& places = round_.places[m];
+    const BlockPlaces& places = round_.blocks.places[m];
     const int64_t* index = batch_indices(device, iteration);
     const int64_t size = c10::multiply_integers(places.shape);
     const T* source = round_.values[m].const_data_ptr<T>();
@@ -192,7 +189,7 @@ class DeviceTraining {
         [&](int64_t i) { return noise ? noise + i * size : nullptr; }, encoder.inputs());
     const int64_t own = row(device, m + 1);
     encoder.forward(own);
-    outputs_[m] = {encoder.features(), row_of<T>(round_.parameters[m + 1], own) + places.head,
+    outputs_[m] = {encoder.features(), row_of<T>(round_.blocks.parameters[m + 1], own) + places.head,
                    feature_gradients_[m]->data(), gradients_[m]->data() + places.head};
   }
 
@@ -207,7 +204,7 @@ class DeviceTraining {
   void load_guidance(int64_t device, int64_t iteration) {
     const int64_t batches = round_.draws.size(1), all = batches * batch_;
     const int64_t* copies = round_.draws.const_data_ptr<int64_t>() + iteration * batch_;
-    const bool* known = round_.known.const_data_ptr<bool>() + device * round_.classes;
+    const bool* known = round_.known.const_data_ptr<bool>() + device * round_.blocks.classes;
     for (int64_t i = 0; i < batch_; ++i) {
       const auto sample = static_cast<size_t>(i);
       take_feature(device, labels_[sample], copies[i], target_->data() + i * objective_.width);
@@ -223,7 +220,7 @@ class DeviceTraining {
     const at::Tensor& pool = round_.pool;
     const int64_t width = pool.size(3);
     const T* feature =
-        pool.const_data_ptr<T>() + ((device * round_.classes + label) * pool.size(2) + copy) * width;
+        pool.const_data_ptr<T>() + ((device * round_.blocks.classes + label) * pool.size(2) + copy) * width;
     std::copy_n(feature, width, target);
   }
 
@@ -242,9 +239,9 @@ class DeviceTraining {
 
   void step(int64_t device) {
     own_.clear();
-    for (size_t block = 0; block < round_.parameters.size(); ++block) {
+    for (size_t block = 0; block < round_.blocks.parameters.size(); ++block) {
       if (block && !outputs_[block - 1].features) continue;
-      const at::Tensor& parameters = round_.parameters[block];
+      const at::Tensor& parameters = round_.blocks.parameters[block];
       const int64_t own = row(device, block);
       own_.push_back({written_row<T>(parameters, own), written_row<T>(round_.momenta[block], own),
                       block ? gradients_[block - 1]->data() : shared_gradient_.data(), parameters.size(1)});

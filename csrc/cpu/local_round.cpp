@@ -22,30 +22,15 @@ at::Tensor contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor ? tensor->contiguous() : at::Tensor();
 }
 
-// The blocks' places, from the flat description of the encoders.
-std::vector<BlockPlaces> places_of(at::TensorList values, at::ArrayRef<int64_t> kernels,
-                                   at::ArrayRef<int64_t> strides, at::ArrayRef<int64_t> layers,
-                                   at::ArrayRef<int64_t> widths, int64_t features, int64_t classes) {
-  std::vector<BlockPlaces> places;
-  size_t first = 0;
-  for (size_t m = 0; m < values.size(); ++m) {
-    const auto count = static_cast<size_t>(layers[m]);
-    places.emplace_back(values[m].sizes().slice(1).vec(), kernels[m], strides[m], widths.slice(first, count),
-                        features, classes);
-    first += count;
-  }
-  return places;
-}
-
 // What indexes memory: no number may point outside.
 void check_contents(const LocalRound& round) {
   const char* op = "local_round";
-  check_range(op, "labels", round.labels, round.classes);
+  check_range(op, "labels", round.labels, round.blocks.classes);
   check_range(op, "indices", round.indices, round.labels.size(0));
   if (round.offsets.defined()) check_range(op, "offsets", round.offsets, std::numeric_limits<int64_t>::max());
   if (round.pool.defined()) {
     check_range(op, "draws[0]", round.draws.select(0, 0), round.pool.size(2));
-    check_range(op, "draws[1]", round.draws.select(0, 1), round.classes);
+    check_range(op, "draws[1]", round.draws.select(0, 1), round.blocks.classes);
     check_range(op, "draws[2]", round.draws.select(0, 2), round.pool.size(2));
   }
   const int64_t *start = round.start.const_data_ptr<int64_t>(),
@@ -57,10 +42,11 @@ void check_contents(const LocalRound& round) {
         "], the iterations that indices hold, got ", start[i], " + ", iterations[i]);
   const int64_t modalities = round.start.size(1);
   for (int64_t i = 0; i < round.start.numel(); ++i) {
-    const auto device = static_cast<size_t>(i / modalities), m = static_cast<size_t>(i % modalities);
-    TORCH_CHECK_VALUE(iterations[i] <= 0 || round.rows[m + 1][device] < 0 || round.rows[0][device] >= 0, op,
-                      ": parameters[0], the shared block, must have a row for device ", device,
-                      ", which trains");
+    const int64_t device = i / modalities;
+    const auto m = static_cast<size_t>(i % modalities);
+    TORCH_CHECK_VALUE(
+        iterations[i] <= 0 || round.blocks.row(device, m + 1) < 0 || round.blocks.row(device, 0) >= 0, op,
+        ": parameters[0], the shared block, must have a row for device ", device, ", which trains");
   }
 }
 
@@ -75,37 +61,35 @@ std::tuple<at::Tensor, at::Tensor> local_round(
     const std::optional<at::Tensor>& sum, const std::optional<at::Tensor>& product,
     at::ArrayRef<double> weights, double strength, bool by_distance, double clip_norm, double learning_rate,
     double momentum_factor, double weight_decay) {
-  check_local_round_blocks(parameters, momenta, devices, values, classes);
-  check_local_round_encoders(values, kernels, strides, layers, widths);
-  check_local_round_data(parameters[0].scalar_type(), values, labels, present, indices, noise, offsets, start,
-                         iterations, weights);
-  const int64_t width = parameters[0].size(1) / classes;
-  check_local_round_guidance(parameters[0].scalar_type(), indices, classes, width, pool, known, draws, count,
-                             sum, product);
-  LocalRound round{};
-  round.parameters = parameters.vec(), round.momenta = momenta.vec();
-  round.places = places_of(values, kernels, strides, layers, widths, 2 * width, classes);
-  for (size_t block = 0; block < parameters.size(); ++block) {
-    const int64_t size = block ? round.places[block - 1].size : width * classes;
-    TORCH_CHECK_VALUE(parameters[block].size(1) == size, "local_round: parameters of block ", block,
-                      " must have ", size, " columns, got ", parameters[block].size(1));
+  const char* op = "local_round";
+  TORCH_CHECK_VALUE(indices.dim() == 3 && indices.scalar_type() == at::kLong, op,
+                    ": indices must be int64 of shape [iterations, devices, batch], got ",
+                    indices.scalar_type(), " of shape ", indices.sizes());
+  LocalRound round{
+      .blocks = {
+          op, parameters, devices, values, {kernels, strides, layers, widths}, classes, indices.size(1)}};
+  const at::ScalarType type = round.blocks.type();
+  check_samples(op, type, values, labels, present);
+  check_local_round(parameters, momenta, values, indices, noise, offsets, start, iterations, weights);
+  check_local_round_guidance(type, indices, classes, round.blocks.width, pool, known, draws, count, sum,
+                             product);
+  round.momenta = momenta.vec();
+  for (size_t block = 0; block < parameters.size(); ++block)
     at::assert_no_overlap(parameters[block], momenta[block]);
-    round.rows.push_back(rows_of("local_round", devices[block].contiguous(), indices.size(1)));
-    if (block) round.values.push_back(values[block - 1].contiguous());
-  }
+  for (const at::Tensor& own : values) round.values.push_back(own.contiguous());
   round.labels = labels.contiguous(), round.present = present.contiguous();
   round.indices = indices.contiguous(), round.noise = contiguous(noise), round.offsets = contiguous(offsets);
   round.start = start.contiguous(), round.iterations = iterations.contiguous();
   round.pool = contiguous(pool), round.known = contiguous(known), round.draws = contiguous(draws);
   if (count) round.count = *count, round.sum = *sum, round.product = *product;
-  round.classes = classes, round.weights = weights.vec();
+  round.weights = weights.vec();
   round.strength = strength, round.by_distance = by_distance;
   round.step = {clip_norm, learning_rate, momentum_factor, weight_decay};
   check_contents(round);
   round.losses = at::zeros({loss_terms, indices.size(1)}, at::TensorOptions(at::kDouble));
   round.trained = at::zeros({indices.size(1)}, at::TensorOptions(at::kLong));
-  if (indices.size(2) > 0 && parameters[0].scalar_type() == at::kDouble) train<double>(round);
-  if (indices.size(2) > 0 && parameters[0].scalar_type() == at::kFloat) train<float>(round);
+  if (indices.size(2) > 0 && type == at::kDouble) train<double>(round);
+  if (indices.size(2) > 0 && type == at::kFloat) train<float>(round);
   return {round.losses, round.trained};
 }
 

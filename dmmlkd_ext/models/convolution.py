@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import conv1d, conv2d
 
 import dmmlkd_ext.ops._convolution  # noqa: F401
-from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops._native import simulates_natively
 
 
 def convolve(
@@ -38,8 +38,7 @@ def convolve(
         >>> convolve(torch.ones(2, 4, 9, 3), torch.ones(2, 15, 6), torch.zeros(2, 6), 5, 2).shape
         torch.Size([2, 4, 5, 6])
     """
-    native = backend() == "native" and inputs.device.type == "cpu" and inputs.dtype in (torch.float32, torch.float64)
-    apply = torch.ops.dmmlkd.convolve if native else convolve_reference
+    apply = torch.ops.dmmlkd.convolve if simulates_natively(inputs) else convolve_reference
     outputs: torch.Tensor = apply(inputs, weight, bias, kernel, stride, rectify)
     return outputs
 

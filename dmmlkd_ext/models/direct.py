@@ -12,7 +12,7 @@ import torch
 
 from dmmlkd_ext.models.convolution import convolve
 from dmmlkd_ext.models.layers import linear
-from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops._native import simulates_natively
 
 PullBack = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], None]
 """Takes the gradient of what was computed, and writes those of the parameters over the tensors of their names."""
@@ -31,10 +31,6 @@ class Layers(NamedTuple):
     Gradients: contiguous in each device."""
     biases: Sequence[torch.Tensor]
     """Of the first layers, [devices, out]; of a convolution, of all."""
-
-
-def _native(tensor: torch.Tensor) -> bool:
-    return backend() == "native" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
 def linear_layers_forward(inputs: torch.Tensor, layers: Layers, rectified: int) -> list[torch.Tensor]:
@@ -62,7 +58,7 @@ def linear_layers_forward(inputs: torch.Tensor, layers: Layers, rectified: int) 
         >>> linear_layers_forward(torch.ones(1, 1, 2), Layers(weights, [torch.ones(1, 2)]), rectified=1)
         [tensor([[[3., 0.]]]), tensor([[[3.]]])]
     """
-    if _native(inputs):
+    if simulates_natively(inputs):
         outputs: list[torch.Tensor] = torch.ops.dmmlkd.linear_layers(inputs, *layers, rectified)
         return outputs
     return linear_layers_forward_reference(inputs, layers, rectified)
@@ -123,7 +119,7 @@ def linear_layers_backward(
         >>> into.weights[0].flatten()
         tensor([2., 3.])
     """
-    if _native(inputs):
+    if simulates_natively(inputs):
         result: torch.Tensor = torch.ops.dmmlkd.linear_layers_backward_(
             upstream, inputs, layers.weights, outputs, *into, rectified, with_inputs
         )
@@ -195,7 +191,7 @@ def convolve_layers_forward(
         >>> [outputs.shape[2:] for outputs in convolve_layers_forward(torch.ones(2, 4, 9, 3), layers, 5, 2, True)]
         [torch.Size([5, 6]), torch.Size([3, 8]), torch.Size([8])]
     """
-    if _native(inputs):
+    if simulates_natively(inputs):
         outputs: list[torch.Tensor] = torch.ops.dmmlkd.convolve_layers(inputs, *layers, kernel, stride, with_means)
         return outputs
     return convolve_layers_forward_reference(inputs, layers, kernel, stride, with_means)
@@ -254,7 +250,7 @@ def convolve_layers_backward(
         >>> into.weights[0].flatten(), into.biases[0].flatten()
         (tensor([2., 3., 2.]), tensor([3.]))
     """
-    if _native(inputs):
+    if simulates_natively(inputs):
         torch.ops.dmmlkd.convolve_layers_backward_(upstream, inputs, layers.weights, outputs, *into, kernel, stride)
     else:
         convolve_layers_backward_reference(upstream, inputs, layers, outputs, into, kernel, stride)

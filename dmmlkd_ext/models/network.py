@@ -18,6 +18,18 @@ SHARED = "shared"
 """Name of the block of the classifier weight on common features, w^_n, which every device has."""
 
 
+class EncoderNumbers(NamedTuple):
+    """How the encoders of all modalities are made, in the flat form that native operators take."""
+
+    kernels: list[int]
+    """Width of the convolutions' window, of each modality; 0: linear layers."""
+    strides: list[int]
+    layers: list[int]
+    """Number of layers of each modality."""
+    widths: list[int]
+    """Outputs of each layer, one modality after the other."""
+
+
 class ModalityFeatures(NamedTuple):
     """One modality's decomposed feature and what it predicts, for the devices that have it."""
 
@@ -58,6 +70,17 @@ class MultiModalNetwork:
     def encoders(self) -> dict[str, Encoder]:
         """The encoder of each modality."""
         return {name: make_encoder(tuple(shape), self.hidden_width) for name, shape in self.shapes.items()}
+
+    @cached_property
+    def encoder_numbers(self) -> EncoderNumbers:
+        """What native operators have to know of the encoders."""
+        layers = [encoder.layers for encoder in self.encoders.values()]
+        return EncoderNumbers(
+            kernels=[own.kernel for own in layers],
+            strides=[own.stride for own in layers],
+            layers=[len(own.widths) for own in layers],
+            widths=[width for own in layers for width in own.widths],
+        )
 
     @cached_property
     def layouts(self) -> dict[str, BlockLayout]:

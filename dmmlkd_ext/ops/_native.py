@@ -101,6 +101,16 @@ def uses_native(tensor: torch.Tensor) -> bool:
     return tensor.device.type in ("cpu", "meta") or (tensor.device.type == "cuda" and not _cuda_reason)
 
 
+def simulates_natively(tensor: torch.Tensor) -> bool:
+    """Return whether the native operators of the simulation take this tensor: on a CPU, in float32 or float64.
+
+    Example:
+        >>> simulates_natively(torch.zeros(2, dtype=torch.float16))
+        False
+    """
+    return backend() == "native" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
 def build_info() -> dict[str, Any]:
     """Return what was built and what runs: versions, backend, instruction set, and the reason of an absence.
 

@@ -10,6 +10,7 @@ import torch
 
 from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.models.network import SHARED
+from dmmlkd_ext.ops._native import simulates_natively
 from dmmlkd_ext.training.population import Population
 
 FloatArray = npt.NDArray[np.float64]
@@ -116,17 +117,44 @@ def evaluate(population: Population, split: Split, guess: npt.NDArray[np.int64] 
     alone = {name: np.full(devices, np.nan) for name in modalities}
     if not len(split):
         return Accuracy(joint, alone)
-    values = max(len(split) * features[0].numel() for features in split.features.values())
-    chunk = max(1, CHUNK_VALUES // max(1, values))
-    for begin in range(0, devices, chunk):
-        _evaluate_chunk(population, split, np.arange(begin, min(begin + chunk, devices)), joint, alone)
+    judge = _judge_natively if simulates_natively(population.blocks[SHARED].start) else _judge
+    judge(population, split, joint, alone)
     if guess is not None:
         blind = ~population.holds.any(axis=1)
         joint[blind] = (split.labels.numpy() == guess[blind, None]).mean(axis=1)
     return Accuracy(joint, alone)
 
 
-def _evaluate_chunk(
+def _judge_natively(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
+    """Write the accuracies; device by device, and some samples at a time, so that activations stay in the cache."""
+    network = population.network
+    blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
+    right, counted = torch.ops.dmmlkd.count_right(
+        [block.start for block in blocks],
+        [torch.from_numpy(block.devices) for block in blocks],
+        population.num_devices,
+        [split.features[name] for name in network.modalities],
+        split.labels,
+        split.present,
+        *network.encoder_numbers,
+        network.num_classes,
+    )
+    shares = (right.double() / counted).numpy()  # 0 / 0: nothing that counts
+    joint[:] = shares[-1]
+    for line, name in enumerate(network.modalities):
+        alone[name][:] = shares[line]
+
+
+def _judge(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
+    """Do what `_judge_natively` does, by operations of torch on some devices at a time."""
+    devices = population.num_devices
+    values = max(len(split) * features[0].numel() for features in split.features.values())
+    chunk = max(1, CHUNK_VALUES // max(1, values))
+    for begin in range(0, devices, chunk):
+        _judge_chunk(population, split, np.arange(begin, min(begin + chunk, devices)), joint, alone)
+
+
+def _judge_chunk(
     population: Population,
     split: Split,
     devices: npt.NDArray[np.int64],

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops._native import simulates_natively
 
 
 class SharedNoise(NamedTuple):
@@ -49,8 +49,7 @@ def gather_samples(
         tensor([[3.2500, 1.0000],
                 [2.5000, 2.2500]])
     """
-    native = backend() == "native" and values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    if not native:
+    if not simulates_natively(values):
         return gather_samples_reference(values, indices, devices, noise)
     samples: torch.Tensor = torch.ops.dmmlkd.gather_samples(values, indices, devices, *(noise or (None, None)))
     return samples

@@ -9,17 +9,16 @@ from __future__ import annotations
 import torch
 
 from dmmlkd_ext.models.network import SHARED
-from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops._native import simulates_natively
 from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.task import LocalTask
 
 
 def applies(task: LocalTask) -> bool:
     """Return whether the native call knows all that the method does."""
-    shared, method = task.population.blocks[SHARED].local, task.method
-    native = backend() == "native" and shared.device.type == "cpu" and shared.dtype in (torch.float32, torch.float64)
+    method = task.method
     plain = method.modulation == "none" and not method.proximal and method.balance.pause == "drop"
-    return native and plain
+    return plain and simulates_natively(task.population.blocks[SHARED].local)
 
 
 @torch.no_grad()
@@ -27,7 +26,6 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sums of each device's loss terms, float64 [terms, devices], and how often it trained, [devices]."""
     network, batches, config, guidance = task.population.network, task.batches, task.config, task.guidance
     blocks = [task.population.blocks[name] for name in (SHARED, *network.modalities)]
-    layers = [network.encoders[name].layers for name in network.modalities]
     moments = guidance.moments if guidance else None
     guides = guidance if guidance and guidance.strength else None
     sums, counts = torch.ops.dmmlkd.local_round_(
@@ -42,10 +40,7 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
         batches.offsets if batches.noise is not None else None,
         torch.from_numpy(task.plan.start),
         torch.from_numpy(task.plan.iterations),
-        [own.kernel for own in layers],
-        [own.stride for own in layers],
-        [len(own.widths) for own in layers],
-        [width for own in layers for width in own.widths],
+        *network.encoder_numbers,
         network.num_classes,
         guides.pool if guides else None,
         guides.known if guides else None,

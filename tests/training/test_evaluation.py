@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
+from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training import evaluation
 from dmmlkd_ext.training.evaluation import evaluate, judge_generator
 from dmmlkd_ext.training.population import Population
+from tests.ops.instruction_sets import instruction_sets, kernels_of
 from tests.training.plain_loop import make_devices
 from tests.training.synthetic import MIXED_SHAPES, UNEVEN_HOLDS, make_split
 
@@ -22,9 +25,11 @@ def different_devices(holds: np.ndarray = UNEVEN_HOLDS) -> Population:
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
-@pytest.mark.parametrize("chunk_values", [2**23, 1], ids=["at once", "one by one"])
+@pytest.mark.parametrize("chunk_values", [None, 2**23, 1], ids=["natively", "at once", "one by one"])
 def test_accuracies_equal_a_loop_over_devices_and_samples(missing, chunk_values, monkeypatch):
-    monkeypatch.setattr(evaluation, "CHUNK_VALUES", chunk_values)
+    if chunk_values:
+        monkeypatch.setattr(evaluation, "simulates_natively", lambda _: False)
+        monkeypatch.setattr(evaluation, "CHUNK_VALUES", chunk_values)
     population = different_devices()
     split = make_split(MIXED_SHAPES, 60, 4, missing, seed=1)
     accuracy = evaluate(population, split)
@@ -50,6 +55,88 @@ def test_accuracies_equal_a_loop_over_devices_and_samples(missing, chunk_values,
                 assert accuracy.alone[name][number] == np.mean(right[name])
             else:
                 assert np.isnan(accuracy.alone[name][number])
+
+
+def both_ways(population: Population, split: Split, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Return the accuracies by torch's operations and by the native operator, [2, modalities + 1, devices]."""
+    found = []
+    for natively in (False, True):
+        with monkeypatch.context() as patch:
+            if not natively:
+                patch.setattr(evaluation, "simulates_natively", lambda _: False)
+            accuracy = evaluate(population, split)
+        found.append(np.stack([*accuracy.alone.values(), accuracy.joint]))
+    return found
+
+
+@pytest.mark.parametrize("kernels", instruction_sets())
+@pytest.mark.parametrize("samples", [1, 63, 64, 200])
+def test_the_native_operator_equals_the_reference(samples, kernels, monkeypatch):
+    population, split = different_devices(), make_split(MIXED_SHAPES, samples, 4, 0.4, seed=1)
+    with kernels_of(kernels):
+        reference, native = both_ways(population, split, monkeypatch)
+    np.testing.assert_array_equal(native, reference)
+
+
+def test_the_native_operator_equals_the_reference_in_double_precision(float64, monkeypatch):
+    population, split = different_devices(), make_split(MIXED_SHAPES, 70, 4, 0.4, seed=1)
+    split.features.update({name: values.double() for name, values in split.features.items()})
+    reference, native = both_ways(population, split, monkeypatch)
+    np.testing.assert_array_equal(native, reference)
+
+
+def test_what_is_no_number_is_judged_as_the_reference_judges_it(monkeypatch):
+    population, split = different_devices(), make_split(MIXED_SHAPES, 70, 4, 0.4, seed=1)
+    heads = population.blocks[SHARED].start.view(5, 3, 4)
+    heads[0, :, 2], heads[1], heads[2, 0, 1] = torch.nan, torch.nan, torch.inf
+    reference, native = both_ways(population, split, monkeypatch)
+    np.testing.assert_array_equal(native, reference)
+
+
+def test_the_same_counts_on_any_number_of_threads():
+    population, split, found = different_devices(), make_split(MIXED_SHAPES, 200, 4, 0.4, seed=1), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        accuracy = evaluate(population, split)
+        found.append(np.stack([*accuracy.alone.values(), accuracy.joint]))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_devices": -1}, "num_devices must be at least 0, got -1"),
+        ({"num_devices": 1}, r"positions must be different and in \[0, 1\), got 1"),
+        ({"devices": [torch.tensor([1]), torch.arange(2)]}, r"devices must be Long of shape \[2\]"),
+        ({"values": [torch.zeros(3, 4)]}, "parameters of block 1 must have 31 columns, got 34"),
+        ({"values": [torch.zeros(4, 5)]}, r"values must be Float of shape \[3, 5\]"),
+        ({"values": [torch.zeros(3, 5).double()]}, r"values must be Float of shape \[3, 5\], got Double"),
+        ({"labels": torch.zeros(3)}, "labels must be int64"),
+        ({"present": torch.ones(3, 2, dtype=torch.bool)}, r"present must be Bool of shape \[3, 1\]"),
+        ({"classes": 3}, "classes must divide the columns of the shared block, 4, got 3"),
+        ({"kernels": [3]}, "kernels must be 0 for values"),
+    ],
+)
+def test_bad_input_of_the_native_operator_is_named(change, words):
+    good = {
+        "parameters": [torch.zeros(2, 4), torch.zeros(2, 34)],
+        "devices": [torch.arange(2), torch.arange(2)],
+        "num_devices": 2,
+        "values": [torch.zeros(3, 5)],
+        "labels": torch.zeros(3, dtype=torch.int64),
+        "present": torch.ones(3, 1, dtype=torch.bool),
+        "kernels": [0],
+        "strides": [1],
+        "layers": [1],
+        "widths": [3],
+        "classes": 2,
+    }
+    right, counted = torch.ops.dmmlkd.count_right(**good)
+    assert right.tolist() == counted.tolist() == [[3, 3], [3, 3]]  # the first class is the largest of equal ones
+    with pytest.raises(ValueError, match=words):
+        torch.ops.dmmlkd.count_right(**(good | change))
 
 
 def test_a_sample_without_any_of_a_devices_modalities_does_not_count_for_it():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmmlkd_ext.balance import Plan
-from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops import _native, backend
 from dmmlkd_ext.training import native_round, stepwise
 from dmmlkd_ext.training.guidance import GENERATOR
 from dmmlkd_ext.training.methods import MethodConfig, get_method
@@ -167,7 +167,7 @@ def test_what_it_does_not_know_is_left_to_the_single_operators(method):
 
 def test_nor_does_it_take_half_precision_or_the_reference(monkeypatch):
     task = make_task(METHODS["dmml"], PLANS["alike"])
-    monkeypatch.setattr(native_round, "backend", lambda: "reference")
+    monkeypatch.setattr(_native, "backend", lambda: "reference")
     assert not native_round.applies(task)
     monkeypatch.undo()
     for block in task.population.blocks.values():
@@ -228,7 +228,8 @@ def long(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("momenta", [torch.zeros(2, 6)], "parameters, momenta and devices must hold the shared block and one a"),
+        ("momenta", [torch.zeros(2, 6)], "momenta must hold one tensor a block = 3, got 1"),
+        ("parameters", [torch.full((2, 6), 0.1)], "parameters and devices must hold the shared block and one a"),
         ("classes", 4, "classes must divide the columns of the shared block, 6, got 4"),
         ("devices", [torch.arange(2), torch.arange(2), torch.arange(2)], r"devices must be Long of shape \[1\]"),
         ("devices", [torch.arange(2), torch.ones(2).long(), torch.tensor([1])], "positions must be different"),
