@@ -511,16 +511,22 @@ inline void check_samples(const char* op, at::ScalarType type, at::TensorList va
   }
 }
 
-inline void check_local_round(at::TensorList parameters, at::TensorList momenta, at::TensorList values,
-                              const at::Tensor& indices, const std::optional<at::Tensor>& noise,
+inline void check_local_round(at::TensorList parameters, at::TensorList momenta, at::TensorList starts,
+                              double proximal, at::TensorList values, const at::Tensor& indices,
+                              const std::optional<at::Tensor>& noise,
                               const std::optional<at::Tensor>& offsets, const at::Tensor& start,
                               const at::Tensor& iterations, at::ArrayRef<double> weights) {
   const char* op = "local_round";
   const auto type = parameters[0].scalar_type();
   TORCH_CHECK_VALUE(momenta.size() == parameters.size(), op,
                     ": momenta must hold one tensor a block = ", parameters.size(), ", got ", momenta.size());
-  for (size_t block = 0; block < parameters.size(); ++block)
+  TORCH_CHECK_VALUE(starts.size() == (proximal == 0 ? 0 : parameters.size()), op,
+                    ": starts must hold one tensor a block = ", parameters.size(),
+                    " with a proximal factor, none without, got ", starts.size(), " and ", proximal);
+  for (size_t block = 0; block < parameters.size(); ++block) {
     check_written(op, "momenta", momenta[block], type, parameters[block].sizes());
+    if (!starts.empty()) check_written(op, "starts", starts[block], type, parameters[block].sizes());
+  }
   const auto modalities = static_cast<int64_t>(values.size());
   TORCH_CHECK_VALUE(noise.has_value() == offsets.has_value(), op,
                     ": noise and offsets must be given together");

@@ -109,13 +109,12 @@ TORCH_LIBRARY(dmmlkd, m) {
   // objective_ and sgd_step_. Returns each device's sums of the loss terms, float64 [terms, devices], and in
   // how many iterations it trained, int64 [devices].
   m.def(
-      "local_round_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] devices, Tensor[] values, Tensor "
-      "labels, Tensor present, Tensor indices, Tensor? noise, Tensor? offsets, Tensor start, Tensor "
-      "iterations, int[] kernels, int[] strides, int[] layers, int[] widths, int classes, Tensor? pool, "
-      "Tensor? known, Tensor? draws, Tensor(c!)? count, Tensor(d!)? sum, Tensor(e!)? product, float[] "
-      "weights, "
-      "float strength, bool by_distance, float clip_norm, float learning_rate, float momentum_factor, float "
-      "weight_decay) -> (Tensor, Tensor)");
+      "local_round_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] starts, Tensor[] devices, "
+      "Tensor[] values, Tensor labels, Tensor present, Tensor indices, Tensor? noise, Tensor? offsets, "
+      "Tensor start, Tensor iterations, int[] kernels, int[] strides, int[] layers, int[] widths, "
+      "int classes, Tensor? pool, Tensor? known, Tensor? draws, Tensor(c!)? count, Tensor(d!)? sum, "
+      "Tensor(e!)? product, float[] weights, float strength, bool by_distance, float clip_norm, "
+      "float learning_rate, float momentum_factor, float weight_decay, float proximal) -> (Tensor, Tensor)");
 
   // How many samples each device predicts rightly, by each modality alone and, in the last line, by all that
   // it has, and how many count: those that have the modality, or any of them. int64 [modalities + 1,

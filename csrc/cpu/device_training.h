@@ -28,13 +28,14 @@ inline void run(const ClassMoments<double>& moments) { kernels().class_moments_d
 constexpr int64_t loss_terms = 6;
 
 struct StepSettings {
-  double clip_norm, learning_rate, momentum_factor, weight_decay;
+  double clip_norm, learning_rate, momentum_factor, weight_decay, proximal;
 };
 
 // What the operator was given; all tensors are contiguous but for parameters and momenta, whose rows are.
 struct LocalRound {
   DeviceBlocks blocks;
   std::vector<at::Tensor> momenta;  // of each block
+  std::vector<at::Tensor> starts;   // likewise; empty: no proximal term
   std::vector<at::Tensor> values;   // of all samples, of each modality
   at::Tensor labels, present;       // of all samples
   at::Tensor indices, noise, offsets;
@@ -244,12 +245,13 @@ class DeviceTraining {
       const at::Tensor& parameters = round_.blocks.parameters[block];
       const int64_t own = row(device, block);
       own_.push_back({written_row<T>(parameters, own), written_row<T>(round_.momenta[block], own),
-                      block ? gradients_[block - 1]->data() : shared_gradient_.data(), parameters.size(1)});
+                      block ? gradients_[block - 1]->data() : shared_gradient_.data(), parameters.size(1),
+                      round_.starts.empty() ? nullptr : row_of<T>(round_.starts[block], own)});
     }
     const StepSettings& s = round_.step;
     run(SgdDevice<T>{own_.data(), static_cast<int64_t>(own_.size()), s.clip_norm,
                      static_cast<T>(s.learning_rate), static_cast<T>(s.momentum_factor),
-                     static_cast<T>(s.weight_decay)});
+                     static_cast<T>(s.weight_decay), static_cast<T>(s.proximal)});
   }
 
   const LocalRound& round_;

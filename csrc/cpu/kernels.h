@@ -61,6 +61,7 @@ struct SgdRow {
   T *parameters, *momentum;
   const T* gradient;
   int64_t columns;
+  const T* start = nullptr;  // what a proximal term pulls the parameters to; null: nothing
 };
 
 // A step of gradient descent on all rows of a device, whose gradient is scaled down to `clip_norm` at most.
@@ -70,6 +71,7 @@ struct SgdDevice {
   int64_t num_rows;
   double clip_norm;
   T learning_rate, momentum_factor, weight_decay;
+  T proximal = 0;  // factor of the pull
 };
 
 // One device's linear layer on its samples; all matrices are contiguous.

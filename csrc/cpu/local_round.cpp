@@ -51,8 +51,8 @@ void check_contents(const LocalRound& round) {
 }
 
 std::tuple<at::Tensor, at::Tensor> local_round(
-    at::TensorList parameters, at::TensorList momenta, at::TensorList devices, at::TensorList values,
-    const at::Tensor& labels, const at::Tensor& present, const at::Tensor& indices,
+    at::TensorList parameters, at::TensorList momenta, at::TensorList starts, at::TensorList devices,
+    at::TensorList values, const at::Tensor& labels, const at::Tensor& present, const at::Tensor& indices,
     const std::optional<at::Tensor>& noise, const std::optional<at::Tensor>& offsets, const at::Tensor& start,
     const at::Tensor& iterations, at::ArrayRef<int64_t> kernels, at::ArrayRef<int64_t> strides,
     at::ArrayRef<int64_t> layers, at::ArrayRef<int64_t> widths, int64_t classes,
@@ -60,7 +60,7 @@ std::tuple<at::Tensor, at::Tensor> local_round(
     const std::optional<at::Tensor>& draws, const std::optional<at::Tensor>& count,
     const std::optional<at::Tensor>& sum, const std::optional<at::Tensor>& product,
     at::ArrayRef<double> weights, double strength, bool by_distance, double clip_norm, double learning_rate,
-    double momentum_factor, double weight_decay) {
+    double momentum_factor, double weight_decay, double proximal) {
   const char* op = "local_round";
   TORCH_CHECK_VALUE(indices.dim() == 3 && indices.scalar_type() == at::kLong, op,
                     ": indices must be int64 of shape [iterations, devices, batch], got ",
@@ -70,10 +70,11 @@ std::tuple<at::Tensor, at::Tensor> local_round(
           op, parameters, devices, values, {kernels, strides, layers, widths}, classes, indices.size(1)}};
   const at::ScalarType type = round.blocks.type();
   check_samples(op, type, values, labels, present);
-  check_local_round(parameters, momenta, values, indices, noise, offsets, start, iterations, weights);
+  check_local_round(parameters, momenta, starts, proximal, values, indices, noise, offsets, start, iterations,
+                    weights);
   check_local_round_guidance(type, indices, classes, round.blocks.width, pool, known, draws, count, sum,
                              product);
-  round.momenta = momenta.vec();
+  round.momenta = momenta.vec(), round.starts = starts.vec();
   for (size_t block = 0; block < parameters.size(); ++block)
     at::assert_no_overlap(parameters[block], momenta[block]);
   for (const at::Tensor& own : values) round.values.push_back(own.contiguous());
@@ -84,7 +85,7 @@ std::tuple<at::Tensor, at::Tensor> local_round(
   if (count) round.count = *count, round.sum = *sum, round.product = *product;
   round.weights = weights.vec();
   round.strength = strength, round.by_distance = by_distance;
-  round.step = {clip_norm, learning_rate, momentum_factor, weight_decay};
+  round.step = {clip_norm, learning_rate, momentum_factor, weight_decay, proximal};
   check_contents(round);
   round.losses = at::zeros({loss_terms, indices.size(1)}, at::TensorOptions(at::kDouble));
   round.trained = at::zeros({indices.size(1)}, at::TensorOptions(at::kLong));

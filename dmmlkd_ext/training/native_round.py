@@ -17,7 +17,7 @@ from dmmlkd_ext.training.task import LocalTask
 def applies(task: LocalTask) -> bool:
     """Return whether the native call knows all that the method does."""
     method = task.method
-    plain = method.modulation == "none" and not method.proximal and method.balance.pause == "drop"
+    plain = method.modulation == "none" and method.balance.pause == "drop"
     return plain and simulates_natively(task.population.blocks[SHARED].local)
 
 
@@ -31,6 +31,7 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
     sums, counts = torch.ops.dmmlkd.local_round_(
         [block.local for block in blocks],
         [block.momentum for block in blocks],
+        [block.start for block in blocks] if task.method.proximal else [],
         [torch.from_numpy(block.devices) for block in blocks],
         [batches.split.features[name] for name in network.modalities],
         batches.split.labels,
@@ -55,5 +56,6 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
         task.learning_rate,
         config.momentum,
         config.weight_decay,
+        task.method.proximal,
     )
     return sums, counts

@@ -108,6 +108,19 @@ def test_the_bits_are_those_of_the_single_operators(name, plan):
     assert not all(torch.equal(before[block], rows.local) for block, rows in one.population.blocks.items())
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_pull_to_the_start_of_the_round(plan):
+    # The single operators add it to the gradient before the step, this one within: to the last bit but one.
+    method = dataclasses.replace(METHODS["dmml"], proximal=0.3)
+    one, two = (make_task(method, PLANS[plan], missing=0.3) for _ in range(2))
+    assert native_round.applies(one)
+    pulled, expected = results(one, native_round.run), results(two, stepwise.run)
+    plain = results(make_task(METHODS["dmml"], PLANS[plan], missing=0.3), native_round.run)
+    for name, value in pulled.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(pulled["shared local"], plain["shared local"])
+
+
 @pytest.mark.parametrize("kernels", instruction_sets())
 def test_with_every_instruction_set(kernels):
     one, two = (make_task(METHODS["network"], PLANS["paused"], missing=0.3) for _ in range(2))
@@ -154,7 +167,6 @@ def test_one_device_alone_is_left_alone_by_the_others():
 @pytest.mark.parametrize(
     "method",
     [
-        get_method("fedprox"),
         get_method("ogm-ge"),
         get_method("mmpareto"),
         plain_method("dmml-kd-tb", pause="keep"),
@@ -183,6 +195,7 @@ def arguments() -> dict[str, object]:
     return {
         "parameters": [torch.full((n, size), 0.1) for n, size in zip(rows, sizes, strict=True)],
         "momenta": [torch.zeros(n, size) for n, size in zip(rows, sizes, strict=True)],
+        "starts": [torch.full((n, size), 0.1) for n, size in zip(rows, sizes, strict=True)],
         "devices": [torch.arange(2), torch.arange(2), torch.tensor([1])],
         "values": [torch.randn(3, 5), torch.randn(3, 2, 7)],
         "labels": torch.tensor([0, 1, 2]),
@@ -210,6 +223,7 @@ def arguments() -> dict[str, object]:
         "learning_rate": 0.1,
         "momentum_factor": 0.9,
         "weight_decay": 0.0,
+        "proximal": 0.1,
     }
 
 
@@ -230,6 +244,9 @@ def long(*shape: int) -> torch.Tensor:
     [
         ("momenta", [torch.zeros(2, 6)], "momenta must hold one tensor a block = 3, got 1"),
         ("parameters", [torch.full((2, 6), 0.1)], "parameters and devices must hold the shared block and one a"),
+        ("starts", [], "starts must hold one tensor a block = 3 with a proximal factor, none without, got 0 and 0.1"),
+        ("proximal", 0.0, "starts must hold one tensor a block = 3 with a proximal factor, none without, got 3 and 0"),
+        ("starts", [torch.zeros(2, 6)] * 3, r"starts must be Float of shape \[2, 66\]"),
         ("classes", 4, "classes must divide the columns of the shared block, 6, got 4"),
         ("devices", [torch.arange(2), torch.arange(2), torch.arange(2)], r"devices must be Long of shape \[1\]"),
         ("devices", [torch.arange(2), torch.ones(2).long(), torch.tensor([1])], "positions must be different"),
@@ -276,8 +293,8 @@ def test_bad_input_is_named_and_writes_nothing(name, value, words):
 
 def test_a_device_that_trains_needs_the_shared_block():
     bad = arguments()
-    for column, blocks in (("parameters", 6), ("momenta", 6)):
-        bad[column][0] = torch.zeros(1, blocks)
+    for column in ("parameters", "momenta", "starts"):
+        bad[column][0] = torch.zeros(1, 6)
     bad["devices"][0] = torch.tensor([1])
     words = re.escape("parameters[0], the shared block, must have a row for device 0, which trains")
     with pytest.raises(ValueError, match=words):
