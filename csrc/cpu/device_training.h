@@ -62,13 +62,13 @@ class DeviceTraining {
         batch_(round.batch()),
         shared_gradient_(round.blocks.parameters[0].size(1)),
         labels_(static_cast<size_t>(batch_)),
-        present_(static_cast<size_t>(batch_ * modalities())),
-        present_column_(static_cast<size_t>(batch_)),
+        present_(batch_ * modalities()),
+        present_column_(batch_),
         active_(round.modalities()),
         outputs_(round.modalities()),
         rehearsal_labels_(static_cast<size_t>(batch_)),
-        known_(static_cast<size_t>(batch_)),
-        rehearsal_known_(static_cast<size_t>(batch_)) {
+        known_(batch_),
+        rehearsal_known_(batch_) {
     for (size_t m = 0; m < round.modalities(); ++m) {
       const at::Tensor& block = round.blocks.parameters[m + 1];
       gradients_.push_back(std::make_unique<Scratch<T>>(block.size(1)));
@@ -126,15 +126,15 @@ class DeviceTraining {
     o.classification = weight(0), o.similarity = weight(1), o.difference = weight(2);
     o.generator = weight(3), o.rehearsing = weight(4), o.strength = static_cast<T>(round_.strength);
     o.modalities = outputs_.data(), o.shared_head_gradient = shared_gradient_.data();
-    o.labels = labels_.data(), o.present = reinterpret_cast<const bool*>(present_.data());
+    o.labels = labels_.data(), o.present = present_.data();
     if (round_.pool.defined()) {
       target_ = std::make_unique<Scratch<T>>(batch_ * o.width);
-      o.target = target_->data(), o.known = reinterpret_cast<const bool*>(known_.data());
+      o.target = target_->data(), o.known = known_.data();
       if (!o.by_distance) {
         rehearsal_ = std::make_unique<Scratch<T>>(batch_ * o.width);
         o.rehearsal = rehearsal_->data(), o.rehearsed = batch_;
         o.rehearsal_labels = rehearsal_labels_.data();
-        o.rehearsal_known = reinterpret_cast<const bool*>(rehearsal_known_.data());
+        o.rehearsal_known = rehearsal_known_.data();
       }
     }
     scratch_ = std::make_unique<Scratch<T>>(
@@ -170,7 +170,7 @@ class DeviceTraining {
     const bool* present = round_.present.const_data_ptr<bool>();
     for (int64_t sample = 0; sample < batch_; ++sample) {
       const bool* source = present + index[sample] * modalities();
-      char* target = present_.data() + sample * modalities();
+      bool* target = present_.data() + sample * modalities();
       labels_[static_cast<size_t>(sample)] = labels[index[sample]];
       for (int64_t m = 0; m < modalities(); ++m) target[m] = source[m] && active_[static_cast<size_t>(m)];
     }
@@ -209,11 +209,11 @@ class DeviceTraining {
     for (int64_t i = 0; i < batch_; ++i) {
       const auto sample = static_cast<size_t>(i);
       take_feature(device, labels_[sample], copies[i], target_->data() + i * objective_.width);
-      known_[sample] = known[labels_[sample]];
+      known_.data()[i] = known[labels_[sample]];
       if (!rehearsal_) continue;
       const int64_t label = rehearsal_labels_[sample] = copies[all + i];
       take_feature(device, label, copies[2 * all + i], rehearsal_->data() + i * objective_.width);
-      rehearsal_known_[sample] = known[label];
+      rehearsal_known_.data()[i] = known[label];
     }
   }
 
@@ -227,11 +227,11 @@ class DeviceTraining {
 
   void observe(int64_t device, size_t m) {
     for (int64_t sample = 0; sample < batch_; ++sample)
-      present_column_[static_cast<size_t>(sample)] = present_[static_cast<size_t>(sample * modalities()) + m];
+      present_column_.data()[sample] = present_.data()[sample * modalities() + static_cast<int64_t>(m)];
     ClassMoments<T> moments{};
     moments.features = outputs_[m].features, moments.feature_stride = 2 * objective_.width;
     moments.labels = labels_.data();
-    moments.present = reinterpret_cast<const bool*>(present_column_.data());
+    moments.present = present_column_.data();
     moments.samples = batch_, moments.width = objective_.width, moments.full = round_.product.dim() == 4;
     moments.count = written_row<T>(round_.count, device), moments.sum = written_row<T>(round_.sum, device);
     moments.product = written_row<T>(round_.product, device);
@@ -260,11 +260,11 @@ class DeviceTraining {
   std::vector<std::unique_ptr<Scratch<T>>> gradients_, feature_gradients_;
   std::vector<std::unique_ptr<DeviceEncoder<T>>> encoders_;
   std::vector<int64_t> labels_;
-  std::vector<char> present_, present_column_;  // truth values: [batch, modalities], [batch]
-  std::vector<char> active_;                    // modalities in the iteration that runs
+  Scratch<bool> present_, present_column_;  // [batch, modalities] and [batch]
+  std::vector<char> active_;                // modalities in the iteration that runs
   std::vector<ModalityOutputs<T>> outputs_;
   std::vector<int64_t> rehearsal_labels_;
-  std::vector<char> known_, rehearsal_known_;
+  Scratch<bool> known_, rehearsal_known_;
   std::unique_ptr<Scratch<T>> target_, rehearsal_, scratch_;
   std::vector<SgdRow<T>> own_;
   DeviceObjective<T> objective_{};

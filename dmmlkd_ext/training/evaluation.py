@@ -117,7 +117,7 @@ def evaluate(population: Population, split: Split, guess: npt.NDArray[np.int64] 
     alone = {name: np.full(devices, np.nan) for name in modalities}
     if not len(split):
         return Accuracy(joint, alone)
-    judge = _judge_natively if simulates_natively(population.blocks[SHARED].start) else _judge
+    judge = judge_natively if simulates_natively(population.blocks[SHARED].start) else judge_reference
     judge(population, split, joint, alone)
     if guess is not None:
         blind = ~population.holds.any(axis=1)
@@ -125,7 +125,7 @@ def evaluate(population: Population, split: Split, guess: npt.NDArray[np.int64] 
     return Accuracy(joint, alone)
 
 
-def _judge_natively(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
+def judge_natively(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
     """Write the accuracies; device by device, and some samples at a time, so that activations stay in the cache."""
     network = population.network
     blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
@@ -145,8 +145,8 @@ def _judge_natively(population: Population, split: Split, joint: FloatArray, alo
         alone[name][:] = shares[line]
 
 
-def _judge(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
-    """Do what `_judge_natively` does, by operations of torch on some devices at a time."""
+def judge_reference(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
+    """Do what `judge_natively` does, by operations of torch on some devices at a time."""
     devices = population.num_devices
     values = max(len(split) * features[0].numel() for features in split.features.values())
     chunk = max(1, CHUNK_VALUES // max(1, values))

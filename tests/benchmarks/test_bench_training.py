@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.models import direct
 from dmmlkd_ext.models.direct import Layers
+from dmmlkd_ext.training import evaluation, native_round, stepwise
 from dmmlkd_ext.training.gather import SharedNoise, gather_samples, gather_samples_reference
 from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import LossWeights
 from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, objective, objective_reference
 from dmmlkd_ext.training.optimizer import StepRows, StepSettings, sgd_step, sgd_step_reference
+from dmmlkd_ext.training.task import LocalTask
 from tests.benchmarks.paired import interleave
+from tests.benchmarks.population.workloads import WORKLOADS, build, training_macs
 
 BATCH, WIDTH, CLASSES = 32, 32, 10
 
@@ -141,3 +146,37 @@ def test_gather_samples(benchmark, results, devices, shape, noisy):
     }
     case = f"{devices} devices, {list(shape)}{', noise' if noisy else ''}"
     compare(benchmark, results, "gather_samples", case, functions)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_local_round(benchmark, results, workload):
+    """All iterations of all devices in one call, against the native operators one after the other."""
+    simulation, _ = build(WORKLOADS[workload], "all losses", 20)
+    population, config = simulation.population, simulation.config
+    iterations = np.where(population.holds, config.local_iterations, 0)
+    plan = Plan(iterations, np.zeros_like(iterations))
+    batches = simulation.sampler.draw(0, config.local_iterations)
+    task = LocalTask(population, batches, plan, simulation.method, config, 1e-3, None)
+    functions = {"native": lambda: native_round.run(task), "reference": lambda: stepwise.run(task)}
+    samples, macs = (iterations * config.batch_size).sum(axis=0), training_macs(population.network)
+    operations = 2 * float(samples @ np.array([macs[name] for name in population.network.modalities]))
+    compare(benchmark, results, "local_round", f"{workload}, 20 devices", functions, operations)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_count_right(benchmark, results, workload):
+    simulation, _ = build(WORKLOADS[workload], "all losses", 20)
+    population, split = simulation.population, simulation.dataset.train.select(torch.arange(500))
+    shape = (len(population.network.modalities) + 1, population.num_devices)
+
+    def run(judge):
+        found = np.empty(shape)
+        judge(population, split, found[-1], dict(zip(population.network.modalities, found, strict=False)))
+
+    functions = {
+        "native": lambda: run(evaluation.judge_natively),
+        "reference": lambda: run(evaluation.judge_reference),
+    }
+    macs = np.array([population.network.forward_macs[name] for name in population.network.modalities])
+    operations = 2 * float(population.holds.sum(axis=0) @ macs) * len(split)
+    compare(benchmark, results, "count_right", f"{workload}, 20 devices, 500 samples", functions, operations)

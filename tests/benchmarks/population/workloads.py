@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -85,6 +86,21 @@ def build(
         part=_part(workload, holds, ranks) if ranks else None,
     )
     return simulation, device_samples
+
+
+def training_macs(network: MultiModalNetwork) -> dict[str, int]:
+    """Return the multiply-accumulates of an iteration for one sample: forward, for weights, and for inputs.
+
+    The gradient of the first layer's inputs is not needed.
+    """
+    return {name: 3 * macs - _first_macs(network, name) for name, macs in network.forward_macs.items()}
+
+
+def _first_macs(network: MultiModalNetwork, name: str) -> int:
+    inputs, *space = network.shapes[name]
+    layers = network.encoders[name].layers
+    positions = math.prod(math.ceil(size / layers.stride) for size in space)
+    return positions * layers.kernel ** len(space) * inputs * layers.widths[0]
 
 
 def _part(workload: Workload, holds: npt.NDArray[np.bool_], ranks: Ranks) -> Slice:
