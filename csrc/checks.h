@@ -2,6 +2,7 @@
 // and what it needs. Shapes that torch.compile left symbolic pass through: only what is read here is fixed.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
@@ -176,6 +177,19 @@ inline void check_written(const char* op, const char* name, const at::Tensor& te
   check_real(op, name, tensor, type, shape);
   TORCH_CHECK_VALUE(rows_are_contiguous(tensor), op, ": ", name,
                     " must be contiguous in each device, got strides ", tensor.strides());
+}
+
+// Rows that are written must lie apart from each other, and from what is read or written beside them.
+inline void check_apart(const char* op, size_t block, const at::Tensor& parameters, const char* name,
+                        const at::Tensor& other) {
+  TORCH_CHECK_VALUE(parameters.size(0) <= 1 || parameters.stride(0) >= parameters.size(1), op,
+                    ": rows of parameters must not overlap, those of block ", block, " do: strides ",
+                    parameters.strides());
+  TORCH_CHECK_VALUE(other.size(0) <= 1 || other.stride(0) >= other.size(1), op, ": rows of ", name,
+                    " must not overlap, those of block ", block, " do: strides ", other.strides());
+  const auto status = at::get_overlap_status(parameters, other);
+  TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial, op, ": ",
+                    name, " must not share memory with parameters, those of block ", block, " do");
 }
 
 // Rows of some blocks, of the same floating type; positions say which device a row belongs to.

@@ -38,7 +38,8 @@ struct DeviceBlocks {
       TORCH_CHECK_VALUE(blocks[m + 1].size(1) == places[m].size, op, ": parameters of block ", m + 1,
                         " must have ", places[m].size, " columns, got ", blocks[m + 1].size(1));
     }
-    for (const at::Tensor& own : devices) rows.push_back(rows_of(op, own.contiguous(), num_devices));
+    for (const at::Tensor& own : devices)
+      rows.push_back(rows_of(op, "devices", own.contiguous(), num_devices));
   }
 
   size_t modalities() const { return places.size(); }

@@ -1,8 +1,9 @@
 // local_round_ on CPU tensors: checks, then shares out devices.
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#include <limits>
 
 #include "../checks.h"
 #include "device_training.h"
@@ -75,8 +76,10 @@ std::tuple<at::Tensor, at::Tensor> local_round(
   check_local_round_guidance(type, indices, classes, round.blocks.width, pool, known, draws, count, sum,
                              product);
   round.momenta = momenta.vec(), round.starts = starts.vec();
-  for (size_t block = 0; block < parameters.size(); ++block)
-    at::assert_no_overlap(parameters[block], momenta[block]);
+  for (size_t block = 0; block < parameters.size(); ++block) {
+    check_apart(op, block, parameters[block], "momenta", momenta[block]);
+    if (proximal != 0) check_apart(op, block, parameters[block], "starts", starts[block]);
+  }
   for (const at::Tensor& own : values) round.values.push_back(own.contiguous());
   round.labels = labels.contiguous(), round.present = present.contiguous();
   round.indices = indices.contiguous(), round.noise = contiguous(noise), round.offsets = contiguous(offsets);

@@ -26,13 +26,15 @@ std::vector<T*> written_rows(at::TensorList tensors, int64_t device) {
   return rows;
 }
 
-// The row that each device has, -1 where it has none; positions [rows] say whose a row is.
-inline std::vector<int64_t> rows_of(const char* op, const at::Tensor& positions, int64_t devices) {
+// The row that each device has, -1 where it has none; positions [rows], the argument `name`, say whose a row
+// is.
+inline std::vector<int64_t> rows_of(const char* op, const char* name, const at::Tensor& positions,
+                                    int64_t devices) {
   std::vector<int64_t> rows(static_cast<size_t>(devices), -1);
   const int64_t* device = positions.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < positions.numel(); ++row) {
     TORCH_CHECK_VALUE(device[row] >= 0 && device[row] < devices && rows[static_cast<size_t>(device[row])] < 0,
-                      op, ": positions must be different and in [0, ", devices, "), got ", device[row],
+                      op, ": ", name, " must be different and in [0, ", devices, "), got ", device[row],
                       " at position ", row);
     rows[static_cast<size_t>(device[row])] = row;
   }

@@ -1,5 +1,4 @@
 // sgd_step_ on CPU tensors: checks, then shares out devices.
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -47,8 +46,8 @@ void sgd_step(at::TensorList parameters, at::TensorList momenta, at::TensorList 
   check_sgd_step(parameters, momenta, gradients, positions, devices);
   std::vector<std::vector<int64_t>> rows;
   for (size_t block = 0; block < parameters.size(); ++block) {
-    at::assert_no_overlap(parameters[block], momenta[block]);
-    rows.push_back(rows_of("sgd_step", positions[block].contiguous(), devices));
+    check_apart("sgd_step", block, parameters[block], "momenta", momenta[block]);
+    rows.push_back(rows_of("sgd_step", "positions", positions[block].contiguous(), devices));
   }
   if (parameters.empty()) return;
   if (parameters[0].scalar_type() == at::kDouble)

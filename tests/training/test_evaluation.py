@@ -108,7 +108,7 @@ def test_the_same_counts_on_any_number_of_threads():
     ("change", "words"),
     [
         ({"num_devices": -1}, "num_devices must be at least 0, got -1"),
-        ({"num_devices": 1}, r"positions must be different and in \[0, 1\), got 1"),
+        ({"num_devices": 1}, r"devices must be different and in \[0, 1\), got 1"),
         ({"devices": [torch.tensor([1]), torch.arange(2)]}, r"devices must be Long of shape \[2\]"),
         ({"values": [torch.zeros(3, 4)]}, "parameters of block 1 must have 31 columns, got 34"),
         ({"values": [torch.zeros(4, 5)]}, r"values must be Float of shape \[3, 5\]"),

@@ -107,3 +107,11 @@ def test_bad_input_is_named_and_writes_nothing(change, words):
         sgd_step([good, bad], 2, PLAIN)
     assert (good.parameters == 1).all()
     assert (bad.parameters == 1).all()
+
+
+@pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
+def test_momentum_in_the_memory_of_the_parameters_is_refused():
+    values = torch.ones(2, 4)
+    with pytest.raises(ValueError, match="momenta must not share memory with parameters, those of block 0 do"):
+        sgd_step([StepRows(values, values, torch.ones(2, 4), torch.arange(2))], 2, PLAIN)
+    assert (values == 1).all()
