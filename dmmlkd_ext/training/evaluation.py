@@ -126,7 +126,17 @@ def evaluate(population: Population, split: Split, guess: npt.NDArray[np.int64] 
 
 
 def judge_natively(population: Population, split: Split, joint: FloatArray, alone: dict[str, FloatArray]) -> None:
-    """Write the accuracies; device by device, and some samples at a time, so that activations stay in the cache."""
+    """Write the accuracies of `evaluate` natively, some samples of a device at a time: activations stay in the cache.
+
+    Args:
+        population: the devices.
+        split: the samples, at least one.
+        joint: float64 [devices], overwritten; NaN where nothing counts.
+        alone: likewise, one a modality.
+
+    Raises:
+        ValueError: a shape or a dtype does not fit; the message names it.
+    """
     network = population.network
     blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
     right, counted = torch.ops.dmmlkd.count_right(

@@ -15,7 +15,7 @@ from dmmlkd_ext.training.task import LocalTask
 
 
 def applies(task: LocalTask) -> bool:
-    """Return whether the native call knows all that the method does."""
+    """Return whether the native call knows all that the method does, and takes the parameters where they are."""
     method = task.method
     plain = method.modulation == "none" and method.balance.pause == "drop"
     return plain and simulates_natively(task.population.blocks[SHARED].local)
@@ -23,7 +23,23 @@ def applies(task: LocalTask) -> bool:
 
 @torch.no_grad()
 def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums of each device's loss terms, float64 [terms, devices], and how often it trained, [devices]."""
+    """Train all devices, and do on the way what the guidance asks for.
+
+    Parameters and momenta of the population, and the guidance's moments, are written in place.
+
+    Args:
+        task: for which `applies` holds.
+
+    Returns:
+        The sums of each device's loss terms over its iterations, float64 [terms, devices], in the order of `TERMS`, and
+        in how many iterations it trained, int64 [devices].
+
+    Raises:
+        ValueError: a shape, a dtype or an index does not fit; the message names it, and nothing has been written then.
+
+    Source:
+        METHOD 3 (losses, local training) and 5 (which modalities train in an iteration).
+    """
     network, batches, config, guidance = task.population.network, task.batches, task.config, task.guidance
     blocks = [task.population.blocks[name] for name in (SHARED, *network.modalities)]
     moments = guidance.moments if guidance else None
