@@ -127,7 +127,7 @@ def run_experiment(
     following += callbacks
     writing: list[Callback] = []
     if ranks.rank == 0:
-        writing.append(RecordWriter(folder / "metrics.jsonl"))
+        writing.append(RecordWriter(folder / "metrics.jsonl", checkpoint_every))
         following.append(ProgressBar(f"{config.data.dataset} {config.method.name}", progress))
     lock = ExitStack()
     with deterministic(threads), lock:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from dmmlkd_ext.training.checkpoints import save_checkpoint
 from dmmlkd_ext.training.ranks import Ranks
-from dmmlkd_ext.training.storage import write_atomically
+from dmmlkd_ext.training.storage import wait_for_disk, write_atomically
 
 
 class RunningSimulation(Protocol):
@@ -101,10 +100,18 @@ class RecordWriter(Callback):
 
     Args:
         path: the file of the records; its folder must exist.
+        every: rounds between two waits for the disk; as often as checkpoints are saved is enough, since what comes
+            after the last one is computed again. A process that dies loses nothing in between, a machine may.
+
+    Raises:
+        ValueError: `every` is below 1.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
         self.path = path
+        self.every = every
 
     @override
     def on_start(self, simulation: RunningSimulation) -> None:
@@ -125,12 +132,18 @@ class RecordWriter(Callback):
 
     @override
     def on_round_end(self, simulation: RunningSimulation, record: dict[str, Any]) -> None:
-        """Append the record and wait until it is on the disk."""
+        """Append the record, and if it is the round for it wait until all of them are on the disk."""
         line = json.dumps(_without_nonfinite(record), allow_nan=False) + "\n"
         with self.path.open("ab") as file:
             file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            if simulation.round % self.every == 0:
+                wait_for_disk(file)
+
+    @override
+    def on_end(self, simulation: RunningSimulation) -> None:
+        """Wait until all records are on the disk."""
+        with self.path.open("ab") as file:
+            wait_for_disk(file)
 
 
 class Checkpoint(Callback):

@@ -34,8 +34,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with temporary.open("wb") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
+        wait_for_disk(file)
     temporary.replace(path)
     _sync_folder(path.parent)
 
@@ -90,6 +89,12 @@ def remove_temporary_files(folder: Path) -> None:
     """Remove what writes that were cut short left in a folder."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         path.unlink()
+
+
+def wait_for_disk(file: BinaryIO) -> None:
+    """Return when all that was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,31 @@ def test_resumed_records_equal_uninterrupted_ones_also_after_a_torn_line(tmp_pat
     path.write_bytes(whole[: fifth_line_ends + cut])
     Counter(6, done=4).run(RecordWriter(path))
     assert path.read_bytes() == whole
+
+
+def test_records_are_on_the_disk_as_often_as_asked_for_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, real = tmp_path / "metrics.jsonl", [], os.fsync
+
+    def note(descriptor: int) -> None:
+        real(descriptor)
+        synced.append(path.read_bytes().count(b"\n"))
+
+    writer, counter = RecordWriter(path, every=3), Counter(7)
+    writer.on_start(counter)
+    monkeypatch.setattr(os, "fsync", note)
+    for index in range(1, 8):
+        counter.round = index
+        writer.on_round_end(counter, make_record(index))
+        assert path.read_bytes().count(b"\n") == index  # a process that dies here loses nothing
+    writer.on_end(counter)
+    assert synced == [3, 6, 7]
+
+
+def test_records_must_reach_the_disk_some_time(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        RecordWriter(tmp_path / "metrics.jsonl", every=0)
 
 
 def test_records_that_lack_completed_rounds_are_refused(tmp_path: Path) -> None:
