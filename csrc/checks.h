@@ -525,6 +525,27 @@ inline void check_samples(const char* op, at::ScalarType type, at::TensorList va
   }
 }
 
+// Which samples each device is judged by.
+inline void check_chosen_samples(const char* op, const std::optional<at::Tensor>& chosen, int64_t devices,
+                                 int64_t samples) {
+  if (!chosen) return;
+  TORCH_CHECK_VALUE(chosen->dim() == 2 && chosen->scalar_type() == at::kLong && chosen->size(0) == devices,
+                    op, ": samples must be int64 of shape [", devices, ", n], got ", chosen->scalar_type(),
+                    " of shape ", chosen->sizes());
+  check_range(op, "samples", chosen->contiguous(), samples);
+}
+
+// Where the common features of each modality are written, if they are wanted.
+inline void check_common_features(const char* op, at::TensorList common, at::TensorList parameters,
+                                  int64_t samples, int64_t width) {
+  TORCH_CHECK_VALUE(common.empty() || common.size() + 1 == parameters.size(), op,
+                    ": common must hold one tensor a modality = ", parameters.size() - 1, " or none, got ",
+                    common.size());
+  for (size_t m = 0; m < common.size(); ++m)
+    check_written(op, "common", common[m], parameters[0].scalar_type(),
+                  {parameters[m + 1].size(0), samples, width});
+}
+
 inline void check_local_round(at::TensorList parameters, at::TensorList momenta, at::TensorList starts,
                               double proximal, at::TensorList values, const at::Tensor& indices,
                               const std::optional<at::Tensor>& noise,

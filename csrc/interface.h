@@ -4,6 +4,6 @@
 
 namespace dmmlkd {
 
-constexpr int interface_number = 3;
+constexpr int interface_number = 4;
 
 }  // namespace dmmlkd

@@ -118,9 +118,10 @@ TORCH_LIBRARY(dmmlkd, m) {
 
   // How many samples each device predicts rightly, by each modality alone and, in the last line, by all that
   // it has, and how many count: those that have the modality, or any of them. int64 [modalities + 1,
-  // devices]. Arguments as in local_round_.
+  // devices]. Arguments as in local_round_; samples [devices, n]: which of them a device is judged by, else
+  // all; common [rows, n, width] of each modality, if given: the common features are written there.
   m.def(
       "count_right(Tensor[] parameters, Tensor[] devices, int num_devices, Tensor[] values, Tensor labels, "
-      "Tensor present, int[] kernels, int[] strides, int[] layers, int[] widths, int classes) -> (Tensor, "
-      "Tensor)");
+      "Tensor present, int[] kernels, int[] strides, int[] layers, int[] widths, int classes, "
+      "Tensor? samples, Tensor(a!)[] common) -> (Tensor, Tensor)");
 }

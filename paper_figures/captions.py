@@ -16,6 +16,7 @@ DEFAULT_SETTING = "default"
 """What a setting is called where an experiment varies its level alone; it is not written."""
 MOST_NAMES = 40
 """More runs than these are counted and hashed instead of named."""
+SAMPLED = "Before the last round a device is judged by a sample of the test data, another for each device."
 
 
 def percent(value: float) -> str:

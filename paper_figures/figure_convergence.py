@@ -100,6 +100,7 @@ def write_caption(curves: pd.DataFrame, comparison: pd.DataFrame, results: Numbe
     shown = (
         f"Mean test accuracy over devices and up to {curves['seeds'].max()} seeds, with no limit on energy; bands are "
         "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. "
+        f"{captions.SAMPLED} "
     )
     if costs:
         place = f" ({settings[-1]})" if settings[-1] else ""

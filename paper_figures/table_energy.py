@@ -29,6 +29,7 @@ def make(results: Numbers, folder: Path) -> list[Path]:
         f"{FRACTION:.0%} of the best final accuracy of DMML on the dataset, the best over energy budgets where there "
         "are several; how many seeds' mean over devices reached it in an evaluated round; and the rounds, the "
         "simulated time, the energy a device and the bits a device until then, means over the seeds that reached it. "
+        f"{captions.SAMPLED} "
         "A mean over some of the seeds is one over the luckier ones."
     )
     sections = {

@@ -28,6 +28,10 @@ class TrainingConfig:
     """Width of the perceptron encoders."""
     evaluate_every: int = 5
     """Rounds between evaluations; the last round is always evaluated."""
+    evaluation_samples: int = 64
+    """Samples of validation and of test data by which an evaluation before the last judges a device, others for each
+    device, and more where all devices together would not see all of the data; 0 is all. The last round is judged by
+    all."""
     probe: bool = False
     """Judge each encoder by a linear probe after the last round."""
 
@@ -42,6 +46,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluation_samples < 0:
+            raise ValueError(f"evaluation_samples must be at least 0, got {self.evaluation_samples}")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")

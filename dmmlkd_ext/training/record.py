@@ -12,7 +12,8 @@ import numpy.typing as npt
 from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.network.energy import EnergyAccount
 from dmmlkd_ext.network.wireless import RoundLinks
-from dmmlkd_ext.training.evaluation import Accuracy, GeneratorQuality
+from dmmlkd_ext.training.evaluation import Evaluation
+from dmmlkd_ext.training.generator_quality import GeneratorQuality
 from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
@@ -54,9 +55,8 @@ class RoundOutcome:
     losses: dict[str, FloatArray]
     learning_rate: float
     learns: npt.NDArray[np.bool_]
-    validation: Accuracy | None
-    test: Accuracy | None
-    quality: GeneratorQuality | None
+    validation: Evaluation | None
+    test: Evaluation | None
     probe: dict[str, FloatArray] | None = None
 
 
@@ -88,7 +88,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "device_loss": {term: _values(outcome.losses[term]) for term in TERMS},
         "accuracy": _accuracies(outcome),
         "modality_accuracy": _alone(outcome.test, names),
-        "generator_quality": None if outcome.quality is None else _quality(outcome.quality),
+        "generator_quality": _quality(None if outcome.test is None else outcome.test.generator),
         "probe_accuracy": None if outcome.probe is None else {name: _values(outcome.probe[name]) for name in names},
         "consensus_distance": simulation.consensus_distance(),
         "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
@@ -113,7 +113,9 @@ def _values(array: FloatArray) -> list[float | None]:
     return values
 
 
-def _quality(quality: GeneratorQuality) -> dict[str, list[float | None]]:
+def _quality(quality: GeneratorQuality | None) -> dict[str, list[float | None]] | None:
+    if quality is None:
+        return None
     return {"nearest_mean_accuracy": _values(quality.nearest_mean), "spread_ratio": _values(quality.spread)}
 
 
@@ -138,7 +140,7 @@ def _accuracies(outcome: RoundOutcome) -> dict[str, list[float | None]] | None:
     return {"test": _values(outcome.test.joint), "validation": _values(outcome.validation.joint)}
 
 
-def _alone(test: Accuracy | None, names: Sequence[str]) -> dict[str, list[float | None]] | None:
+def _alone(test: Evaluation | None, names: Sequence[str]) -> dict[str, list[float | None]] | None:
     return None if test is None else {name: _values(test.alone[name]) for name in names}
 
 

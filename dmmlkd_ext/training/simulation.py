@@ -24,13 +24,16 @@ from dmmlkd_ext.network.energy import EnergyAccount, initial_budget_joule
 from dmmlkd_ext.network.topology import metropolis_hastings, spectral_gap
 from dmmlkd_ext.network.wireless import RoundLinks, WirelessNetwork
 from dmmlkd_ext.ops import GossipWeights
+from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training import exchange, local
 from dmmlkd_ext.training.batches import BatchSampler
 from dmmlkd_ext.training.callbacks import Callback, EndTraining
 from dmmlkd_ext.training.checkpoints import select_rows
 from dmmlkd_ext.training.config import TrainingConfig
-from dmmlkd_ext.training.evaluation import Accuracy, GeneratorQuality, evaluate, judge_generator
+from dmmlkd_ext.training.evaluation import Evaluation, evaluate
+from dmmlkd_ext.training.evaluation_samples import draw_evaluation_samples
 from dmmlkd_ext.training.exchange import Route, Variation
+from dmmlkd_ext.training.generator_quality import GeneratorQuality
 from dmmlkd_ext.training.guidance import GENERATOR, Guidance, GuidanceRound
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
@@ -83,6 +86,8 @@ class Simulation:
         # What a device without modalities predicts: the class that it has most of, the first of several.
         own = [device_samples[device] for device in self.part.devices.tolist()]
         self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in own], dtype=np.int64)
+        self._validated_by = self._draw_evaluation_samples(dataset.validation, "validation samples", seed)
+        self._tested_by = self._draw_evaluation_samples(dataset.test, "test samples", seed)
         model: MultiModalNetwork = population.network
         self.holds = np.stack([network.holds(name) for name in model.modalities], axis=1)
         # Links seldom change from one round to the next, and these depend on them alone.
@@ -110,6 +115,15 @@ class Simulation:
         if self.part.ranks.size > 1:
             for name, (_, route) in self._weights(self.network.topology.edges).items():
                 self.population.blocks[name].make_room(route.halo)
+
+    def _draw_evaluation_samples(self, split: Split, purpose: str, seed: int) -> torch.Tensor | None:
+        return draw_evaluation_samples(
+            split.labels.numpy(),
+            self.config.evaluation_samples,
+            self.part.devices,
+            len(self.part.owner),
+            numpy_generator(seed, purpose),
+        )
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Run the rounds that remain; a callback may end the training early."""
@@ -142,7 +156,7 @@ class Simulation:
         self._account(links, plan, variations, learns)
 
         self.round += 1
-        judged = (*self._evaluations(), self._quality(), self._probe())
+        judged = (*self._evaluations(), self._probe())
         outcome = RoundOutcome(links, plan, metric, losses, rate, learns, *judged)
         return make_record(self, outcome)
 
@@ -212,29 +226,33 @@ class Simulation:
         )
         self.speeds = update_speeds(self.speeds, current, self.method.balance.smoothing)
 
-    def _quality(self) -> GeneratorQuality | None:
-        """Judge the generator once, after the last round."""
-        if self.guidance is None or self.round != self.total_rounds:
+    def _evaluations(self) -> tuple[Evaluation | None, Evaluation | None]:
+        """Judge the devices by validation and test data in the rounds that are evaluated, after the last one by all."""
+        validation, test = self.dataset.validation, self.dataset.test
+        if self.round == self.total_rounds:
+            return self._evaluate(validation), self._evaluate(test, pool=self._generated())
+        if self.round % self.config.evaluate_every:
+            return None, None
+        return self._evaluate(validation, self._validated_by), self._evaluate(test, self._tested_by)
+
+    def _evaluate(
+        self, split: Split, samples: torch.Tensor | None = None, pool: torch.Tensor | None = None
+    ) -> Evaluation:
+        own = evaluate(self.population, split, self.guess, samples, pool)
+        columns = {f"alone {name}": values for name, values in own.alone.items()} | {"joint": own.joint}
+        if own.generator is not None:
+            columns |= {"nearest_mean": own.generator.nearest_mean, "spread": own.generator.spread}
+        columns = self.part.gather(columns)
+        quality = None if own.generator is None else GeneratorQuality(columns["nearest_mean"], columns["spread"])
+        return Evaluation(columns["joint"], {name: columns[f"alone {name}"] for name in own.alone}, quality)
+
+    def _generated(self) -> torch.Tensor | None:
+        """Return the generated features of this rank's devices, if every device knows all classes."""
+        if self.guidance is None:
             return None
         pool, known = self.guidance.generate(self.population.blocks[GENERATOR].start, self.round)
         everyone = self.part.gather({"known": known.all(1).numpy()})["known"]
-        if not everyone.all() or pool.shape[2] < 2:
-            return None
-        own = judge_generator(self.population, self.dataset.test, pool)
-        return GeneratorQuality(**self.part.gather({"nearest_mean": own.nearest_mean, "spread": own.spread}))
-
-    def _evaluations(self) -> tuple[Accuracy | None, Accuracy | None]:
-        """Return the accuracy on validation and test data in the rounds that are evaluated."""
-        if self.round % self.config.evaluate_every and self.round != self.total_rounds:
-            return None, None
-        return self._evaluate(self.dataset.validation), self._evaluate(self.dataset.test)
-
-    def _evaluate(self, split: Split) -> Accuracy:
-        own = evaluate(self.population, split, self.guess)
-        columns = self.part.gather(
-            {f"alone {name}": values for name, values in own.alone.items()} | {"joint": own.joint}
-        )
-        return Accuracy(columns["joint"], {name: columns[f"alone {name}"] for name in own.alone})
+        return pool if everyone.all() and pool.shape[2] > 1 else None
 
     def consensus_distance(self) -> dict[str, float]:
         """Return, for each block, the root mean square distance of the devices from their mean."""

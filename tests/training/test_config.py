@@ -20,7 +20,13 @@ def test_a_single_round_has_the_whole_learning_rate():
     ("field", "bad"),
     [
         *(("rounds", 0), ("local_iterations", 0), ("batch_size", 0), ("feature_width", -1), ("hidden_width", 0)),
-        *(("evaluate_every", 0), ("learning_rate", 0.0), ("learning_rate", math.inf), ("clip_norm", -1.0)),
+        *(
+            ("evaluate_every", 0),
+            ("evaluation_samples", -1),
+            ("learning_rate", 0.0),
+            ("learning_rate", math.inf),
+            ("clip_norm", -1.0),
+        ),
         *(("clip_norm", math.nan), ("weight_decay", -1e-3), ("input_noise", math.inf), ("input_noise", math.nan)),
         *(("momentum", 1.5), ("momentum", math.nan), ("final_learning_rate_fraction", -0.1)),
     ],

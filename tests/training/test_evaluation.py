@@ -8,7 +8,8 @@ from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training import evaluation
-from dmmlkd_ext.training.evaluation import evaluate, judge_generator
+from dmmlkd_ext.training.evaluation import evaluate
+from dmmlkd_ext.training.generator_quality import GeneratorQuality
 from dmmlkd_ext.training.population import Population
 from tests.ops.instruction_sets import instruction_sets, kernels_of
 from tests.training.plain_loop import make_devices
@@ -57,16 +58,24 @@ def test_accuracies_equal_a_loop_over_devices_and_samples(missing, chunk_values,
                 assert np.isnan(accuracy.alone[name][number])
 
 
-def both_ways(population: Population, split: Split, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+def both_ways(
+    population: Population, split: Split, monkeypatch: pytest.MonkeyPatch, samples: torch.Tensor | None = None
+) -> list[np.ndarray]:
     """Return the accuracies by torch's operations and by the native operator, [2, modalities + 1, devices]."""
     found = []
     for natively in (False, True):
         with monkeypatch.context() as patch:
             if not natively:
                 patch.setattr(evaluation, "simulates_natively", lambda _: False)
-            accuracy = evaluate(population, split)
+            accuracy = evaluate(population, split, samples=samples)
         found.append(np.stack([*accuracy.alone.values(), accuracy.joint]))
     return found
+
+
+def generator_quality(population: Population, split: Split, pool: torch.Tensor) -> GeneratorQuality:
+    quality = evaluate(population, split, pool=pool).generator
+    assert quality is not None
+    return quality
 
 
 @pytest.mark.parametrize("kernels", instruction_sets())
@@ -83,6 +92,39 @@ def test_the_native_operator_equals_the_reference_in_double_precision(float64, m
     split.features.update({name: values.double() for name, values in split.features.items()})
     reference, native = both_ways(population, split, monkeypatch)
     np.testing.assert_array_equal(native, reference)
+
+
+@pytest.mark.parametrize("kernels", instruction_sets())
+def test_samples_of_its_own_judge_a_device_as_they_do_alone(kernels, monkeypatch):
+    population, split = different_devices(), make_split(MIXED_SHAPES, 150, 4, 0.4, seed=1)
+    samples = torch.stack([torch.randperm(150, generator=torch.Generator().manual_seed(d))[:70] for d in range(5)])
+    with kernels_of(kernels):
+        reference, native = both_ways(population, split, monkeypatch, samples)
+        np.testing.assert_array_equal(native, reference)
+        for device, own in enumerate(samples):
+            accuracy = evaluate(population, split.select(own))
+            expected = [*(values[device] for values in accuracy.alone.values()), accuracy.joint[device]]
+            np.testing.assert_array_equal(native[:, device], expected)
+    assert not np.array_equal(native, both_ways(population, split, monkeypatch)[1], equal_nan=True)
+
+
+def test_a_guess_is_judged_by_the_devices_own_samples():
+    population = different_devices(np.array([[False] * 3, [True] * 3, [False] * 3]))
+    split = make_split(MIXED_SHAPES, 40, 4, 0.0, 0)
+    samples = torch.stack([torch.arange(8), torch.arange(8), torch.arange(32, 40)])
+    accuracy = evaluate(population, split, np.array([1, 0, 3]), samples)
+    assert accuracy.joint[0] == (split.labels[:8] == 1).double().mean().item()
+    assert accuracy.joint[2] == (split.labels[32:] == 3).double().mean().item()
+
+
+def test_a_generator_is_judged_by_all_samples_only():
+    with pytest.raises(ValueError, match="samples must be None where a pool is judged"):
+        evaluate(
+            different_devices(),
+            make_split(MIXED_SHAPES, 9, 4, 0.0, 0),
+            samples=torch.zeros(5, 2, dtype=torch.int64),
+            pool=torch.zeros(5, 4, 6, 3),
+        )
 
 
 def test_what_is_no_number_is_judged_as_the_reference_judges_it(monkeypatch):
@@ -117,6 +159,13 @@ def test_the_same_counts_on_any_number_of_threads():
         ({"present": torch.ones(3, 2, dtype=torch.bool)}, r"present must be Bool of shape \[3, 1\]"),
         ({"classes": 3}, "classes must divide the columns of the shared block, 4, got 3"),
         ({"kernels": [3]}, "kernels must be 0 for values"),
+        ({"samples": torch.zeros(3, 2, dtype=torch.int64)}, r"samples must be int64 of shape \[2, n\], got Long"),
+        ({"samples": torch.zeros(2, 2)}, r"samples must be int64 of shape \[2, n\], got Float"),
+        ({"samples": torch.tensor([[0, 2], [3, 0]])}, r"samples must be in \[0, 3\), got 3 at position 2"),
+        ({"samples": torch.tensor([[0, -1], [1, 0]])}, r"samples must be in \[0, 3\), got -1 at position 1"),
+        ({"common": [torch.zeros(2, 3, 2)] * 2}, "common must hold one tensor a modality = 1 or none, got 2"),
+        ({"common": [torch.zeros(2, 4, 2)]}, r"common must be Float of shape \[2, 3, 2\]"),
+        ({"common": [torch.zeros(2, 2, 3).mT]}, "common must be contiguous in each device"),
     ],
 )
 def test_bad_input_of_the_native_operator_is_named(change, words):
@@ -132,6 +181,8 @@ def test_bad_input_of_the_native_operator_is_named(change, words):
         "layers": [1],
         "widths": [3],
         "classes": 2,
+        "samples": None,
+        "common": [],
     }
     right, counted = torch.ops.dmmlkd.count_right(**good)
     assert right.tolist() == counted.tolist() == [[3, 3], [3, 3]]  # the first class is the largest of equal ones
@@ -176,11 +227,19 @@ def test_without_samples_there_is_no_accuracy():
     assert all(np.isnan(values).all() for values in accuracy.alone.values())
 
 
+@pytest.mark.parametrize("at_once", ["natively", "natively, two by two", "by torch", "by torch, two by two"])
 @pytest.mark.parametrize("missing", [0.0, 0.5])
-def test_a_generator_is_judged_by_real_features_as_a_loop_does(missing):
+def test_a_generator_is_judged_by_real_features_as_a_loop_does(missing, at_once, monkeypatch):
+    if "torch" in at_once:
+        monkeypatch.setattr(evaluation, "simulates_natively", lambda _: False)
+    if "two" in at_once:
+        monkeypatch.setattr(evaluation, "FEATURE_VALUES", 2 * 60 * 3 * 3)
     population, split = different_devices(), make_split(MIXED_SHAPES, 60, 4, missing, seed=1)
     pool = torch.randn(5, 4, 6, 3, generator=torch.Generator().manual_seed(3))
-    quality = judge_generator(population, split, pool)
+    judged = evaluate(population, split, pool=pool)
+    np.testing.assert_array_equal(judged.joint, evaluate(population, split).joint)
+    quality = judged.generator
+    assert quality is not None
     for number, device in enumerate(make_devices(population)):
         features, labels = [], []
         for column, name in enumerate(population.network.modalities):
@@ -204,11 +263,11 @@ def test_a_class_that_the_test_data_lack_says_nothing_of_the_spread():
     pool = torch.randn(1, 4, 6, 3, generator=torch.Generator().manual_seed(3))
     pool[:, 3] *= 100  # the class that will be absent
     split = split.select((split.labels != 3).nonzero().flatten())
-    three = judge_generator(population, split, pool[:, :3])
-    assert judge_generator(population, split, pool).spread == pytest.approx(three.spread)
+    three = generator_quality(population, split, pool[:, :3])
+    assert generator_quality(population, split, pool).spread == pytest.approx(three.spread)
     assert np.isfinite(three.spread).all()
     single = split.select((split.labels == 0).nonzero().flatten()[:1])  # one feature has no deviation
-    assert np.isnan(judge_generator(population, single, pool).spread).all()
+    assert np.isnan(generator_quality(population, single, pool).spread).all()
 
 
 def test_the_shared_head_of_each_device_is_its_own():

@@ -8,7 +8,7 @@ import torch
 
 from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.ops import GossipWeights
-from dmmlkd_ext.training.evaluation import judge_generator
+from dmmlkd_ext.training.evaluation import evaluate
 from dmmlkd_ext.training.guidance import GENERATOR, FeatureMoments, GeneratorConfig, make_guidance
 from dmmlkd_ext.training.losses import BatchOutputs, device_losses
 from dmmlkd_ext.training.methods import LossWeights, MethodConfig
@@ -266,8 +266,10 @@ def test_a_perfect_generator_is_judged_so():
                 mean = common[:, split.labels == label].mean(1, keepdim=True)
                 real[torch.from_numpy(block.devices), label] = mean.expand(-1, 30, -1)
     alone = 4  # this device has a single modality, so that its class means are what was put into the pool
-    quality = judge_generator(population, split, real)
-    shifted = judge_generator(population, split, real.roll(1, dims=1))
+    quality = evaluate(population, split, pool=real).generator
+    shifted = evaluate(population, split, pool=real.roll(1, dims=1)).generator
+    assert quality is not None
+    assert shifted is not None
     assert quality.nearest_mean[alone] > shifted.nearest_mean[alone]
     assert quality.spread == pytest.approx(np.zeros(len(UNEVEN_HOLDS)))
 

@@ -10,8 +10,10 @@ import torch
 from dmmlkd_ext.models.network import SHARED
 from dmmlkd_ext.network.energy import EnergyAccount, EnergyConfig
 from dmmlkd_ext.network.failures import FailureConfig
+from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.callbacks import Callback, EndTraining
 from dmmlkd_ext.training.evaluation import evaluate
+from dmmlkd_ext.training.evaluation_samples import draw_evaluation_samples
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.training.simulation import Simulation
 from tests.training.synthetic import SMALL_TRAINING, TINY_SHAPES, divide, make_dataset, make_simulation, plain_method
@@ -254,6 +256,35 @@ def test_test_and_validation_accuracy_are_those_of_their_samples():
     assert record["accuracy"]["test"] != record["accuracy"]["validation"]
     alone = evaluate(simulation.population, simulation.dataset.test).alone["vector"]
     assert record["modality_accuracy"]["vector"] == [None if np.isnan(value) else value for value in alone]
+
+
+def test_evaluations_before_the_last_are_by_samples_of_each_devices_own():
+    training = dataclasses.replace(SMALL_TRAINING, rounds=2, evaluate_every=1, evaluation_samples=7)
+    simulation = make_simulation(training=training)
+    split = simulation.dataset.test
+    record = simulation.run_round()
+    own = [
+        evaluate(simulation.population, split.select(rows)).joint[d]
+        for d, rows in enumerate(samples_of_devices(simulation))
+    ]
+    assert record["accuracy"]["test"] == own
+    assert own != evaluate(simulation.population, split).joint.tolist()
+    assert simulation.run_round()["accuracy"]["test"] == evaluate(simulation.population, split).joint.tolist()
+
+
+def samples_of_devices(simulation: Simulation) -> torch.Tensor:
+    """Return the test samples of each device, drawn as a run of seed 0 draws them."""
+    labels, devices = simulation.dataset.test.labels.numpy(), np.arange(len(simulation.holds))
+    rows = draw_evaluation_samples(labels, 7, devices, len(devices), numpy_generator(0, "test samples"))
+    assert rows is not None
+    return rows
+
+
+def test_evaluations_may_all_be_by_all_samples():
+    training = dataclasses.replace(SMALL_TRAINING, evaluate_every=1, evaluation_samples=0)
+    simulation = make_simulation(training=training)
+    record = simulation.run_round()
+    assert record["accuracy"]["test"] == evaluate(simulation.population, simulation.dataset.test).joint.tolist()
 
 
 def test_the_learning_rate_falls_to_its_last_fraction():

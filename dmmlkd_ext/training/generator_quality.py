@@ -1,0 +1,79 @@
+"""What a generator is worth: how well its features stand for real ones (METHOD 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GeneratorQuality:
+    """How well generated features stand for real ones (METHOD 8), float64 [devices].
+
+    A generator's own head is right about it nearly always and says nothing.
+
+    Attributes:
+        nearest_mean: share of the real common features, of all modalities of a device, whose nearest generated class
+            mean is that of their class.
+        spread: deviation of the generated features within a class over that of the real ones, a mean over the classes
+            of which the device's modalities have two samples or more; 1 is alike, NaN if there is no such class.
+    """
+
+    nearest_mean: FloatArray
+    spread: FloatArray
+
+
+class RealFeatures(NamedTuple):
+    """The common features of one modality, of the devices that have it."""
+
+    devices: torch.Tensor
+    """int64 [rows]: whose they are, counted as in the pool."""
+    common: torch.Tensor
+    """[rows, samples, width]."""
+    present: torch.Tensor
+    """bool [samples]: which samples have the modality."""
+
+
+def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool: torch.Tensor) -> GeneratorQuality:
+    """Judge generated features by the real ones of each device.
+
+    Args:
+        features: one a modality.
+        labels: int64 [samples].
+        pool: generated features [devices, classes, n, width].
+
+    Example:
+        >>> real = RealFeatures(torch.tensor([0]), torch.randn(1, 6, 4), torch.ones(6, dtype=torch.bool))
+        >>> far = torch.full((1, 2, 5, 4), 1e3)
+        >>> far[:, 0] = 0.0  # so that every feature is nearest to the first class
+        >>> quality = judge_generator([real], torch.tensor([0, 1] * 3), far)
+        >>> quality.nearest_mean.tolist(), quality.spread.tolist()
+        ([0.5], [0.0])
+    """
+    devices, classes = pool.shape[:2]
+    means = pool.mean(2)
+    right, counted = means.new_zeros(devices), means.new_zeros(devices)
+    sums, squares = torch.zeros_like(means), torch.zeros_like(means)
+    members_of_class = means.new_zeros(devices, classes)
+    for own in features:
+        real, label = own.common[:, own.present], labels[own.present]
+        members = torch.nn.functional.one_hot(label, classes).to(real.dtype)
+        by_class = members.T.expand(len(real), -1, -1)
+        nearest = torch.cdist(real, means[own.devices]).argmin(2)
+        right[own.devices] += (nearest == label).sum(1)
+        counted[own.devices] += len(label)
+        sums[own.devices] += by_class.bmm(real)
+        squares[own.devices] += by_class.bmm(real.square())
+        members_of_class[own.devices] += members.sum(0)
+    size = members_of_class.clamp_min(1).unsqueeze(-1)
+    spread = (squares / size - (sums / size).square()).clamp_min(0).mean(-1).sqrt()
+    made = pool.var(2, correction=0).mean(-1).sqrt()
+    ratio = torch.where(members_of_class > 1, made / spread, torch.nan).nanmean(1)
+    return GeneratorQuality((right / counted).double().numpy(), ratio.double().numpy())
