@@ -192,6 +192,21 @@ inline void check_apart(const char* op, size_t block, const at::Tensor& paramete
                     name, " must not share memory with parameters, those of block ", block, " do");
 }
 
+// Rows of some blocks, of the same floating type. Returns how many rows and columns there are in all.
+inline std::pair<int64_t, int64_t> check_blocks(const char* op, at::TensorList blocks) {
+  const auto type = blocks[0].scalar_type();
+  int64_t rows = 0, columns = 0;
+  for (const at::Tensor& block : blocks) {
+    TORCH_CHECK_VALUE(
+        block.dim() == 2 && block.scalar_type() == type && (type == at::kFloat || type == at::kDouble), op,
+        ": blocks must be all float32 or all float64 of shape [rows, columns], got ", block.scalar_type(),
+        " of shape ", block.sizes());
+    check_written(op, "blocks", block, type, block.sizes());
+    rows += block.size(0), columns += block.size(1);
+  }
+  return {rows, columns};
+}
+
 // Rows of some blocks, of the same floating type; positions say which device a row belongs to.
 inline void check_sgd_step(at::TensorList parameters, at::TensorList momenta, at::TensorList gradients,
                            at::TensorList positions, int64_t devices) {

@@ -59,6 +59,11 @@ TORCH_LIBRARY(dmmlkd, m) {
       "sgd_step_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] gradients, Tensor[] positions, int "
       "devices, float clip_norm, float learning_rate, float momentum_factor, float weight_decay) -> ()");
 
+  // Of blocks [rows, columns], all of one type: the sums of all columns, one block after the other, in
+  // float64; and the squared Euclidean distance of all rows from the center [all columns], likewise.
+  m.def("column_sums(Tensor[] blocks) -> Tensor");
+  m.def("squared_distances(Tensor[] blocks, Tensor center) -> Tensor");
+
   // Rows of values [samples, *shape] for the batches of `devices`: indices [all devices, batch]. A device's
   // batch is read together with the values of noise from its offset on, modulo the number of places that
   // there are, which are added.

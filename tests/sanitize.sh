@@ -23,4 +23,5 @@ LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.s
   PYTHONPATH=. "$python" -m pytest -q -p no:cacheprovider -m "not compile" tests/ops \
   tests/models/test_convolution.py tests/models/test_direct.py tests/training/test_objective.py tests/training/test_optimizer.py \
   tests/training/test_gather.py tests/training/test_guidance_formulas.py tests/training/test_native_round.py \
+  tests/training/test_consensus.py \
   tests/training/test_evaluation.py

@@ -3,8 +3,9 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_IMPL(dmmlkd, Autograd, m) {
-  for (const char* name : {"class_moments_", "count_right", "convolve_layers", "convolve_layers_backward_",
-                           "gather_samples", "heads_entropy", "linear_layers", "linear_layers_backward_",
-                           "local_round_", "objective_", "sgd_step_"})
+  for (const char* name :
+       {"class_moments_", "column_sums", "count_right", "convolve_layers", "convolve_layers_backward_",
+        "gather_samples", "heads_entropy", "linear_layers", "linear_layers_backward_", "local_round_",
+        "objective_", "sgd_step_", "squared_distances"})
     m.impl(name, torch::CppFunction::makeFallthrough());
 }

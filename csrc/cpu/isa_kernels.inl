@@ -9,6 +9,8 @@ namespace {
 
 #include "class_moments.inl"
 #include "convolution.inl"
+
+#include "consensus.inl"
 #include "gossip_mix.inl"
 #include "linear.inl"
 #include "orthogonality.inl"
@@ -31,6 +33,10 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 gossip_mix<float16_bits, float>,
                                 sgd_step<float>,
                                 sgd_step<double>,
+                                column_sums<float>,
+                                column_sums<double>,
+                                squared_distance<float>,
+                                squared_distance<double>,
                                 linear_forward<float>,
                                 linear_forward<double>,
                                 linear_backward<float>,

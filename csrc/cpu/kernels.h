@@ -74,6 +74,20 @@ struct SgdDevice {
   T proximal = 0;  // factor of the pull
 };
 
+// Sums over the rows of some columns, whose values lie side by side.
+template <class T>
+struct ColumnSums {
+  const T* rows;
+  int64_t row_stride, num_rows, columns;
+  double* sums;  // [columns], overwritten
+};
+
+template <class T>
+struct SquaredDistance {
+  const T *row, *center;
+  int64_t columns;
+};
+
 // One device's linear layer on its samples; all matrices are contiguous.
 template <class T>
 struct LinearLayer {
@@ -215,6 +229,10 @@ struct Kernels {
   void (*gossip_float16)(const GossipColumns<float16_bits, float>&);
   void (*sgd_step_float)(const SgdDevice<float>&);
   void (*sgd_step_double)(const SgdDevice<double>&);
+  void (*column_sums_float)(const ColumnSums<float>&);
+  void (*column_sums_double)(const ColumnSums<double>&);
+  double (*squared_distance_float)(const SquaredDistance<float>&);
+  double (*squared_distance_double)(const SquaredDistance<double>&);
   void (*linear_forward_float)(const LinearLayer<float>&);
   void (*linear_forward_double)(const LinearLayer<double>&);
   void (*linear_backward_float)(const LinearGradient<float>&);

@@ -12,10 +12,8 @@ import torch
 from dmmlkd_ext.models.layout import BlockLayout
 from dmmlkd_ext.models.network import MultiModalNetwork
 from dmmlkd_ext.seeding import torch_generator
+from dmmlkd_ext.training.consensus import column_sums, squared_distances
 from dmmlkd_ext.training.ranks import Slice, alone
-
-CHUNK_VALUES = 2**18
-"""Values of a block at a time where a whole copy of it would be made otherwise."""
 
 
 class Block:
@@ -109,21 +107,22 @@ class Population:
         the mean is cut to float32, so that the bits do not depend on which rank holds whom.
         """
         part = part or alone(self.num_devices)
+        blocks = [block.start for block in self.blocks.values()]
+        counts = blocks[0].new_tensor([len(block) for block in blocks], dtype=torch.float64)
+        total = part.ranks.sum(torch.cat([column_sums(blocks), counts]))
+        members = total[-len(blocks) :].clamp_min(1)
+        columns = [block.shape[1] for block in blocks]
+        sums = total[: -len(blocks)].split(columns)
+        center = torch.cat([own / count for own, count in zip(sums, members, strict=True)]).to(blocks[0].dtype)
+        found = squared_distances(blocks, center).split([len(block) for block in blocks])
         squares = {name: np.zeros(self.num_devices) for name in self.blocks}
-        members = {}
-        for name, block in self.blocks.items():
-            chunks = block.start.split(max(1, CHUNK_VALUES // max(1, block.num_parameters)))
-            total = block.start.new_zeros(block.num_parameters + 1, dtype=torch.float64)
-            total[-1] = len(block.devices)
-            for chunk in chunks:
-                total[:-1] += chunk.double().sum(0)
-            part.ranks.sum(total)
-            members[name] = total[-1].clamp_min(1)
-            mean = (total[:-1] / members[name]).to(block.start.dtype)
-            norms = [torch.linalg.vector_norm(chunk - mean, dim=1) for chunk in chunks]
-            squares[name][block.devices] = torch.cat(norms).double().square().numpy()
+        for (name, block), own in zip(self.blocks.items(), found, strict=True):
+            squares[name][block.devices] = own.numpy()
         everyone = part.gather(squares)
-        return {name: float(everyone[name].sum() / float(members[name])) ** 0.5 for name in self.blocks}
+        return {
+            name: float(everyone[name].sum() / float(count)) ** 0.5
+            for name, count in zip(self.blocks, members, strict=True)
+        }
 
     def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return what a resumed run needs, between two rounds."""
