@@ -16,6 +16,12 @@ from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.models import direct
 from dmmlkd_ext.models.direct import Layers
 from dmmlkd_ext.training import evaluation, native_round, stepwise
+from dmmlkd_ext.training.consensus import (
+    column_sums,
+    column_sums_reference,
+    squared_distances,
+    squared_distances_reference,
+)
 from dmmlkd_ext.training.gather import SharedNoise, gather_samples, gather_samples_reference
 from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import LossWeights
@@ -134,6 +140,21 @@ def test_sgd_step(benchmark, results, devices, columns):
     compare(benchmark, results, "sgd_step", f"{devices} devices, {sum(columns)} parameters", functions)
 
 
+@pytest.mark.parametrize(("devices", "columns"), [(20, (320, 22_464, 13_504, 9_024)), (70, (320, 5_120, 5_120))])
+def test_consensus(benchmark, results, devices, columns):
+    blocks = [torch.randn(devices, width) for width in columns]
+
+    def both(sums, distances):
+        center = (sums(blocks) / devices).float()
+        return distances(blocks, center)
+
+    functions = {
+        "native": lambda: both(column_sums, squared_distances),
+        "reference": lambda: both(column_sums_reference, squared_distances_reference),
+    }
+    compare(benchmark, results, "consensus", f"{devices} devices, {sum(columns)} parameters", functions)
+
+
 @pytest.mark.parametrize(("devices", "shape"), [(13, (216,)), (70, (3, 128)), (20, (1, 28, 28))])
 @pytest.mark.parametrize("noisy", [True, False])
 def test_gather_samples(benchmark, results, devices, shape, noisy):
@@ -167,15 +188,12 @@ def test_local_round(benchmark, results, workload):
 def test_count_right(benchmark, results, workload):
     simulation, _ = build(WORKLOADS[workload], "all losses", 20)
     population, split = simulation.population, simulation.dataset.train.select(torch.arange(500))
-    shape = (len(population.network.modalities) + 1, population.num_devices)
-
-    def run(judge):
-        found = np.empty(shape)
-        judge(population, split, found[-1], dict(zip(population.network.modalities, found, strict=False)))
-
+    values = len(split) * max(features[0].numel() for features in split.features.values())
+    at_once = evaluation.CHUNK_VALUES // values  # as an evaluation does it: activations stay in the cache
+    parts = [slice(begin, min(begin + at_once, 20)) for begin in range(0, 20, at_once)]
     functions = {
-        "native": lambda: run(evaluation.judge_natively),
-        "reference": lambda: run(evaluation.judge_reference),
+        "native": lambda: evaluation.judge_natively(population, split, slice(0, 20)),
+        "reference": lambda: [evaluation.judge_reference(population, split, part) for part in parts],
     }
     macs = np.array([population.network.forward_macs[name] for name in population.network.modalities])
     operations = 2 * float(population.holds.sum(axis=0) @ macs) * len(split)
