@@ -26,15 +26,21 @@ def make(devices: int):
 def test_mixing_with_norms(benchmark, results, threads, devices, fraction):
     matrix, local, out = make(devices)
     weights, dense = GossipWeights.from_scipy(matrix), torch.from_numpy(matrix.toarray()).float()
+
+    def product_and_norms():
+        norms = torch.linalg.vector_norm(local - out, dim=1), torch.linalg.vector_norm(out, dim=1)
+        return torch.mm(dense, local, out=out), norms
+
     functions = {
         "native": lambda: gossip_mix(local, weights, out, measure=True),
         "limit: copy, 2 streams": lambda: out.copy_(local),
         "torch.mm": lambda: torch.mm(dense, local, out=out),
+        "torch.mm and both norms": product_and_norms,
     }
     times = interleave(functions, least=5)
     targets = {"limit: copy, 2 streams": fraction * 2 / 3}
     if devices >= 50 and threads == 1:
-        targets["torch.mm"] = 8.0
+        targets |= {"torch.mm": 8.0, "torch.mm and both norms": 8.0}
     case = f"{devices} devices x 1e6"
     benchmark.extra_info.update(results.add("gossip", case, "mix + norms", times, targets if threads == 1 else {}))
     benchmark.pedantic(functions["native"], rounds=3)
