@@ -7,25 +7,6 @@
 // Outer, for the gradient of the weights: a tile of the window times one or two vectors of lanes is summed in
 // registers over all places of some samples.
 
-template <class T, int lanes>
-struct ConvolutionLanes {
-  typedef T Vector __attribute__((vector_size(lanes * sizeof(T))));
-};
-template <class T, int lanes>
-using LanesOf = typename ConvolutionLanes<T, lanes>::Vector;
-
-template <class T, int lanes>
-inline LanesOf<T, lanes> load_lanes(const T* pointer) {
-  LanesOf<T, lanes> value;
-  __builtin_memcpy(&value, pointer, sizeof(value));
-  return value;
-}
-
-template <class T, int lanes>
-inline void store_lanes(T* pointer, LanesOf<T, lanes> value) {
-  __builtin_memcpy(pointer, &value, sizeof(value));
-}
-
 constexpr bool many_registers = DMMLKD_VECTOR_BYTES == 64;
 
 // Calls body.run<lanes of a vector, vectors>(first lane) for blocks of lanes, the widest first.

@@ -1,5 +1,5 @@
-// count_right on CPU tensors: every device's predictions for all samples, device by device and some samples
-// at a time, so that what passes between layers stays in the cache.
+// count_right on CPU tensors: every device's predictions for all samples, or its own, device by device and
+// some samples at a time, so that what passes between layers stays in the cache.
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>

@@ -8,9 +8,8 @@ namespace {
 #include "small_product.inl"
 
 #include "class_moments.inl"
-#include "convolution.inl"
-
 #include "consensus.inl"
+#include "convolution.inl"
 #include "gossip_mix.inl"
 #include "linear.inl"
 #include "orthogonality.inl"

@@ -46,6 +46,26 @@ inline void store(T* pointer, Vector<T> value) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(pointer) = value;
 }
 
+// So many lanes, whatever the width of a whole vector.
+template <class T, int lanes>
+struct LaneVector {
+  typedef T Vector __attribute__((vector_size(lanes * sizeof(T))));
+};
+template <class T, int lanes>
+using LanesOf = typename LaneVector<T, lanes>::Vector;
+
+template <class T, int lanes>
+inline LanesOf<T, lanes> load_lanes(const T* pointer) {
+  LanesOf<T, lanes> value;
+  __builtin_memcpy(&value, pointer, sizeof(value));
+  return value;
+}
+
+template <class T, int lanes>
+inline void store_lanes(T* pointer, LanesOf<T, lanes> value) {
+  __builtin_memcpy(pointer, &value, sizeof(value));
+}
+
 template <class T>
 inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
   return b > a ? b : a;
