@@ -100,8 +100,9 @@ class RecordWriter(Callback):
 
     Args:
         path: the file of the records; its folder must exist.
-        every: rounds between two waits for the disk; as often as checkpoints are saved is enough, since what comes
-            after the last one is computed again. A process that dies loses nothing in between, a machine may.
+        every: rounds between two waits for the disk; those between two checkpoints have to be a multiple of them, lest
+            a checkpoint outlives its records. What comes after the last one is computed again, so that the same number
+            is enough: a process that dies loses nothing in between, a machine that does may.
 
     Raises:
         ValueError: `every` is below 1.
@@ -226,7 +227,8 @@ class EarlyEnd(Callback):
     """Ends the training when it got where it should, or when nothing can come of it any more.
 
     It keeps no memory of earlier rounds, so a resumed run ends in the same round. Put it last in the list,
-    so that the other callbacks see the last round. Test accuracy decides nothing.
+    so that the other callbacks see the last round. Test accuracy decides nothing. What decides, and the last record
+    of a run that ends so, are accuracies by `TrainingConfig.evaluation_samples`, not by all samples.
 
     Args:
         validation_accuracy: end once the mean over devices reaches this, in 0..1; None never ends for it.

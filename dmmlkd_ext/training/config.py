@@ -30,7 +30,7 @@ class TrainingConfig:
     """Rounds between evaluations; the last round is always evaluated."""
     evaluation_samples: int = 64
     """Samples of validation and of test data by which an evaluation before the last judges a device, others for each
-    device, and more where all devices together would not see all of the data; 0 is all. The last round is judged by
+    device, and more where all devices together would not see all of the data; 0 is all. Round `rounds` is judged by
     all."""
     probe: bool = False
     """Judge each encoder by a linear probe after the last round."""

@@ -93,10 +93,10 @@ def evaluate(
         if pool is not None:
             own = judge_generator(judged.features, split.labels, pool[part])
             quality.nearest_mean[part], quality.spread[part] = own.nearest_mean, own.spread
-    if guess is not None and len(split):
-        labels = split.labels.numpy() if samples is None else split.labels[samples].numpy()
-        blind = ~population.holds.any(axis=1)
-        shares[-1, blind] = (labels == guess[:, None]).mean(axis=1)[blind]
+    blind = ~population.holds.any(axis=1)
+    if guess is not None and len(split) and blind.any():
+        labels = split.labels if samples is None else split.labels[samples[torch.from_numpy(blind)]]
+        shares[-1, blind] = (labels.numpy() == guess[blind, None]).mean(axis=1)
     alone = dict(zip(names, shares[:-1], strict=True))
     return Evaluation(shares[-1], alone, None if pool is None else quality)
 
@@ -107,7 +107,7 @@ def _parts(population: Population, split: Split, with_features: bool) -> Iterato
     at_once = max(1, devices)
     if with_features:
         kept = len(split) * network.feature_width * len(network.modalities)
-        at_once = max(1, FEATURE_VALUES // kept)
+        at_once = max(torch.get_num_threads(), FEATURE_VALUES // kept)
     if not simulates_natively(population.blocks[SHARED].start):
         values = len(split) * max(features[0].numel() for features in split.features.values())
         at_once = min(at_once, max(1, CHUNK_VALUES // max(1, values)))
@@ -129,7 +129,7 @@ def judge_natively(
         split: the samples, at least one.
         part: the devices.
         samples: by which of them each of these is judged, int64 [devices of the part, n]; None is all.
-        with_features: whether the common features of all samples are wanted.
+        with_features: whether the common features of all samples are wanted; `samples` must be None then.
 
     Raises:
         ValueError: a shape or a dtype does not fit; the message names it.
@@ -138,9 +138,8 @@ def judge_natively(
     blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
     rows = [slice(*np.searchsorted(block.devices, [part.start, part.stop])) for block in blocks]
     devices = [torch.from_numpy(block.devices[own] - part.start) for block, own in zip(blocks, rows, strict=True)]
-    count = len(split) if samples is None else samples.shape[1]
     parameters = [block.start[own] for block, own in zip(blocks, rows, strict=True)]
-    common = [own.new_empty(len(own), count, network.feature_width) for own in parameters[1:] if with_features]
+    common = [own.new_empty(len(own), len(split), network.feature_width) for own in parameters[1:] if with_features]
     right, counted = torch.ops.dmmlkd.count_right(
         parameters,
         devices,

@@ -104,7 +104,7 @@ class Population:
         """Return, for each block, the root mean square distance of the devices from their mean, on all ranks.
 
         A sum of float32 in float64 loses nothing to rounding unless a parameter's values differ by factors of 1e5, and
-        the mean is cut to float32, so that the bits do not depend on which rank holds whom.
+        the mean is cut to float32, so that the bits do not depend on which rank holds whom. Those of float64 may.
         """
         part = part or alone(self.num_devices)
         blocks = [block.start for block in self.blocks.values()]

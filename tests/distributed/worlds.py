@@ -46,7 +46,7 @@ def build(name: str, ranks: Ranks) -> Simulation:
         make_dataset(SHAPES, missing=0.2),
         HOLDS,
         method(name),
-        dataclasses.replace(SMALL_TRAINING, rounds=ROUNDS),
+        dataclasses.replace(SMALL_TRAINING, rounds=ROUNDS, evaluation_samples=7),
         EnergyConfig(model="wireless", budget_fraction=0.5),
         FailureConfig(link_probability=0.2, device_probability=0.1),
         topology="watts_strogatz",
