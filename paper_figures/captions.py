@@ -16,7 +16,11 @@ DEFAULT_SETTING = "default"
 """What a setting is called where an experiment varies its level alone; it is not written."""
 MOST_NAMES = 40
 """More runs than these are counted and hashed instead of named."""
-SAMPLED = "Before the last round a device is judged by a sample of the test data, another for each device."
+SAMPLED = (
+    "Before the last round a device is judged by a sample of the test data, another one for each device, as far as "
+    "training.evaluation_samples asks for less than all."
+)
+"""For whatever shows accuracies before the last round."""
 
 
 def percent(value: float) -> str:

@@ -111,7 +111,8 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
         f"Columns are modalities. Means over devices and up to {drawn['seeds'].max()} seeds with 95% Student intervals "
         "over seeds. Under-training gap: accuracy of a linear probe on the encoder trained alone (`unimodal`) minus "
         "that of a probe on the encoder after joint training, paired by device and seed, in the last round, on devices "
-        "that hold the modality. Accuracy of the modality alone: the prediction from this modality only. Balance "
+        "that hold the modality. Accuracy of the modality alone: the prediction from this modality only. "
+        f"{captions.SAMPLED} Balance "
         "metric: training speed over the mean speed of the device's modalities; above 1 a modality is fast. "
     )
     if slow:

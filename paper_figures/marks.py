@@ -86,7 +86,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "training.input_noise": (OURS, "on training inputs, in units of standardized inputs"),
     "training.feature_width": (OURS, "of the common and of the specific feature; that there are both is [P]"),
     "training.hidden_width": (OURS, "of the perceptron encoders"),
-    "training.evaluate_every": (OURS, "rounds between evaluations; no result depends on it"),
+    "training.evaluate_every": (OURS, "rounds between evaluations; no final result depends on it"),
     "training.evaluation_samples": (OURS, "that judge a device before the last round; no final result depends on it"),
     "training.probe": (OURS, "whether encoders are probed at the end; no other result depends on it"),
 }

@@ -58,7 +58,7 @@ def run_clocked(method: str, dataset: str) -> None:
         for occasion in ("on_round_end", "on_end"):
             clock(owner, occasion, part, seconds)
     with tempfile.TemporaryDirectory() as folder:
-        run_experiment(preset(dataset, method), Path(folder))
+        run_experiment(preset(dataset, method), Path(folder), progress=True)
     print(json.dumps(seconds))
 
 
