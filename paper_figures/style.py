@@ -231,17 +231,19 @@ def prefix_of(largest: float) -> tuple[float, str]:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], columns: int, length: float = 2.6) -> None:
-    """Put one legend above all panels, in at most so many columns, half as many in a narrow figure."""
-    if figure.get_figwidth() <= ONE_COLUMN:
-        columns = max(1, columns // 2)
-    figure.legend(
-        handles=list(handles),
-        loc="outside upper center",
-        ncols=min(columns, max(1, len(handles))),
-        handlelength=length,
-        columnspacing=1.4,
-        fontsize=7.5,
-    )
+    """Put one legend above all panels, in at most so many columns and no more than fit the page."""
+    for count in range(min(columns, max(1, len(handles))), 0, -1):
+        legend = figure.legend(
+            handles=list(handles),
+            loc="outside upper center",
+            ncols=count,
+            handlelength=length,
+            columnspacing=1.4,
+            fontsize=7.5,
+        )
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def use_style() -> None:
