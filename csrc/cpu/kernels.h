@@ -284,10 +284,18 @@ inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
   return 2 * modalities * whole_vectors(classes) + small;
 }
 
+// From one row to the next where a few columns of many rows are to stay in the first-level cache: rows of
+// 128, 192, 256, ... values would share a few of its lines.
+inline int64_t spread_stride(int64_t columns, int64_t rows) {
+  const int64_t whole = whole_vectors(columns);
+  return rows >= 64 && whole >= 128 && whole % 64 == 0 ? whole + largest_vector : whole;
+}
+
 inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool by_samples) {
-  const int64_t rows = samples * (whole_vectors(d) + whole_vectors(e)) + 2 * whole_vectors(samples);
-  if (by_samples) return rows + (2 * samples + d + e) * whole_vectors(samples);
-  return rows + d * whole_vectors(e) + e * whole_vectors(d);
+  const int64_t rows =
+      samples * (spread_stride(d, samples) + spread_stride(e, samples)) + 2 * whole_vectors(samples);
+  if (by_samples) return rows + (2 * samples + d + e) * spread_stride(samples, samples);
+  return rows + d * spread_stride(e, samples) + e * spread_stride(d, samples);
 }
 
 // Of the forward or of the backward pass, whichever is more.

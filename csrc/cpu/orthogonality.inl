@@ -156,18 +156,19 @@ struct OrthogonalityPlan {
   const OrthogonalityPair<T>& o;
   int64_t samples_stride, d_stride, e_stride;
   T *common_scale, *specific_scale;  // factors of the rows; null: 1
-  T *common_copy, *specific_copy;    // scaled or padded rows; null: the user's do
+  T *common_copy, *specific_copy;    // scaled, padded or spread rows; null: the user's do
   T *first, *second;                 // G and G^T; or P and Q
   T *common_columns, *specific_columns;
 
   explicit OrthogonalityPlan(const OrthogonalityPair<T>& pair) : o(pair) {
-    samples_stride = whole_vectors(o.samples);
-    d_stride = whole_vectors(o.common_features), e_stride = whole_vectors(o.specific_features);
+    samples_stride = spread_stride(o.samples, o.samples);
+    d_stride = spread_stride(o.common_features, o.samples);
+    e_stride = spread_stride(o.specific_features, o.samples);
     T* next = o.scratch;
     const auto take = [&](int64_t values) { return next += values, next - values; };
     const bool scaled = o.mask || o.normalize;
-    common_scale = scaled ? take(samples_stride) : nullptr;
-    specific_scale = scaled ? take(samples_stride) : nullptr;
+    common_scale = scaled ? take(whole_vectors(o.samples)) : nullptr;
+    specific_scale = scaled ? take(whole_vectors(o.samples)) : nullptr;
     const bool common_right = o.by_samples && d_stride != o.common_features;
     common_copy = scaled || common_right ? take(o.samples * d_stride) : nullptr;
     specific_copy = scaled || e_stride != o.specific_features ? take(o.samples * e_stride) : nullptr;
@@ -218,14 +219,14 @@ inline void gram_rows(const OrthogonalityPlan<T>& plan, int64_t begin, int64_t e
   const auto& o = plan.o;
   if (!o.by_samples) {
     multiply<T, true>(plan.common(), plan.specific(), plan.first, plan.e_stride,
-                      {begin, end, plan.e_stride, o.samples, false}, T(1));
+                      {begin, end, whole_vectors(o.specific_features), o.samples, false}, T(1));
     return;
   }
   const auto half = [&](const T* columns, int64_t features, T* gram, int64_t from, int64_t to) {
     const Factor<T> factor{columns, plan.samples_stride};
     if (from < to)
       multiply<T, true>(factor, factor, gram, plan.samples_stride,
-                        {from, to, plan.samples_stride, features, true}, T(1));
+                        {from, to, whole_vectors(o.samples), features, true}, T(1));
   };
   const int64_t n = o.samples;
   half(plan.common_columns, o.common_features, plan.first, begin, end < n ? end : n);
