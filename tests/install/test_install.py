@@ -142,35 +142,31 @@ def test_the_sdist_holds_all_sources(sdist):
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
-def build_wheel(sdist: Path, folder: Path) -> tuple[Path, bool]:
-    """A wheel made by plain pip, and True; or without build isolation, where no package index is at hand."""
-    target = new_environment(folder)
-    target.link("torch")
-    command = ["wheel", "--no-deps", "--wheel-dir", folder / "wheels", sdist]
-    fast = {"DMMLKD_CXXFLAGS": "-O1"}  # to compile, not to run
-    try:
-        target.pip(*command, **fast)
-        isolated = True
-    except AssertionError as failure:
-        if "No matching distribution found" not in str(failure):
-            raise
-        target.link("setuptools")
-        target.pip(*command, "--no-build-isolation", "--no-index", **fast)
-        isolated = False
+def native_files(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if name.startswith("dmmlkd_ext/_C.")]
+
+
+def build_wheel(folder: Path) -> Path:
+    """A wheel of this checkout, by setup.py as pip calls it; what the checkout has compiled is linked, not compiled."""
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", folder / "files"]
+    command += ["egg_info", "--egg-base", folder, "bdist_wheel", "--skip-build"]
+    command += ["--bdist-dir", folder / "archive", "--dist-dir", folder / "wheels"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PATH": path, "DMMLKD_BUILD": "cpu"})
     [wheel] = (folder / "wheels").iterdir()
-    return wheel, isolated
+    return wheel
 
 
-# One test and not several, so that the extension is compiled once, however tests are shared out among processes.
-def test_the_wheel_works_beside_torch_alone(sdist, environment, tmp_path_factory):
-    wheel, isolated = build_wheel(sdist, tmp_path_factory.mktemp("building"))
+def test_the_wheel_works_beside_torch_alone(environment, tmp_path):
+    wheel = build_wheel(tmp_path)
     assert "none-any" not in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
     assert all(name.startswith("dmmlkd_ext") for name in names)
     assert "dmmlkd_ext/py.typed" in names
-    assert [name for name in names if name.startswith("dmmlkd_ext/_C.")]
+    assert native_files(wheel)
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert {Requirement(line.partition(": ")[2]).name for line in needed} == {"torch", "numpy"}
 
@@ -182,9 +178,42 @@ def test_the_wheel_works_beside_torch_alone(sdist, environment, tmp_path_factory
     assert environment.train(DMMLKD_BACKEND="reference")["backend"] == "reference"
     if ran["instruction_set"] != "base":
         assert environment.train(DMMLKD_INSTRUCTION_SET="base")["instruction_set"] == "base"
-    # Plain pip hides the environment from the build, so that setup.py has to look for its torch: tested as well,
-    if not isolated:
-        pytest.skip("all passed, but no package index is at hand, from which an isolated build gets setuptools")
+
+
+# Notes what it is asked to compile or to link, and leaves an empty file in its place.
+NOTING_COMPILER = """#!/bin/sh
+wanted="$*"
+case " $wanted " in
+  *" -o "*) echo "$wanted" >> "{notes}"
+            while [ "$1" != -o ]; do shift; done
+            : > "$2" ;;
+  *) exec "{compiler}" "$@" ;;
+esac
+"""
+
+
+def test_plain_pip_compiles_all_sources_for_the_torch_of_its_environment(sdist, environment, tmp_path):
+    """Plain pip hides the environment from a build, so that setup.py has to look for its torch."""
+    notes = tmp_path / "notes"
+    for name in ("c++", "g++", "gcc", "cc"):
+        if compiler := shutil.which(name):
+            (environment.python.parent / name).write_text(NOTING_COMPILER.format(notes=notes, compiler=compiler))
+            (environment.python.parent / name).chmod(0o755)
+    try:
+        environment.pip("wheel", "--no-deps", "--wheel-dir", tmp_path / "wheels", sdist, DMMLKD_BUILD="cpu")
+    except AssertionError as failure:
+        if "No matching distribution found" not in str(failure):
+            raise
+        pytest.skip("no package index is at hand, from which an isolated build gets setuptools")
+    [wheel] = (tmp_path / "wheels").iterdir()
+    assert native_files(wheel)
+    compiled = [line for line in notes.read_text().splitlines() if " -c " in line]
+    sources = [path for path in (ROOT / "csrc").rglob("*.cpp") if "cuda" not in path.parts]
+    assert {Path(word).name for line in compiled for word in line.split() if word.endswith(".cpp")} == {
+        path.name for path in sources
+    }
+    assert len(compiled) == len(sources)
+    assert all(f"-I{environment.packages}/torch/include" in line for line in compiled)
 
 
 def test_without_a_compiler_the_reference_runs_and_says_why(sdist, environment):
