@@ -214,14 +214,17 @@ inline Vector<T> pairwise_kl_lanes(const PairwiseKlSamples<T>& s, Vector<T>* z, 
 }
 
 template <class T>
-inline Vector<T> pairwise_kl_group(const PairwiseKlSamples<T>& s, Vector<T>* z, Vector<T>* p,
-                                   const Presence<T>& presence, Vector<T>* row) {
-  if (s.mask) return pairwise_kl_lanes<T, true>(s, z, p, presence, row);
+inline Vector<T> pairwise_kl_group(const PairwiseKlSamples<T>& s, int64_t begin, int64_t samples,
+                                   Vector<T>* z, Vector<T>* p, Integers<T>* present, Vector<T>* row) {
+  if (s.mask) {
+    const bool* mask = s.mask + begin * s.mask_sample_stride;
+    return pairwise_kl_lanes<T, true>(s, z, p, load_presence<T>(s, mask, samples, present), row);
+  }
   if (s.modalities == 2) return pairwise_kl_lanes_fixed<T, 2>(s, z, p);
   if (s.modalities == 3) return pairwise_kl_lanes_fixed<T, 3>(s, z, p);
   if (s.modalities == 4) return pairwise_kl_lanes_fixed<T, 4>(s, z, p);
   if (s.modalities == 6) return pairwise_kl_lanes_fixed<T, 6>(s, z, p);
-  return pairwise_kl_lanes<T, false>(s, z, p, presence, row);
+  return pairwise_kl_lanes<T, false>(s, z, p, Presence<T>{}, row);
 }
 
 template <class T>
@@ -236,9 +239,7 @@ double pairwise_kl_by_lanes(const PairwiseKlSamples<T>& s) {
   for (int64_t begin = 0; begin < s.samples; begin += width) {
     const int64_t samples = s.samples - begin < width ? s.samples - begin : width;
     load_group<T>(s, s.logits + begin * s.sample_stride, samples, z, staging);
-    Presence<T> presence{};
-    if (s.mask) presence = load_presence<T>(s, s.mask + begin * s.mask_sample_stride, samples, present);
-    const Vector<T> loss = pairwise_kl_group<T>(s, z, p, presence, row);
+    const Vector<T> loss = pairwise_kl_group<T>(s, begin, samples, z, p, present, row);
     if (samples == width) {
       sum += double(sum_lanes<T>(loss));
       if (s.loss) store(s.loss + begin, loss);
