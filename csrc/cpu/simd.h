@@ -66,9 +66,24 @@ inline void store_lanes(T* pointer, LanesOf<T, lanes> value) {
   __builtin_memcpy(pointer, &value, sizeof(value));
 }
 
+// The larger one; where a is NaN it is a. One instruction of x86 does just this; GCC takes two where b is a
+// constant, unless it is told.
 template <class T>
 inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
+#if defined(__x86_64__) && !defined(__clang__) && DMMLKD_VECTOR_BYTES == 64
+  constexpr int all_lanes = -1, current_rounding = 4;
+  if constexpr (sizeof(T) == 4)
+    return __builtin_ia32_maxps512_mask(b, a, a, all_lanes, current_rounding);
+  else
+    return __builtin_ia32_maxpd512_mask(b, a, a, all_lanes, current_rounding);
+#elif defined(__x86_64__) && !defined(__clang__) && DMMLKD_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4)
+    return __builtin_ia32_maxps256(b, a);
+  else
+    return __builtin_ia32_maxpd256(b, a);
+#else
   return b > a ? b : a;
+#endif
 }
 
 template <int... Lane>
