@@ -30,6 +30,7 @@ at::Tensor mix(const at::Tensor& local, const at::Tensor& row_pointers, const at
   g.out = static_cast<T*>(out.mutable_data_ptr()), g.out_stride = out.stride(0);
   g.row_pointers = row_pointers.const_data_ptr<int64_t>(), g.columns = columns.const_data_ptr<int64_t>();
   g.values = values.const_data_ptr<A>(), g.rows_in = local.size(0), g.rows_out = out.size(0);
+  g.fetch_end = end;
   const int64_t chunks = (end - begin + chunk_columns - 1) / chunk_columns, rows = g.rows_out;
   g.past_cache = rows * (end - begin) * static_cast<int64_t>(sizeof(T)) > cache_bytes;
   std::vector<double> norms(measure ? chunks * 2 * rows : 0);

@@ -3,7 +3,8 @@
 // The limit is memory: each value of local, of the old out (when it is measured) and of the new out moves
 // once. An out that is not measured and larger than the cache is written past it, so that it is not fetched
 // first. Columns are taken in tiles of 64: a tile of all rows stays in the first-level cache while each row
-// of it is read once a neighbour, and the next tile is fetched meanwhile.
+// of it is read once a neighbour. Meanwhile the tiles that come next are fetched, several of a row together:
+// memory gives neighbouring lines sooner than the same number of lines of as many rows.
 
 inline float to_float(bfloat16_bits value) {
   const uint32_t bits = uint32_t(value.bits) << 16;
@@ -101,13 +102,17 @@ inline void prefetch_tile(const GossipColumns<T, T>& g, int64_t row, int64_t col
   }
 }
 
-// A whole tile in the kernel's own type: read and written in place, nothing staged.
+// A whole tile in the kernel's own type: read and written in place, nothing staged. While the tiles of a
+// block are mixed, those of the next one are fetched row by row.
 template <class T, bool past_cache>
 inline void mix_whole_tile(const GossipColumns<T, T>& g, int64_t column, Vector<T>* norms) {
-  constexpr int64_t ahead = 4 * gossip_tile;
-  const bool more = column + ahead + gossip_tile <= g.end;
+  constexpr int64_t tiles = past_cache ? 4 : 8;
+  const int64_t tile = (column - g.begin) / gossip_tile % tiles, next = column + (tiles - tile) * gossip_tile;
+  const bool more = next + tiles * gossip_tile <= g.fetch_end;
   for (int64_t row = 0; row < g.rows_out; ++row) {
-    if (more && row < g.rows_in) prefetch_tile<T, past_cache>(g, row, column + ahead);
+    const int64_t place = tile * g.rows_out + row;
+    if (more && place / tiles < g.rows_in)
+      prefetch_tile<T, past_cache>(g, place / tiles, next + place % tiles * gossip_tile);
     T* out = g.out + row * g.out_stride + column;
     if (norms) measure_row<T>(g.local + row * g.local_stride + column, out, gossip_tile, norms + 2 * row);
     const int64_t first = g.row_pointers[row];

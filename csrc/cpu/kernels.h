@@ -32,6 +32,7 @@ struct GossipColumns {
   const int64_t* columns;
   const Accumulator* values;
   int64_t rows_in, rows_out, begin, end;
+  int64_t fetch_end;     // columns up to here are wanted soon
   double* norms;         // [2, rows_out], overwritten; null: nothing is measured
   bool past_cache;       // all columns of out together are more than the cache holds
   Accumulator* scratch;  // gossip_scratch() values
