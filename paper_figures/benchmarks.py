@@ -12,6 +12,8 @@ import pandas as pd
 from paper_figures.inputs import MissingResultsError
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "benchmarks" / "results"
+WIDTHS = {"base": 0, "avx2": 1, "avx512": 2}
+"""Instruction sets by the width of their vectors."""
 LIMITS = ("limit", "floor")
 """What a row is compared with begins so where it is the machine's limit and not a rival."""
 
@@ -26,7 +28,7 @@ class Benchmark:
 
 
 def load_kernels(name: str, folder: Path = FOLDER) -> Benchmark:
-    """Read the newest session, by the date at the end of its folder's name.
+    """Read the newest session on the widest vectors, by the date at the end of its folder's name.
 
     Args:
         name: of the figure, for the error.
@@ -35,7 +37,12 @@ def load_kernels(name: str, folder: Path = FOLDER) -> Benchmark:
     Raises:
         MissingResultsError: there is none.
     """
-    found = sorted(folder.glob("*/rows.csv"), key=lambda path: (path.parent.name[-10:], path.parent.name))
+
+    def order(rows: Path) -> tuple[int, str, str]:
+        build = _read_machine(rows.with_name("machine.json")).get("build", {})
+        return WIDTHS.get(build.get("instruction_set"), -1), rows.parent.name[-10:], rows.parent.name
+
+    found = sorted(folder.glob("*/rows.csv"), key=order)
     if not found:
         raise MissingResultsError(
             f"{name} cannot be drawn: there is no */rows.csv of a benchmark; `make bench` writes one"

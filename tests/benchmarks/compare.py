@@ -13,15 +13,15 @@ KEY = ("operator", "case", "work", "threads", "against")
 NOISE = 0.15  # ratios of shared machines repeat to about this
 
 
-def newest(folder: Path) -> Path:
-    """Return the newest results in a folder, by the date in their names.
+def newest(folder: Path, machine: str = "*") -> Path:
+    """Return the newest results of a machine in a folder, by the date in their names.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    found = sorted(folder.glob("*/rows.csv"), key=lambda path: path.parent.name[-10:])
+    found = sorted(folder.glob(f"{machine}-????-??-??/rows.csv"), key=lambda path: path.parent.name[-10:])
     if not found:
-        raise FileNotFoundError(f"no results in {folder}; `make bench` stores some")
+        raise FileNotFoundError(f"no results {machine}-????-??-?? in {folder}; `make bench` stores some")
     return found[-1]
 
 
@@ -44,12 +44,13 @@ def changes(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], f
 
 
 def main() -> int:
-    """Compare the newest results of a folder with the newest stored ones."""
+    """Compare the newest results of a folder with the newest stored ones of such a machine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the new results")
     try:
         options = parser.parse_args()
-        stored, fresh = newest(FOLDER), newest(options.folder)
+        fresh = newest(options.folder)
+        stored = newest(FOLDER, fresh.parent.name[: -len("-2026-01-01")])
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,7 +91,8 @@ class Results:
         benchmarks may be run file by file.
         """
         machine = describe_machine(command)
-        name = f"{machine['processor'].lower().replace(' ', '-')}-{machine['date']}"
+        parts = machine["processor"], machine["build"]["instruction_set"] or "reference", machine["date"]
+        name = "-".join(parts).lower().replace(" ", "-")
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
         if (target / "rows.csv").exists():
@@ -144,7 +146,7 @@ def merged(before: list[Row], after: list[Row]) -> list[Row]:
     return [fresh.pop(row.comparison, row) for row in before] + list(fresh.values())
 
 
-def describe_machine(command: str) -> dict[str, object]:
+def describe_machine(command: str) -> dict[str, Any]:
     """Return what a reader needs to place the figures; no path and no name of the machine."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
