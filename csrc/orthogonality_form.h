@@ -19,6 +19,6 @@ inline bool by_samples(const at::Tensor& common, const at::Tensor& specific) {
 inline bool native_by_samples(int64_t b, int64_t d, int64_t e) { return b * (d + e) < 2 * d * e; }
 
 // Whether the CPU's kernels of the instruction set in use are faster than the GEMM library.
-bool prefers_native(int64_t b, int64_t d, int64_t e);
+bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize);
 
 }  // namespace dmmlkd

@@ -35,11 +35,11 @@ at::Tensor converted(const at::Tensor& tensor, at::ScalarType type) {
 at::Tensor transposed(const at::Tensor& matrices) { return matrices.transpose(-2, -1); }
 
 // On a CPU most sizes have kernels of their own.
-bool has_kernel(const at::Tensor& common, const at::Tensor& specific) {
+bool has_kernel(const at::Tensor& common, const at::Tensor& specific, bool normalize) {
   if (!common.device().is_cpu() && !common.is_meta()) return false;
   return prefers_native(common.sym_size(-2).guard_int(__FILE__, __LINE__),
                         common.sym_size(-1).guard_int(__FILE__, __LINE__),
-                        specific.sym_size(-1).guard_int(__FILE__, __LINE__));
+                        specific.sym_size(-1).guard_int(__FILE__, __LINE__), normalize);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_op(const at::Tensor& common,
@@ -212,7 +212,8 @@ class LibraryOrthogonality : public torch::autograd::Function<LibraryOrthogonali
 
 at::Tensor without_gradient(const at::Tensor& common, const at::Tensor& specific,
                             const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction) {
-  if (!has_kernel(common, specific)) return composite(common, specific, mask, normalize, reduction);
+  if (!has_kernel(common, specific, normalize))
+    return composite(common, specific, mask, normalize, reduction);
   return std::get<0>(forward_op(common, specific, mask, normalize, reduction, false, false));
 }
 
@@ -227,7 +228,7 @@ at::Tensor difference_autograd(const at::Tensor& common, const at::Tensor& speci
   check_orthogonality(common, specific, mask, reduction);
   if (inside_functorch()) return composite(common, specific, mask, normalize, reduction);
   if (at::GradMode::is_enabled() && (common.requires_grad() || specific.requires_grad()))
-    return has_kernel(common, specific)
+    return has_kernel(common, specific, normalize)
                ? NativeOrthogonality::apply(common, specific, mask, normalize, reduction)
                : LibraryOrthogonality::apply(common, specific, mask, normalize, reduction);
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -17,26 +17,32 @@ inline bfloat16_bits to_bfloat16(float value) {
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+// One of two values without a branch, so that rows are converted in vectors: a compiler must not run ahead
+// with arithmetic that may trap, and leaves a branch around it.
+inline uint32_t pick(bool first, uint32_t a, uint32_t b) {
+  const uint32_t mask = -uint32_t(first);
+  return (a & mask) | (b & ~mask);
+}
+
 inline float to_float(float16_bits value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
   // Shifted into place the exponent is too small by 112; a product with 2^112 mends subnormals as well.
   const float scaled = __builtin_bit_cast(float, rest << 13) * 5.192296858534828e33f;
-  const uint32_t bits =
-      rest >= 0x7c00 ? 0x7f800000 | (rest & 0x3ff) << 13 : __builtin_bit_cast(uint32_t, scaled);
-  return __builtin_bit_cast(float, sign | bits);
+  const uint32_t infinite = 0x7f800000 | (rest & 0x3ff) << 13;
+  return __builtin_bit_cast(float,
+                            sign | pick(rest >= 0x7c00, infinite, __builtin_bit_cast(uint32_t, scaled)));
 }
 
 inline float16_bits to_float16(float value) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 16) & 0x8000,
                  rest = bits & 0x7fffffff;
-  if (rest > 0x7f800000) return {uint16_t(sign | 0x7e00)};
-  if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
-  if (rest <
-      0x38800000) {  // subnormal: adding 1/2 rounds to the spacing of 2^-24, the low bits hold the result
-    const float shifted = __builtin_bit_cast(float, rest) + 0.5f;
-    return {uint16_t(sign | (__builtin_bit_cast(uint32_t, shifted) - 0x3f000000))};
-  }
-  return {uint16_t(sign | ((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13))};
+  // Subnormal: adding 1/2 rounds to the spacing of 2^-24, the low bits hold the result.
+  const float shifted = __builtin_bit_cast(float, rest) + 0.5f;
+  const uint32_t subnormal = __builtin_bit_cast(uint32_t, shifted) - 0x3f000000;
+  const uint32_t normal = (rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13;
+  const uint32_t finite = pick(rest < 0x38800000, subnormal, normal);
+  const uint32_t number = pick(rest >= 0x477ff000, 0x7c00, finite);
+  return {uint16_t(sign | pick(rest > 0x7f800000, 0x7e00, number))};
 }
 
 inline void convert_row(const float* source, float* target, int64_t count) {

@@ -143,13 +143,16 @@ Three forward_shapes(const at::Tensor& common, const at::Tensor& specific, const
 
 }  // namespace
 
-bool prefers_native(int64_t b, int64_t d, int64_t e) {
+bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize) {
+  const bool by_samples = native_by_samples(b, d, e);
 #if defined(__x86_64__)
-  const int64_t largest = std::strcmp(kernels().name, "base") == 0 ? 64 : 512;  // SSE2 has no fused product
+  const auto is = [](const char* name) { return std::strcmp(kernels().name, name) == 0; };
+  // SSE2 has no fused product. With AVX2, only half of a product or what comes with it makes up for the rest.
+  const int64_t largest = is("base") ? 64 : is("avx2") && !by_samples && !normalize ? 256 : 512;
 #else
   const int64_t largest = 256;
 #endif
-  return (native_by_samples(b, d, e) ? b : std::max(d, e)) <= largest;
+  return (by_samples ? b : std::max(d, e)) <= largest;
 }
 
 TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("orthogonality_forward", forward_cpu); }
