@@ -68,6 +68,14 @@ def test_the_newest_session_is_read(source: Path) -> None:
     assert benchmark.rows["is_limit"].tolist() == [False, True, False, False, False]
 
 
+def test_wider_vectors_come_before_newer_dates(source: Path) -> None:
+    for name, instruction_set in (("old-2025-12-31", "avx512"), ("new-2026-02-01", "avx2")):
+        path = source / name / "machine.json"
+        machine = json.loads(path.read_text())
+        path.write_text(json.dumps(machine | {"build": {"instruction_set": instruction_set}}))
+    assert benchmarks.load_kernels("figure_kernels", source).machine["processor"] == "processor of old-2025-12-31"
+
+
 @pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
 def test_the_same_measurements_give_the_same_bytes(module, source: Path, tmp_path: Path) -> None:
     write_scaling(source)
