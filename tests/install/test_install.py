@@ -142,31 +142,74 @@ def test_the_sdist_holds_all_sources(sdist):
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
-def native_files(wheel: Path) -> list[str]:
-    with zipfile.ZipFile(wheel) as archive:
-        return [name for name in archive.namelist() if name.startswith("dmmlkd_ext/_C.")]
+# Gives the object that the checkout's own build has made of a source, and notes the command; all else, linking above
+# all, is left to the real compiler.
+KEEPING_COMPILER = """#!/bin/sh
+asked="$*"
+case " $asked " in
+  *" -c "*) output=$(while [ "$1" != -o ]; do shift; done; echo "$2")
+            if cp "{objects}/csrc/${{output#*/csrc/}}" "$output" 2>/dev/null; then
+              echo "$asked" >> "{notes}"
+              exit 0
+            fi ;;
+esac
+exec "{compiler}" "$@"
+"""
 
 
-def build_wheel(folder: Path) -> Path:
-    """A wheel of this checkout, by setup.py as pip calls it; what the checkout has compiled is linked, not compiled."""
-    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", folder / "files"]
-    command += ["egg_info", "--egg-base", folder, "bdist_wheel", "--skip-build"]
-    command += ["--bdist-dir", folder / "archive", "--dist-dir", folder / "wheels"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PATH": path, "DMMLKD_BUILD": "cpu"})
+def keep_compiled(folder: Path, notes: Path) -> bool:
+    """Put such a compiler into a folder, if the checkout's objects are those of its sources as they are now."""
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for objects in (ROOT / "build").glob(f"temp.*-{sys.implementation.cache_tag}") if ninja else ():
+        said = subprocess.run([ninja, "-n"], cwd=objects, capture_output=True, text=True, check=False).stdout
+        if "no work to do" not in said:
+            continue
+        for name in ("c++", "g++", "gcc", "cc"):
+            if compiler := shutil.which(name):
+                text = KEEPING_COMPILER.format(objects=objects, notes=notes, compiler=compiler)
+                (folder / name).write_text(text)
+                (folder / name).chmod(0o755)
+        return True
+    return False
+
+
+def build_wheel(sdist: Path, folder: Path) -> tuple[Path, bool]:
+    """A wheel made by plain pip, and True; or without build isolation, where no package index is at hand.
+
+    Nothing is compiled that the checkout has compiled already: it would take minutes.
+    """
+    target, notes = new_environment(folder), folder / "notes"
+    target.link("torch")
+    kept = keep_compiled(target.python.parent, notes)
+    command = ["wheel", "--no-deps", "--wheel-dir", folder / "wheels", sdist]
+    settings = {"DMMLKD_BUILD": "cpu"} | ({} if kept else {"DMMLKD_CXXFLAGS": "-O1"})  # to compile, not to run
+    try:
+        target.pip(*command, **settings)
+        isolated = True
+    except AssertionError as failure:
+        if "No matching distribution found" not in str(failure):
+            raise
+        target.link("setuptools")
+        target.pip(*command, "--no-build-isolation", "--no-index", **settings)
+        isolated = False
+    if kept:  # every source was asked for, for the torch of this environment
+        asked = notes.read_text().splitlines()
+        assert len(asked) == len([path for path in (ROOT / "csrc").rglob("*.cpp") if "cuda" not in path.parts])
+        assert all(f"-I{target.packages}/torch/include" in line for line in asked)
     [wheel] = (folder / "wheels").iterdir()
-    return wheel
+    return wheel, isolated
 
 
-def test_the_wheel_works_beside_torch_alone(environment, tmp_path):
-    wheel = build_wheel(tmp_path)
+# One test and not several, so that one wheel is built, however tests are shared out among processes.
+def test_the_wheel_works_beside_torch_alone(sdist, environment, tmp_path_factory):
+    wheel, isolated = build_wheel(sdist, tmp_path_factory.mktemp("building"))
     assert "none-any" not in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
     assert all(name.startswith("dmmlkd_ext") for name in names)
     assert "dmmlkd_ext/py.typed" in names
-    assert native_files(wheel)
+    assert [name for name in names if name.startswith("dmmlkd_ext/_C.")]
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert {Requirement(line.partition(": ")[2]).name for line in needed} == {"torch", "numpy"}
 
@@ -178,42 +221,9 @@ def test_the_wheel_works_beside_torch_alone(environment, tmp_path):
     assert environment.train(DMMLKD_BACKEND="reference")["backend"] == "reference"
     if ran["instruction_set"] != "base":
         assert environment.train(DMMLKD_INSTRUCTION_SET="base")["instruction_set"] == "base"
-
-
-# Notes what it is asked to compile or to link, and leaves an empty file in its place.
-NOTING_COMPILER = """#!/bin/sh
-wanted="$*"
-case " $wanted " in
-  *" -o "*) echo "$wanted" >> "{notes}"
-            while [ "$1" != -o ]; do shift; done
-            : > "$2" ;;
-  *) exec "{compiler}" "$@" ;;
-esac
-"""
-
-
-def test_plain_pip_compiles_all_sources_for_the_torch_of_its_environment(sdist, environment, tmp_path):
-    """Plain pip hides the environment from a build, so that setup.py has to look for its torch."""
-    notes = tmp_path / "notes"
-    for name in ("c++", "g++", "gcc", "cc"):
-        if compiler := shutil.which(name):
-            (environment.python.parent / name).write_text(NOTING_COMPILER.format(notes=notes, compiler=compiler))
-            (environment.python.parent / name).chmod(0o755)
-    try:
-        environment.pip("wheel", "--no-deps", "--wheel-dir", tmp_path / "wheels", sdist, DMMLKD_BUILD="cpu")
-    except AssertionError as failure:
-        if "No matching distribution found" not in str(failure):
-            raise
-        pytest.skip("no package index is at hand, from which an isolated build gets setuptools")
-    [wheel] = (tmp_path / "wheels").iterdir()
-    assert native_files(wheel)
-    compiled = [line for line in notes.read_text().splitlines() if " -c " in line]
-    sources = [path for path in (ROOT / "csrc").rglob("*.cpp") if "cuda" not in path.parts]
-    assert {Path(word).name for line in compiled for word in line.split() if word.endswith(".cpp")} == {
-        path.name for path in sources
-    }
-    assert len(compiled) == len(sources)
-    assert all(f"-I{environment.packages}/torch/include" in line for line in compiled)
+    # Plain pip hides the environment from the build, so that setup.py has to look for its torch: tested as well,
+    if not isolated:
+        pytest.skip("all passed, but no package index is at hand, from which an isolated build gets setuptools")
 
 
 def test_without_a_compiler_the_reference_runs_and_says_why(sdist, environment):
