@@ -13,16 +13,21 @@ KEY = ("operator", "case", "work", "threads", "against")
 NOISE = 0.15  # ratios of shared machines repeat to about this
 
 
-def newest(folder: Path, machine: str = "*") -> Path:
-    """Return the newest results of a machine in a folder, by the date in their names.
+def newest(folder: Path, machine: str | None = None) -> Path:
+    """Return the newest results in a folder, by the date in their names; of `machine`, if there are any of it.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    found = sorted(folder.glob(f"{machine}-????-??-??/rows.csv"), key=lambda path: path.parent.name[-10:])
+    found = sorted(folder.glob("*/rows.csv"), key=lambda path: (machine_of(path) == machine, path.parent.name[-10:]))
     if not found:
-        raise FileNotFoundError(f"no results {machine}-????-??-?? in {folder}; `make bench` stores some")
+        raise FileNotFoundError(f"no results in {folder}; `make bench` stores some")
     return found[-1]
+
+
+def machine_of(rows: Path) -> str:
+    """Return what stands before the date in the name of a folder of results: processor and instruction set."""
+    return rows.parent.name[: -len("-2026-01-01")]
 
 
 def read(path: Path) -> dict[tuple[str, ...], float]:
@@ -44,13 +49,13 @@ def changes(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], f
 
 
 def main() -> int:
-    """Compare the newest results of a folder with the newest stored ones of such a machine."""
+    """Compare the newest results of a folder with the newest stored ones, of such a machine if there are any."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the new results")
     try:
         options = parser.parse_args()
         fresh = newest(options.folder)
-        stored = newest(FOLDER, fresh.parent.name[: -len("-2026-01-01")])
+        stored = newest(FOLDER, machine_of(fresh))
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from synthetic import FigureResults
 
 from paper_figures import benchmarks, figure_kernels, figure_scaling, style, table_kernels
 from paper_figures.inputs import MissingResultsError
+from tests.benchmarks.compare import newest
 
 NOTHING = FigureResults(example_table().iloc[:0])
 HEADER = "operator,case,work,threads,against,native_us,other_us,ratio,target,verdict"
@@ -74,6 +75,14 @@ def test_wider_vectors_come_before_newer_dates(source: Path) -> None:
         machine = json.loads(path.read_text())
         path.write_text(json.dumps(machine | {"build": {"instruction_set": instruction_set}}))
     assert benchmarks.load_kernels("figure_kernels", source).machine["processor"] == "processor of old-2025-12-31"
+
+
+@pytest.mark.parametrize(("machine", "wanted"), [("a-avx2", "a-avx2-2026-01-03"), ("b-avx2", "a-avx512-2026-01-04")])
+def test_results_are_compared_with_those_of_such_a_machine_if_there_are_any(machine, wanted, tmp_path: Path) -> None:
+    for name in ("a-avx2-2026-01-02", "a-avx2-2026-01-03", "a-avx512-2026-01-04"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.csv").touch()
+    assert newest(tmp_path, machine).parent.name == wanted
 
 
 @pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
