@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext as plain_build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-UNBUILT = "_not_built.txt"  # in the package: why there is no extension, for dmmlkd_ext/ops/_native.py
+UNBUILT = "_not_built.txt"  # in the package: why there is no extension, for dmmlkd_ext/ops/native.py
 WANTED = os.environ.get("DMMLKD_BUILD", "auto")
 CHOICES = ("auto", "cpu", "cuda", "none")
 if WANTED not in CHOICES:

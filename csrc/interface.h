@@ -1,4 +1,4 @@
-// The number that both libraries and dmmlkd_ext/ops/_native.py must agree on; it rises when a schema in
+// The number that both libraries and dmmlkd_ext/ops/native.py must agree on; it rises when a schema in
 // ops.cpp changes.
 #pragma once
 

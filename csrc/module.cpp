@@ -4,8 +4,8 @@
 
 #include <string>
 
-#include "cpu/kernels.h"
 #include "interface.h"
+#include "simd/kernels.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of dmmlkd_ext";

@@ -51,7 +51,6 @@ def _parse(arguments: list[str]) -> Command:
     """
     import tyro
 
-    from dmmlkd_ext.data.plugins import import_datasets
     from dmmlkd_ext.experiments.commands import (
         DataCommand,
         InfoCommand,
@@ -60,6 +59,7 @@ def _parse(arguments: list[str]) -> Command:
         UserError,
     )
     from dmmlkd_ext.experiments.presets import preset
+    from dmmlkd_ext.plugins import import_datasets
 
     names = _leading_names(arguments[1:]) if arguments[:1] == ["run"] else []
     try:

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from dmmlkd_ext.data.dataset import Split
+from dmmlkd_ext.experiments.build import build_simulation
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.world import build_simulation
-from dmmlkd_ext.models.network import SHARED
+from dmmlkd_ext.model.network import SHARED
+from dmmlkd_ext.training.keep.files import load_state
 from dmmlkd_ext.training.population import Population
-from dmmlkd_ext.training.storage import load_state
 
 FEATURE_COLUMNS = (
     *("run", "dataset", "method", "seed", "device", "modality"),

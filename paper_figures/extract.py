@@ -19,7 +19,7 @@ class Number(NamedTuple):
 
 
 def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_device: bool = False) -> Iterator[Number]:
-    """Yield what is kept of a run's records (see `dmmlkd_ext.training.record`).
+    """Yield what is kept of a run's records (see `dmmlkd_ext.training.measure.record`).
 
     In evaluated rounds: `accuracy` by device; means over devices of `modality_accuracy`, `imbalance`,
     `cumulative_energy_joule` and `cumulative_bits`; `cumulative_time_s`, `consensus_distance` by block, and the total

@@ -30,7 +30,7 @@ from dmmlkd_ext.experiments.results import (
     read_records,
 )
 from dmmlkd_ext.experiments.run import is_finished, run_name
-from dmmlkd_ext.training.storage import write_atomically
+from dmmlkd_ext.training.keep.files import write_atomically
 from paper_figures.embedding import FEATURE_COLUMNS, embed_run
 from paper_figures.experiments import BUDGETS, Case
 from paper_figures.extract import extract

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dmmlkd_ext.training.keep.files import write_atomically, write_text
 from dmmlkd_ext.training.methods import UNIMODAL
-from dmmlkd_ext.training.storage import write_atomically, write_text
 
 ONE_COLUMN = 3.5
 """Width of a figure in one column, in inches."""

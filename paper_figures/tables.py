@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmmlkd_ext.training.storage import write_text
+from dmmlkd_ext.training.keep.files import write_text
 from paper_figures import captions, style
 from paper_figures.inputs import Numbers
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.own_parameter import own_parameter_name, scale_losses, set_own_parameter
+from dmmlkd_ext.training.keep.files import write_text
 from dmmlkd_ext.training.methods import UNIMODAL, MethodConfig, get_method
-from dmmlkd_ext.training.storage import write_text
 
 PATH = Path(__file__).with_name("tuned.json")
 """The committed choices."""

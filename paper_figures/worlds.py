@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
 from dmmlkd_ext.experiments.presets import preset
-from dmmlkd_ext.network.energy import EnergyConfig
+from dmmlkd_ext.wireless.energy import EnergyConfig
 
 DATASETS = ("watch", "mfeat", "avdigits")
 """The datasets of all experiments."""

@@ -20,8 +20,6 @@ cd "$target.tree"
 # Python itself leaks on purpose and loads the sanitized library late, so that the runtime must come first.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 DMMLKD_BACKEND=native \
-  PYTHONPATH=. "$python" -m pytest -q -p no:cacheprovider -m "not compile" tests/ops \
-  tests/models/test_convolution.py tests/models/test_direct.py tests/training/test_objective.py tests/training/test_optimizer.py \
-  tests/training/test_gather.py tests/training/test_guidance_formulas.py tests/training/test_native_round.py \
-  tests/training/test_consensus.py \
-  tests/training/test_evaluation.py
+  PYTHONPATH=. "$python" -m pytest -q -p no:cacheprovider -m "not compile" tests/ops tests/model \
+  tests/training/learn tests/training/guide/test_formulas.py tests/training/measure/test_consensus.py \
+  tests/training/measure/test_evaluation.py

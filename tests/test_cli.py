@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dmmlkd_ext import cli
-from dmmlkd_ext.experiments import world
+from dmmlkd_ext.experiments import build as world
 from dmmlkd_ext.experiments.commands import override_settings
 from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.experiments.presets import preset

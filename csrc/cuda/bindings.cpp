@@ -16,7 +16,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../checks.h"
+#include "../check.h"
 #include "../interface.h"
 #include "launchers.h"
 

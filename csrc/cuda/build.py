@@ -26,7 +26,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BUILD_DIR = HERE.parents[1] / "build" / "cuda"
-SOURCES = ("pairwise_kl.cu", "gossip_mix.cu")
+CSRC = HERE.parent
+SOURCES = ("pairwise_kl", "gossip_mix")  # each folder holds a cuda.cu and its kernel.cuh
 ARCHITECTURES = "80;90;100"
 PTX_ARCHITECTURE = "75"
 OPERATORS = ("pairwise_kl_forward", "gossip_mix_", "gossip_mix_inplace_")
@@ -76,8 +77,8 @@ def compile_objects(build_dir: Path) -> list[Path]:
         flags += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
     flags += ["-gencode", f"arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}"]
     flags += ["--threads", str(max(1, (os.cpu_count() or 1) // len(SOURCES)))]
-    inputs = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), HERE / "launchers.h"]
-    jobs = [([*_nvcc(), *flags, "-c", str(HERE / source)], build_dir / f"{Path(source).stem}.o") for source in SOURCES]
+    inputs = [*CSRC.glob("*/*.cu"), *CSRC.glob("*/*.cuh"), HERE / "launchers.h", CSRC / "interface.h"]
+    jobs = [([*_nvcc(), *flags, "-c", str(CSRC / source / "cuda.cu")], build_dir / f"{source}.o") for source in SOURCES]
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda job: _compile(job[0], job[1], inputs, version), jobs))
 
@@ -113,7 +114,7 @@ def check(build_dir: Path) -> list[Kernel]:
     """
     library = build_extension(build_dir / "_C_cuda.so", build_dir)
     schemas = build_dir / "schemas.so"
-    _link([*_compiler(), "-shared"], [_compile_host(HERE.parent / "ops.cpp", build_dir / "ops.o")], schemas)
+    _link([*_compiler(), "-shared"], [_compile_host(CSRC / "ops.cpp", build_dir / "ops.o")], schemas)
     program = (
         "import ctypes, sys, torch\n"
         "for library in sys.argv[1:3]: torch.ops.load_library(library)\n"
@@ -122,7 +123,7 @@ def check(build_dir: Path) -> list[Kernel]:
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'dmmlkd::{name}', 'CUDA'), name\n"
     )
     _run([sys.executable, "-c", program, str(schemas), str(library), *OPERATORS])
-    kernels = [kernel for source in SOURCES for kernel in _read_log(build_dir / f"{Path(source).stem}.o.log")]
+    kernels = [kernel for source in SOURCES for kernel in _read_log(build_dir / f"{source}.o.log")]
     return sorted(kernels, key=lambda kernel: (kernel.name, int(kernel.architecture)))
 
 
@@ -174,7 +175,7 @@ def _compile_host(source: Path, output: Path) -> Path:
     include = _torch_dir() / "include"
     flags = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
-    inputs = [source, HERE.parent / "checks.h", HERE / "launchers.h", _torch_dir() / "version.py"]
+    inputs = [source, CSRC / "check.h", CSRC / "interface.h", HERE / "launchers.h", _torch_dir() / "version.py"]
     return _compile([*_compiler(), *flags, "-c", str(source)], output, inputs)
 
 

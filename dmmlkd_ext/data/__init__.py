@@ -1,10 +1,6 @@
 """Multi-modal datasets by name, and who holds what: samples and modalities of every device."""
 
-from dmmlkd_ext.data.avdigits import load_avdigits
-from dmmlkd_ext.data.cremad import load_cremad
 from dmmlkd_ext.data.dataset import MultiModalDataset, Split
-from dmmlkd_ext.data.fetch import ChecksumError, DataUnavailableError
-from dmmlkd_ext.data.mfeat import load_mfeat
 from dmmlkd_ext.data.partition import (
     assign_modalities,
     partition_dirichlet,
@@ -12,8 +8,12 @@ from dmmlkd_ext.data.partition import (
     partition_natural,
 )
 from dmmlkd_ext.data.registry import available_datasets, load_dataset, register_dataset
-from dmmlkd_ext.data.ucihar import load_ucihar
-from dmmlkd_ext.data.watch import load_watch
+from dmmlkd_ext.data.sets.avdigits import load_avdigits
+from dmmlkd_ext.data.sets.cremad import load_cremad
+from dmmlkd_ext.data.sets.mfeat import load_mfeat
+from dmmlkd_ext.data.sets.ucihar import load_ucihar
+from dmmlkd_ext.data.sets.watch import load_watch
+from dmmlkd_ext.data.sources.fetch import ChecksumError, DataUnavailableError
 
 __all__ = [
     "ChecksumError",

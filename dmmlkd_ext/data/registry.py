@@ -77,7 +77,7 @@ def load_dataset(name: str, seed: int = 0, **options: object) -> MultiModalDatas
 
     Raises:
         ValueError: the name, an option or the seed is not valid.
-        dmmlkd_ext.data.fetch.DataUnavailableError: the files are neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the files are neither here nor can be downloaded.
 
     Example:
         >>> load_dataset("wacht")

@@ -14,19 +14,19 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
-from dmmlkd_ext.data.fetch import data_folders
-from dmmlkd_ext.data.plugins import import_datasets
+from dmmlkd_ext.data.sources.fetch import data_folders
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.loading import from_dict
 from dmmlkd_ext.experiments.presets import PRESETS, preset
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunLockedError, run_experiment
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
-from dmmlkd_ext.network.slices import links_cut
 from dmmlkd_ext.ops import build_info
-from dmmlkd_ext.training.liveness import RankLostError
+from dmmlkd_ext.plugins import import_datasets
+from dmmlkd_ext.training.exchange.liveness import RankLostError
+from dmmlkd_ext.training.exchange.ranks import FailedElsewhereError, Ranks, joined_ranks, started_by_torchrun
+from dmmlkd_ext.training.exchange.slices import links_cut
 from dmmlkd_ext.training.methods import METHODS, UNIFORM, UNIMODAL
-from dmmlkd_ext.training.ranks import FailedElsewhereError, Ranks, joined_ranks, started_by_torchrun
 
 
 class UserError(Exception):
@@ -265,7 +265,7 @@ def _read_value(text: str) -> Any:
 
 def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimulation:
     """Build the simulation; what does not fit the dataset is the user's error, not one of ours."""
-    from dmmlkd_ext.experiments import world
+    from dmmlkd_ext.experiments import build as world
 
     try:
         if ranks.size == 1:

@@ -8,11 +8,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dmmlkd_ext.network.channel import ChannelConfig
-from dmmlkd_ext.network.energy import EnergyConfig
-from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.methods import MethodConfig, get_method
+from dmmlkd_ext.wireless.channel import ChannelConfig
+from dmmlkd_ext.wireless.energy import EnergyConfig
+from dmmlkd_ext.wireless.failures import FailureConfig
 
 
 @dataclass(frozen=True)

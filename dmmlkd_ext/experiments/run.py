@@ -5,9 +5,9 @@ A run's folder `<dataset>-<method>-<digest>` holds `config.json` (the resolved c
 written last, `result.json`: where it is, the run is finished. What differs from one time to the next, such
 as wall time, goes to `timings.csv` beside the folders.
 
-Several ranks may run it together (`dmmlkd_ext.training.ranks`), in a folder that all of them see. The first one writes
-all of these files; each leaves the rows of its devices beside `checkpoint.pt`. How many there are is no part of the
-result: another number of them goes on from what these left.
+Several ranks may run it together (`dmmlkd_ext.training.exchange.ranks`), in a folder that all of them see. The first
+one writes all of these files; each leaves the rows of its devices beside `checkpoint.pt`. How many there are is no part
+of the result: another number of them goes on from what these left.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from dmmlkd_ext.data.plugins import module_version
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.determinism import deterministic
 from dmmlkd_ext.experiments.loading import load_config
-from dmmlkd_ext.experiments.locking import RunLockedError, run_lock
 from dmmlkd_ext.experiments.provenance import code_version, describe_environment
-from dmmlkd_ext.training.callbacks import (
+from dmmlkd_ext.plugins import module_version
+from dmmlkd_ext.training.exchange.ranks import Ranks
+from dmmlkd_ext.training.keep.callbacks import (
     Callback,
     Checkpoint,
     ProgressBar,
@@ -38,9 +38,9 @@ from dmmlkd_ext.training.callbacks import (
     RunningSimulation,
     TensorBoard,
 )
-from dmmlkd_ext.training.checkpoints import load_checkpoint, remove_shards
-from dmmlkd_ext.training.ranks import Ranks
-from dmmlkd_ext.training.storage import remove_temporary_files, write_text
+from dmmlkd_ext.training.keep.checkpoints import load_checkpoint, remove_shards
+from dmmlkd_ext.training.keep.files import remove_temporary_files, write_text
+from dmmlkd_ext.training.keep.locking import RunLockedError, run_lock
 
 __all__ = ["RunLockedError", "code_version", "is_finished", "load_config", "run_experiment", "run_name"]
 
@@ -146,7 +146,7 @@ def run_experiment(
 
 
 def _build_simulation(config: ExperimentConfig, ranks: Ranks) -> ResumableSimulation:
-    from dmmlkd_ext.experiments.world import build_simulation
+    from dmmlkd_ext.experiments.build import build_simulation
 
     simulation: ResumableSimulation = build_simulation(config, ranks)
     return simulation

@@ -20,7 +20,7 @@ from typing_extensions import override
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.provenance import Identity, adopt_identity, identity
 from dmmlkd_ext.experiments.run import Builder, is_finished, run_experiment, run_name
-from dmmlkd_ext.training.callbacks import Callback, RunningSimulation
+from dmmlkd_ext.training.keep.callbacks import Callback, RunningSimulation
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dmmlkd_ext.experiments.run", "dmmlkd_ext.experiments.world"])
+    context.set_forkserver_preload(["dmmlkd_ext.experiments.run", "dmmlkd_ext.experiments.build"])
     return context
 
 

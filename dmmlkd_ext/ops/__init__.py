@@ -1,7 +1,7 @@
 """The three operators, for any project: they need torch and nothing else of this package."""
 
-from dmmlkd_ext.ops._native import backend, build_info
-from dmmlkd_ext.ops.gossip import GossipMix, GossipMixing, GossipWeights, gossip_mix, gossip_mix_reference
+from dmmlkd_ext.ops.gossip_mix import GossipMix, GossipMixing, GossipWeights, gossip_mix, gossip_mix_reference
+from dmmlkd_ext.ops.native import backend, build_info
 from dmmlkd_ext.ops.orthogonality import (
     OrthogonalityDifference,
     orthogonality_difference,

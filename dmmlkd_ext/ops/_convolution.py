@@ -1,10 +1,10 @@
-"""Shapes of the native convolution, an operator that `dmmlkd_ext.models.convolution` alone calls."""
+"""Shapes of the native convolution, an operator that `dmmlkd_ext.model.convolution` alone calls."""
 
 from __future__ import annotations
 
 import torch
 
-from dmmlkd_ext.ops import _native
+from dmmlkd_ext.ops import native as _native
 
 
 def _register() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmmlkd_ext.ops import _native
-from dmmlkd_ext.ops._arguments import check_floating, check_mask, reduce, reduction_code
+from dmmlkd_ext.ops import native as _native
+from dmmlkd_ext.ops.arguments import check_floating, check_mask, reduce, reduction_code
 
 
 def pairwise_kl_similarity(

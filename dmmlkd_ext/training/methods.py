@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from dmmlkd_ext.balance import BalanceConfig, Policy
-from dmmlkd_ext.training.guidance.base import GeneratorConfig
+from dmmlkd_ext.training.guide.base import GeneratorConfig
 
 
 @dataclass(frozen=True)

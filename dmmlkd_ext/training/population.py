@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dmmlkd_ext.models.layout import BlockLayout
-from dmmlkd_ext.models.network import MultiModalNetwork
+from dmmlkd_ext.model.layout import BlockLayout
+from dmmlkd_ext.model.network import MultiModalNetwork
 from dmmlkd_ext.seeding import torch_generator
-from dmmlkd_ext.training.consensus import column_sums, squared_distances
-from dmmlkd_ext.training.ranks import Slice, alone
+from dmmlkd_ext.training.exchange.ranks import Slice, alone
+from dmmlkd_ext.training.measure.consensus import column_sums, squared_distances
 
 
 class Block:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmmlkd_ext.models.convolution import convolve, convolve_reference
+from dmmlkd_ext.model.convolution import convolve, convolve_reference
 from tests.benchmarks.paired import interleave
 
 DEVICES = 20

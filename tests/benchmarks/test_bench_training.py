@@ -13,21 +13,23 @@ import pytest
 import torch
 
 from dmmlkd_ext.balance import Plan
-from dmmlkd_ext.models import direct
-from dmmlkd_ext.models.direct import Layers
-from dmmlkd_ext.training import evaluation, native_round, stepwise
-from dmmlkd_ext.training.consensus import (
+from dmmlkd_ext.model import direct
+from dmmlkd_ext.model.direct import Layers
+from dmmlkd_ext.training.learn import native as native_round
+from dmmlkd_ext.training.learn import stepwise
+from dmmlkd_ext.training.learn.gather import SharedNoise, gather_samples, gather_samples_reference
+from dmmlkd_ext.training.learn.objective import BatchFeatures, HeadGradients, objective, objective_reference
+from dmmlkd_ext.training.learn.optimizer import StepRows, StepSettings, sgd_step, sgd_step_reference
+from dmmlkd_ext.training.learn.task import LocalTask
+from dmmlkd_ext.training.learn.terms import TERMS
+from dmmlkd_ext.training.measure import evaluation
+from dmmlkd_ext.training.measure.consensus import (
     column_sums,
     column_sums_reference,
     squared_distances,
     squared_distances_reference,
 )
-from dmmlkd_ext.training.gather import SharedNoise, gather_samples, gather_samples_reference
-from dmmlkd_ext.training.losses import TERMS
 from dmmlkd_ext.training.methods import LossWeights
-from dmmlkd_ext.training.objective import BatchFeatures, HeadGradients, objective, objective_reference
-from dmmlkd_ext.training.optimizer import StepRows, StepSettings, sgd_step, sgd_step_reference
-from dmmlkd_ext.training.task import LocalTask
 from tests.benchmarks.paired import interleave
 from tests.benchmarks.population.workloads import WORKLOADS, build, training_macs
 

@@ -47,8 +47,8 @@ def build_emulation(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         folder = tmp_path_factory.mktemp(Path(main).stem)
         header = str(CSRC / "emulation" / "cuda_emulation.h")
         warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        sources = [HERE / main, CSRC / "cuda" / "pairwise_kl.cu", CSRC / "cuda" / "gossip_mix.cu"]
-        objects = [str(folder / f"{source.stem}.o") for source in sources]
+        sources = [HERE / main, CSRC / "pairwise_kl" / "cuda.cu", CSRC / "gossip_mix" / "cuda.cu"]
+        objects = [str(folder / f"{number}.o") for number in range(len(sources))]
         with ThreadPoolExecutor() as pool:
             jobs = [
                 pool.submit(run_compiler, *warnings, *flags, "-include", header, "-xc++", "-c", str(source), "-o", out)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmmlkd_ext.data.audio import add_white_noise, fit_clip, log_mel, mel_filters, read_wav
+from dmmlkd_ext.data.sources.audio import add_white_noise, fit_clip, log_mel, mel_filters, read_wav
 
 MakeWav = Callable[..., bytes]
 

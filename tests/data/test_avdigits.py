@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dmmlkd_ext.data import MultiModalDataset, load_dataset
-from dmmlkd_ext.data import avdigits as avdigits_module
-from dmmlkd_ext.data.avdigits import compute_avdigits, pair_up, weaken_images
-from dmmlkd_ext.data.fsdd import Recording, read_fsdd
-from dmmlkd_ext.data.mnist import read_mnist
+from dmmlkd_ext.data.sets import avdigits as avdigits_module
+from dmmlkd_ext.data.sets.avdigits import compute_avdigits, pair_up, weaken_images
+from dmmlkd_ext.data.sources.fsdd import Recording, read_fsdd
+from dmmlkd_ext.data.sources.mnist import read_mnist
 
 Real = Callable[..., MultiModalDataset]
 OrSkip = Callable[[Callable[[], Any]], Any]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dmmlkd_ext.data import DataUnavailableError, load_dataset
-from dmmlkd_ext.data import cremad as cremad_module
-from dmmlkd_ext.data.cremad import EMOTIONS, parse_name, read_frame, split_actors
+from dmmlkd_ext.data.sets import cremad as cremad_module
+from dmmlkd_ext.data.sets.cremad import EMOTIONS, parse_name, read_frame, split_actors
 
 image_library = pytest.importorskip("PIL.Image", reason="frames are read by Pillow")
 

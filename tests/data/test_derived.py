@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmmlkd_ext.data import ChecksumError
-from dmmlkd_ext.data.derived import derived, fingerprint
+from dmmlkd_ext.data.sources.derived import derived, fingerprint
 
 
 def test_computed_once(cache: Path) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError
-from dmmlkd_ext.data import fsdd as fsdd_module
-from dmmlkd_ext.data import mnist as mnist_module
-from dmmlkd_ext.data.fsdd import read_fsdd
-from dmmlkd_ext.data.mnist import parse_idx, read_mnist
+from dmmlkd_ext.data.sources import fsdd as fsdd_module
+from dmmlkd_ext.data.sources import mnist as mnist_module
+from dmmlkd_ext.data.sources.fsdd import read_fsdd
+from dmmlkd_ext.data.sources.mnist import parse_idx, read_mnist
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError
-from dmmlkd_ext.data.fetch import cache_folder, data_folders, download, find, obtain, placing, verify
+from dmmlkd_ext.data.sources.fetch import cache_folder, data_folders, download, find, obtain, placing, verify
 
 CONTENT = b"measured once" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -131,7 +131,7 @@ def test_a_cache_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, t
 
 WRITER = """
 import hashlib, sys, time
-from dmmlkd_ext.data.fetch import obtain, verify
+from dmmlkd_ext.data.sources.fetch import obtain, verify
 content = b"measured once" * 1000
 def produce(path):
     with path.open("wb") as stream:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmmlkd_ext.data import MultiModalDataset
-from dmmlkd_ext.data.mfeat import read_mfeat, split_rows
+from dmmlkd_ext.data.sets.mfeat import read_mfeat, split_rows
 
 Real = Callable[..., MultiModalDataset]
 

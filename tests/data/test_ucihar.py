@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, load_dataset
-from dmmlkd_ext.data import ucihar as ucihar_module
-from dmmlkd_ext.data.ucihar import GAP, sides_by_subject, sides_by_time
+from dmmlkd_ext.data.sets import ucihar as ucihar_module
+from dmmlkd_ext.data.sets.ucihar import GAP, sides_by_subject, sides_by_time
 
 BOUT = 20
 SUBJECTS = {"train": (1, 3, 5, 6, 7), "test": (2, 4)}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmmlkd_ext.data import MultiModalDataset, load_dataset, partition_natural
-from dmmlkd_ext.data.watch import HOP, WINDOW, Windows, read_watch, windows_by_subject, windows_by_time
+from dmmlkd_ext.data.sets.watch import HOP, WINDOW, Windows, read_watch, windows_by_subject, windows_by_time
 
 Real = Callable[..., MultiModalDataset]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError
-from dmmlkd_ext.data.wheels import Wheel
+from dmmlkd_ext.data.sources.wheels import Wheel
 
 MEMBER, INSIDE = "toy/data.csv", b"1,2\n"
 INSIDE_SHA256 = hashlib.sha256(INSIDE).hexdigest()

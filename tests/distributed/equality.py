@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmmlkd_ext.training.checkpoints import load_checkpoint, save_checkpoint
-from dmmlkd_ext.training.ranks import Ranks, joined_ranks
-from dmmlkd_ext.training.simulation import Simulation
+from dmmlkd_ext.training.exchange.ranks import Ranks, joined_ranks
+from dmmlkd_ext.training.keep.checkpoints import load_checkpoint, save_checkpoint
+from dmmlkd_ext.training.round import Simulation
 from tests.distributed.worlds import OWNERS, SAVED_ROUND, SPREAD_METHODS, build
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from dmmlkd_ext import cli
 from dmmlkd_ext.data.registry import register_dataset
 from dmmlkd_ext.experiments.provenance import Identity, adopt_identity
-from dmmlkd_ext.training import exchange
+from dmmlkd_ext.training.exchange import mix as exchange
 from tests.training.synthetic import make_dataset
 
 OPTIONS = (

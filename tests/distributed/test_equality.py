@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dmmlkd_ext.ops import backend
+from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.methods import METHODS
-from dmmlkd_ext.training.ranks import Ranks, Slice
 from tests.distributed.equality import load_and_run, run_from
 from tests.distributed.processes import torchrun
 from tests.distributed.worlds import OWNERS, SAVED_ROUND, SPREAD_METHODS, build

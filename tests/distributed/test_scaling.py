@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from dmmlkd_ext.network.slices import slice_devices
-from dmmlkd_ext.network.topology import build_topology, metropolis_hastings
-from dmmlkd_ext.training import exchange, local
-from dmmlkd_ext.training.exchange import divide_weights
-from dmmlkd_ext.training.ranks import Ranks, Slice
+from dmmlkd_ext.training.exchange import mix as exchange
+from dmmlkd_ext.training.exchange.mix import divide_weights
+from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
+from dmmlkd_ext.training.exchange.slices import slice_devices
+from dmmlkd_ext.training.learn import local
+from dmmlkd_ext.wireless.topology import build_topology, metropolis_hastings
 from paper_figures.figure_scaling import over_ranks
 from tests.benchmarks.distributed.projection import Assumptions, boundary, project, read, tables
 from tests.benchmarks.distributed.rank import least_bytes, measure

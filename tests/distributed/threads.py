@@ -9,7 +9,7 @@ from queue import Queue
 from threading import Lock
 from typing import Any
 
-from dmmlkd_ext.training.ranks import Message, Ranks
+from dmmlkd_ext.training.exchange.ranks import Message, Ranks
 
 WAIT_S = 10
 

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from dmmlkd_ext.network.energy import EnergyConfig
-from dmmlkd_ext.network.failures import FailureConfig
+from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.methods import METHODS, MethodConfig
-from dmmlkd_ext.training.ranks import Ranks, Slice
-from dmmlkd_ext.training.simulation import Simulation
+from dmmlkd_ext.training.round import Simulation
+from dmmlkd_ext.wireless.energy import EnergyConfig
+from dmmlkd_ext.wireless.failures import FailureConfig
 from tests.training.synthetic import MIXED_SHAPES, SMALL_TRAINING, make_dataset, make_simulation
 
 SHAPES = MIXED_SHAPES

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.training.callbacks import Callback
+from dmmlkd_ext.training.keep.callbacks import Callback
 
 
 class FakeSimulation:

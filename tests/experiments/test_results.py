@@ -9,9 +9,9 @@ from fake_simulation import build_fake
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
 from dmmlkd_ext.experiments.results import MEASUREMENT, PROVENANCE, find_runs, last_round, load_results
 from dmmlkd_ext.experiments.run import run_experiment
-from dmmlkd_ext.network.energy import EnergyConfig
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.methods import get_method
+from dmmlkd_ext.wireless.energy import EnergyConfig
 
 CONFIG = ExperimentConfig(
     method=get_method("dmml"), data=DataConfig(num_devices=3), training=TrainingConfig(rounds=7), seed=5

@@ -15,8 +15,8 @@ from dmmlkd_ext.data import DataUnavailableError, load_dataset
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.presets import preset
 from dmmlkd_ext.experiments.run import run_experiment
-from dmmlkd_ext.network.energy import EnergyConfig
-from dmmlkd_ext.training.callbacks import Callback
+from dmmlkd_ext.training.keep.callbacks import Callback
+from dmmlkd_ext.wireless.energy import EnergyConfig
 
 
 def make_config(rounds: int = 9) -> ExperimentConfig:
@@ -75,7 +75,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 from test_resume import make_config
-from dmmlkd_ext.experiments import world
+from dmmlkd_ext.experiments import build as world
 from dmmlkd_ext.experiments.provenance import Identity, adopt_identity
 from dmmlkd_ext.experiments.run import run_experiment
 adopt_identity(Identity("version-of-the-tests", "commit-of-the-tests", False))

@@ -15,7 +15,6 @@ import torch
 from fake_simulation import FakeSimulation, build_fake, build_slow_fake
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
-from dmmlkd_ext.experiments.locking import run_lock
 from dmmlkd_ext.experiments.run import (
     RunLockedError,
     is_finished,
@@ -23,8 +22,9 @@ from dmmlkd_ext.experiments.run import (
     run_experiment,
     run_name,
 )
-from dmmlkd_ext.training.callbacks import Callback
 from dmmlkd_ext.training.config import TrainingConfig
+from dmmlkd_ext.training.keep.callbacks import Callback
+from dmmlkd_ext.training.keep.locking import run_lock
 
 FILES = {"config.json", "environment.json", "metrics.jsonl", "checkpoint.pt", "result.json"}
 

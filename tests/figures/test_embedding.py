@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
+from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.training.population import Population
 from paper_figures import embedding
 from paper_figures.embedding import Features, class_distance, compute_features, embed, pick_samples

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dmmlkd_ext.ops import _native, backend
+from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops import native as _native
 
 SCHEMAS = Path(__file__).parents[2] / "csrc" / "ops.cpp"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmmlkd_ext.training.ranks import FailedElsewhereError, Ranks, Slice, joined_ranks
+from dmmlkd_ext.training.exchange.ranks import FailedElsewhereError, Ranks, Slice, joined_ranks
 
 OWNER = np.array([2, 0, 1, 2, 2, 0])
 

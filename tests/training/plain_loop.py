@@ -21,10 +21,10 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.data.dataset import Split
-from dmmlkd_ext.models.encoders import ConvolutionalEncoder, Encoder, PerceptronEncoder
-from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
-from dmmlkd_ext.training.batches import RoundBatches
+from dmmlkd_ext.model.encoders import ConvolutionalEncoder, Encoder, PerceptronEncoder
+from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.training.config import TrainingConfig
+from dmmlkd_ext.training.learn.batches import RoundBatches
 from dmmlkd_ext.training.methods import LossWeights, MethodConfig
 from dmmlkd_ext.training.population import Population
 

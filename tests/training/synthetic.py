@@ -11,20 +11,20 @@ import torch
 from scipy import sparse
 
 from dmmlkd_ext.data.dataset import MultiModalDataset, Split
-from dmmlkd_ext.models.network import MultiModalNetwork
-from dmmlkd_ext.network.channel import ChannelConfig
-from dmmlkd_ext.network.energy import EnergyConfig
-from dmmlkd_ext.network.failures import FailureConfig
-from dmmlkd_ext.network.topology import build_topology
-from dmmlkd_ext.network.wireless import WirelessNetwork
+from dmmlkd_ext.model.network import MultiModalNetwork
 from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig
-from dmmlkd_ext.training.guidance import GENERATOR, GeneratorConfig, make_guidance
+from dmmlkd_ext.training.exchange.ranks import Slice, alone
+from dmmlkd_ext.training.guide import GENERATOR, GeneratorConfig, make_guidance
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.training.population import Population
-from dmmlkd_ext.training.ranks import Slice, alone
-from dmmlkd_ext.training.simulation import Simulation
+from dmmlkd_ext.training.round import Simulation
+from dmmlkd_ext.wireless.channel import ChannelConfig
+from dmmlkd_ext.wireless.energy import EnergyConfig
+from dmmlkd_ext.wireless.failures import FailureConfig
+from dmmlkd_ext.wireless.topology import build_topology
+from dmmlkd_ext.wireless.world import WirelessNetwork
 
 MIXED_SHAPES: dict[str, tuple[int, ...]] = {"vector": (6,), "wave": (2, 11), "image": (1, 9, 7)}
 """One modality of each kind of encoder; odd sizes, so that strides do not divide them."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dmmlkd_ext.training.guidance import GeneratorConfig
+from dmmlkd_ext.training.guide import GeneratorConfig
 from dmmlkd_ext.training.methods import METHODS, LossWeights, MethodConfig, get_method
 
 

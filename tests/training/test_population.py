@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmmlkd_ext.models.layout import BlockLayout, ParameterSpec
-from dmmlkd_ext.models.network import SHARED, MultiModalNetwork
+from dmmlkd_ext.model.layout import BlockLayout, ParameterSpec
+from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.training.population import Population
 
 HOLDS = np.array([[True, True], [True, False], [False, False]])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dmmlkd_ext.balance import Plan
-from dmmlkd_ext.network.energy import EnergyConfig
-from dmmlkd_ext.network.failures import FailureConfig
 from dmmlkd_ext.training.methods import MethodConfig
+from dmmlkd_ext.wireless.energy import EnergyConfig
+from dmmlkd_ext.wireless.failures import FailureConfig
 from tests.training.synthetic import (
     MIXED_SHAPES,
     SMALL_TRAINING,

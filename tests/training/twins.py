@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dmmlkd_ext.balance import Plan
-from dmmlkd_ext.training.simulation import Simulation
+from dmmlkd_ext.training.round import Simulation
 from tests.training.plain_loop import PlainLoop
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmmlkd_ext.network.slices import links_cut, slice_devices
-from dmmlkd_ext.network.topology import build_topology
 from dmmlkd_ext.seeding import numpy_generator
-from dmmlkd_ext.training.storage import write_text
+from dmmlkd_ext.training.exchange.slices import links_cut, slice_devices
+from dmmlkd_ext.training.keep.files import write_text
+from dmmlkd_ext.wireless.topology import build_topology
 from tests.benchmarks.distributed.rank import DOUBLE_BYTES, FLOAT_BYTES, boundary_rows
 from tests.benchmarks.distributed.scaling import NAME
 from tests.benchmarks.population.workloads import TOPOLOGY

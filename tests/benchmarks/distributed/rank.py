@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import dmmlkd_ext.training.simulation as round_module
-from dmmlkd_ext.network.slices import links_cut
-from dmmlkd_ext.training import exchange, local
+import dmmlkd_ext.training.round as round_module
 from dmmlkd_ext.training.config import TrainingConfig
-from dmmlkd_ext.training.ranks import Message, Ranks, joined_ranks, started_by_torchrun
-from dmmlkd_ext.training.simulation import Simulation
+from dmmlkd_ext.training.exchange import mix as exchange
+from dmmlkd_ext.training.exchange.ranks import Message, Ranks, joined_ranks, started_by_torchrun
+from dmmlkd_ext.training.exchange.slices import links_cut
+from dmmlkd_ext.training.learn import local
+from dmmlkd_ext.training.round import Simulation
 from tests.benchmarks.population.workloads import WORKLOADS, Workload, build
 
 FLOAT_BYTES, DOUBLE_BYTES = 4, 8

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dmmlkd_ext.training.storage import write_text
+from dmmlkd_ext.training.keep.files import write_text
 from tests.benchmarks.distributed.rank import STAGES
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS
 from tests.benchmarks.results import FOLDER, describe_machine

@@ -11,7 +11,7 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dmmlkd_ext.training import native_round
+from dmmlkd_ext.training.learn import native as native_round
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dmmlkd_ext.training.storage import write_text
+from dmmlkd_ext.training.keep.files import write_text
 from tests.benchmarks.results import describe_machine
 
 RESULT = Path(__file__).parents[1] / "results" / "population_shares.json"
@@ -44,7 +44,8 @@ def run_clocked(method: str, dataset: str) -> None:
     """Run one method in this process, and print as JSON what took how many seconds."""
     from dmmlkd_ext.experiments.presets import preset
     from dmmlkd_ext.experiments.run import run_experiment
-    from dmmlkd_ext.training import callbacks, simulation
+    from dmmlkd_ext.training import round as simulation
+    from dmmlkd_ext.training.keep import callbacks
 
     seconds: dict[str, float] = defaultdict(float)
     clock(simulation.Simulation, "run", "rounds", seconds)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from dmmlkd_ext.training.storage import write_text
+from dmmlkd_ext.training.keep.files import write_text
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 from tests.benchmarks.results import describe_machine
 from tests.training.plain_loop import PlainLoop

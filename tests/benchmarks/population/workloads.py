@@ -12,15 +12,15 @@ import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.data.partition import assign_modalities
+from dmmlkd_ext.experiments.build import slice_population
 from dmmlkd_ext.experiments.presets import preset
-from dmmlkd_ext.experiments.world import slice_population
-from dmmlkd_ext.models.network import MultiModalNetwork
-from dmmlkd_ext.network.energy import EnergyConfig
-from dmmlkd_ext.network.topology import build_topology
+from dmmlkd_ext.model.network import MultiModalNetwork
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig
-from dmmlkd_ext.training.ranks import Ranks, Slice
-from dmmlkd_ext.training.simulation import Simulation
+from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
+from dmmlkd_ext.training.round import Simulation
+from dmmlkd_ext.wireless.energy import EnergyConfig
+from dmmlkd_ext.wireless.topology import build_topology
 from tests.training.synthetic import make_dataset, make_simulation, plain_method, widen
 
 POOL = 4000  # samples that all devices draw theirs from

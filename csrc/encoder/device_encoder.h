@@ -1,0 +1,190 @@
+// The encoder of a modality with its projection (METHOD 2), on the batch of one device at a time.
+//
+// What passes between its layers lies in one thread's memory, the same for every device, and so in the cache.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <memory>
+#include <vector>
+
+#include "../check.h"
+#include "../simd/scratch.h"
+#include "convolution_stack.h"
+#include "linear_stack.h"
+
+namespace dmmlkd {
+
+// Where a layer's weight [inputs, outputs] and its bias begin in the row of a block.
+struct LayerPlace {
+  int64_t inputs, outputs, weight, bias;
+};
+
+// What the row of a modality's block holds: each layer's weight and bias, the projection, the head.
+struct BlockPlaces {
+  std::vector<int64_t> shape;  // of a sample
+  int64_t kernel, stride;      // of the convolutions; kernel 0: the layers are linear
+  std::vector<LayerPlace> layers{};
+  LayerPlace projection{};
+  int64_t head = 0, size = 0;
+
+  BlockPlaces(std::vector<int64_t> sample, int64_t window, int64_t step, at::IntArrayRef widths,
+              int64_t features, int64_t classes)
+      : shape(std::move(sample)), kernel(window), stride(step) {
+    std::vector<int64_t> space(shape.begin() + 1, shape.end());
+    int64_t channels = shape[0], taps = 1;
+    for (size_t i = 0; kernel && i < space.size(); ++i) taps *= kernel;
+    for (const int64_t width : widths) {
+      const int64_t weight = taps * channels * width;
+      layers.push_back({taps * channels, width, size, size + weight});
+      size += weight + width, channels = width;
+      for (int64_t& extent : space) extent = (extent + stride - 1) / stride;
+    }
+    const int64_t encoding = averaged() ? channels : channels * c10::multiply_integers(space);
+    projection = {encoding, features, size, -1};
+    head = size + encoding * features;
+    size = head + features / 2 * classes;
+  }
+
+  bool averaged() const { return shape.size() == 2; }  // over time
+};
+
+// Memory that every device uses in its turn, as a tensor [devices, *shape].
+inline at::Tensor shared_by_devices(int64_t devices, std::vector<int64_t> shape,
+                                    const at::TensorOptions& options) {
+  const at::Tensor memory = at::empty(shape, options);
+  std::vector<int64_t> strides = memory.strides().vec();
+  shape.insert(shape.begin(), devices), strides.insert(strides.begin(), 0);
+  return memory.as_strided(shape, strides);
+}
+
+// A part of all rows of a block, [devices, *shape].
+inline at::Tensor part_of(const at::Tensor& block, int64_t begin, std::vector<int64_t> shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  shape.insert(shape.begin(), block.size(0)), strides.insert(strides.begin(), block.stride(0));
+  return block.as_strided(shape, strides, block.storage_offset() + begin);
+}
+
+// Convolutions with all that a thread needs for them.
+template <class T>
+struct DeviceConvolutions {
+  const ConvolutionStack stack;
+  const ForwardStack<T> forward;
+  typename ForwardStack<T>::Memory forward_memory;
+
+  DeviceConvolutions(ConvolutionStack layers, at::TensorList biases, const at::Tensor& means)
+      : stack(std::move(layers)), forward(stack, biases, means), forward_memory(forward) {}
+};
+
+template <class T>
+struct DeviceConvolutionGradients {
+  const BackwardStack<T> backward;
+  typename BackwardStack<T>::Memory memory;
+  std::vector<T*> to_weights{}, to_biases{};
+
+  explicit DeviceConvolutionGradients(const ConvolutionStack& stack) : backward(stack), memory(backward) {}
+};
+
+template <class T>
+class DeviceEncoder {
+ public:
+  // `block` holds the parameters [devices, places.size].
+  DeviceEncoder(const BlockPlaces& places, const at::Tensor& block, int64_t samples)
+      : places_(places), inputs_(memory(block, samples, places.shape)) {
+    linear_.values = {places.kernel ? add_convolutions(block, samples) : inputs_};
+    if (!places.kernel)
+      for (const LayerPlace& layer : places.layers) add_linear(layer, block, samples);
+    linear_.rectified = linear_.layers();
+    add_linear(places.projection, block, samples);
+    scratch_ = std::make_unique<Scratch<T>>(linear_.backward_scratch());
+  }
+
+  // Where backward() writes: one row of a block.
+  void set_gradient(T* gradient) {
+    for (const LayerPlace& layer : places_.layers) {
+      to_weights_.push_back(gradient + layer.weight);
+      to_biases_.push_back(gradient + layer.bias);
+    }
+    if (convolutions_) {
+      gradients_ = std::make_unique<DeviceConvolutionGradients<T>>(convolutions_->stack);
+      gradients_->to_weights.swap(to_weights_), gradients_->to_biases.swap(to_biases_);
+      upstream_ = std::make_unique<Scratch<T>>(inputs_.size(1) * places_.projection.inputs);
+    }
+    to_weights_.push_back(gradient + places_.projection.weight);
+  }
+
+  // [samples, *shape], to be filled before forward().
+  T* inputs() const { return inputs_.mutable_data_ptr<T>(); }
+  // [samples, features], of the last forward().
+  const T* features() const { return linear_.values.back().const_data_ptr<T>(); }
+
+  void forward(int64_t row) {
+    if (convolutions_) {
+      convolutions_->forward_memory.forget();
+      convolutions_->forward.run_device(convolutions_->forward_memory, row);
+    }
+    linear_.forward(row, scratch_->data());
+  }
+
+  // Writes the gradients of all parameters but the head's, of the last forward().
+  void backward(int64_t row, const T* upstream) {
+    T* to_encoding = convolutions_ ? upstream_->data() : nullptr;
+    linear_.backward<T>(row, upstream, {to_weights_, to_biases_, to_encoding}, scratch_->data());
+    if (convolutions_)
+      gradients_->backward.run_device(gradients_->memory, row, {to_encoding, spread(to_encoding)},
+                                      gradients_->to_weights, gradients_->to_biases);
+  }
+
+ private:
+  static at::Tensor memory(const at::Tensor& block, int64_t samples, std::vector<int64_t> shape) {
+    shape.insert(shape.begin(), samples);
+    return shared_by_devices(block.size(0), shape, block.options());
+  }
+
+  void add_linear(const LayerPlace& layer, const at::Tensor& block, int64_t samples) {
+    linear_.weights.push_back(part_of(block, layer.weight, {layer.inputs, layer.outputs}));
+    if (layer.bias >= 0) linear_.biases.push_back(part_of(block, layer.bias, {layer.outputs}));
+    linear_.values.push_back(memory(block, samples, {layer.outputs}));
+  }
+
+  // Returns the encoding.
+  at::Tensor add_convolutions(const at::Tensor& block, int64_t samples) {
+    ConvolutionStack stack{inputs_.movedim(2, -1), {}, places_.kernel, places_.stride};
+    std::vector<at::Tensor> biases;
+    for (const LayerPlace& layer : places_.layers) {
+      stack.weights.push_back(part_of(block, layer.weight, {layer.inputs, layer.outputs}));
+      biases.push_back(part_of(block, layer.bias, {layer.outputs}));
+      const auto made =
+          convolution_shape(stack.below(stack.outputs.size()), stack.weights.back(), stack.stride);
+      stack.outputs.push_back(memory(block, samples, {made.begin() + 2, made.end()}));
+    }
+    last_ = stack.outputs.back();
+    const at::Tensor means =
+        places_.averaged() ? memory(block, samples, {places_.projection.inputs}) : at::Tensor();
+    convolutions_ = std::make_unique<DeviceConvolutions<T>>(std::move(stack), biases, means);
+    return means.defined() ? means : last_.flatten(2);
+  }
+
+  // How the gradient of the last convolution's outputs lies: that of an average is the same at all times.
+  Strides spread(T* gradient) const {
+    Strides strides(last_);
+    if (!places_.averaged()) return strides;
+    const int64_t positions = last_.size(2), channels = last_.size(3);
+    for (int64_t i = 0; i < last_.size(1) * channels; ++i) gradient[i] /= static_cast<T>(positions);
+    strides.sample = channels, strides.width = 0;
+    return strides;
+  }
+
+  const BlockPlaces& places_;
+  const at::Tensor inputs_;
+  at::Tensor last_;  // convolution's outputs
+  LinearStack linear_{};
+  std::vector<T*> to_weights_, to_biases_;  // of the linear layers
+  std::unique_ptr<DeviceConvolutions<T>> convolutions_;
+  std::unique_ptr<DeviceConvolutionGradients<T>> gradients_;
+  std::unique_ptr<Scratch<T>> scratch_, upstream_;
+};
+
+}  // namespace dmmlkd

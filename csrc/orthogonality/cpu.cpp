@@ -1,0 +1,161 @@
+// orthogonality_forward on CPU tensors: shares out many pairs of matrices, or the rows of a few large ones.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "../check.h"
+#include "../simd/kernels.h"
+#include "../simd/scratch.h"
+#include "form.h"
+
+namespace dmmlkd {
+namespace {
+
+double run(const OrthogonalityPair<float>& o, OrthogonalityStep step, int64_t begin, int64_t end) {
+  return kernels().orthogonality_float(o, step, begin, end);
+}
+double run(const OrthogonalityPair<double>& o, OrthogonalityStep step, int64_t begin, int64_t end) {
+  return kernels().orthogonality_double(o, step, begin, end);
+}
+
+using Losses = c10::SmallVector<double, 64>;
+
+// One pair, its rows shared out where this is not already one of many threads.
+template <class T>
+double compute(const OrthogonalityPair<T>& o, bool shared) {
+  const auto over = [&](OrthogonalityStep step, int64_t rows) {
+    if (!shared) return void(run(o, step, 0, rows));
+    constexpr int64_t unit = 48;  // whole tiles and whole vectors
+    at::parallel_for(0, (rows + unit - 1) / unit, 1, [&](int64_t begin, int64_t end) {
+      run(o, step, begin * unit, std::min(rows, end * unit));
+    });
+  };
+  over(OrthogonalityStep::prepare, o.samples);
+  over(OrthogonalityStep::gram, o.by_samples ? 2 * o.samples : o.common_features);
+  const double loss = run(o, OrthogonalityStep::loss, 0, 0);
+  if (o.common_gradient || o.specific_gradient) over(OrthogonalityStep::gradient, o.samples);
+  return loss;
+}
+
+// Losses of all pairs; gradients go to where they are defined, multiplied by `scale`.
+template <class T>
+Losses compute_all(const at::Tensor& common, const at::Tensor& specific, const at::Tensor& mask,
+                   bool normalize, double scale, const at::Tensor& common_gradient,
+                   const at::Tensor& specific_gradient) {
+  const int64_t samples = common.size(-2), d = common.size(-1), e = specific.size(-1);
+  const int64_t pairs = common.numel() / (samples * d);
+  const bool by_samples = native_by_samples(samples, d, e);
+  Losses losses(pairs);
+  const auto pair_at = [&](int64_t index, T* scratch) {
+    OrthogonalityPair<T> o{};
+    o.common = common.const_data_ptr<T>() + index * samples * d;
+    o.specific = specific.const_data_ptr<T>() + index * samples * e;
+    o.mask = mask.defined() ? mask.const_data_ptr<bool>() + index * samples : nullptr;
+    o.samples = samples, o.common_features = d, o.specific_features = e;
+    o.common_stride = d, o.specific_stride = e;
+    o.by_samples = by_samples, o.normalize = normalize;
+    if (common_gradient.defined())
+      o.common_gradient = common_gradient.mutable_data_ptr<T>() + index * samples * d;
+    if (specific_gradient.defined())
+      o.specific_gradient = specific_gradient.mutable_data_ptr<T>() + index * samples * e;
+    o.scale = static_cast<T>(scale), o.scratch = scratch;
+    return o;
+  };
+  const int64_t work = samples * d * e, threads = at::get_num_threads();
+  const bool shared = threads > 1 && pairs < 4 * threads && work > 4 * 1024 * 1024;
+  const auto range = [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(orthogonality_scratch(samples, d, e, by_samples));
+    for (int64_t index = begin; index < end; ++index)
+      losses[index] = compute<T>(pair_at(index, scratch.data()), shared);
+  };
+  if (shared)
+    range(0, pairs);
+  else
+    at::parallel_for(0, pairs, std::max<int64_t>(1, 65536 / work), range);
+  return losses;
+}
+
+at::Tensor reduced(const Losses& losses, int64_t reduction, at::IntArrayRef leading,
+                   const at::TensorOptions& options) {
+  const bool whole = reduction != reduction_none;
+  double sum = 0;
+  for (const double loss : losses) sum += loss;
+  if (reduction == reduction_mean) sum /= static_cast<double>(losses.size());
+  const at::Tensor result = recycled_empty(whole ? at::IntArrayRef{} : leading, options);
+  const double* values = whole ? &sum : losses.data();
+  if (result.scalar_type() == at::kDouble)
+    std::copy_n(values, result.numel(), result.mutable_data_ptr<double>());
+  else
+    std::copy_n(values, result.numel(), result.mutable_data_ptr<float>());
+  return result;
+}
+
+using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+Three forward_cpu(const at::Tensor& common, const at::Tensor& specific, const std::optional<at::Tensor>& mask,
+                  bool normalize, int64_t reduction, bool with_common, bool with_specific) {
+  check_orthogonality(common, specific, mask, reduction);
+  const auto type = common.scalar_type();
+  if (type != at::kFloat && type != at::kDouble) {  // half precisions accumulate in float32
+    auto [loss, common_gradient, specific_gradient] =
+        forward_cpu(common.to(at::kFloat), specific.to(at::kFloat), mask, normalize, reduction, with_common,
+                    with_specific);
+    return {loss.to(type), common_gradient.to(type), specific_gradient.to(type)};
+  }
+  const auto leading = common.sizes().slice(0, common.dim() - 2);
+  const auto options = common.options();
+  if (common.numel() == 0) {
+    const bool whole = reduction != reduction_none;
+    return {at::zeros(whole ? at::IntArrayRef{} : leading, options),
+            with_common ? at::zeros_like(common) : at::empty({0}, options),
+            with_specific ? at::zeros_like(specific) : at::empty({0}, options)};
+  }
+  const at::Tensor h = common.contiguous(), s = specific.contiguous();
+  const at::Tensor present =
+      mask ? mask->expand(common.sizes().slice(0, common.dim() - 1)).contiguous() : at::Tensor();
+  const at::Tensor h_gradient = with_common ? recycled_empty(common.sizes(), options) : at::Tensor(),
+                   s_gradient = with_specific ? recycled_empty(specific.sizes(), options) : at::Tensor();
+  const double scale =
+      reduction == reduction_mean ? 1.0 / static_cast<double>(c10::multiply_integers(leading)) : 1.0;
+  const Losses losses = type == at::kDouble
+                            ? compute_all<double>(h, s, present, normalize, scale, h_gradient, s_gradient)
+                            : compute_all<float>(h, s, present, normalize, scale, h_gradient, s_gradient);
+  return {reduced(losses, reduction, leading, options), with_common ? h_gradient : at::empty({0}, options),
+          with_specific ? s_gradient : at::empty({0}, options)};
+}
+
+Three forward_shapes(const at::Tensor& common, const at::Tensor& specific, const std::optional<at::Tensor>&,
+                     bool, int64_t reduction, bool with_common, bool with_specific) {
+  const auto leading = common.sym_sizes().slice(0, common.dim() - 2), none = leading.slice(0, 0);
+  const std::vector<c10::SymInt> empty{0};
+  return {at::empty_symint(reduction == reduction_none ? leading : none, common.options()),
+          at::empty_symint(with_common ? common.sym_sizes() : c10::SymIntArrayRef(empty), common.options()),
+          at::empty_symint(with_specific ? specific.sym_sizes() : c10::SymIntArrayRef(empty),
+                           specific.options())};
+}
+
+}  // namespace
+
+bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize) {
+  const bool by_samples = native_by_samples(b, d, e);
+#if defined(__x86_64__)
+  const auto is = [](const char* name) { return std::strcmp(kernels().name, name) == 0; };
+  // SSE2 has no fused product. With AVX2, only half of a product or what comes with it makes up for the rest.
+  const int64_t largest = is("base") ? 64 : is("avx2") && !by_samples && !normalize ? 256 : 512;
+#else
+  const int64_t largest = 256;
+#endif
+  return (by_samples ? b : std::max(d, e)) <= largest;
+}
+
+TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("orthogonality_forward", forward_cpu); }
+TORCH_LIBRARY_IMPL(dmmlkd, Meta, m) { m.impl("orthogonality_forward", forward_shapes); }
+
+}  // namespace dmmlkd

@@ -1,0 +1,55 @@
+// All kernels, compiled for the instruction set of the shell that includes this. The shell defines
+// DMMLKD_VECTOR_BYTES, the name of its table DMMLKD_KERNELS and that of its instruction set DMMLKD_NAME.
+
+namespace dmmlkd {
+namespace {
+#include "simd.h"
+
+#include "small_product.inl"
+
+#include "../consensus/kernel.inl"
+#include "../encoder/convolution.inl"
+#include "../encoder/linear.inl"
+#include "../gossip_mix/kernel.inl"
+#include "../local_round/class_moments.inl"
+#include "../orthogonality/kernel.inl"
+#include "../pairwise_kl/kernel.inl"
+
+#include "../local_round/objective.inl"
+
+#include "../generator_round/heads_entropy.inl"
+#include "../local_round/sgd_step.inl"
+}  // namespace
+
+const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
+                                pairwise_kl<float>,
+                                pairwise_kl<double>,
+                                orthogonality<float>,
+                                orthogonality<double>,
+                                gossip_mix<float, float>,
+                                gossip_mix<double, double>,
+                                gossip_mix<bfloat16_bits, float>,
+                                gossip_mix<float16_bits, float>,
+                                sgd_step<float>,
+                                sgd_step<double>,
+                                column_sums<float>,
+                                column_sums<double>,
+                                squared_distance<float>,
+                                squared_distance<double>,
+                                linear_forward<float>,
+                                linear_forward<double>,
+                                linear_backward<float>,
+                                linear_backward<double>,
+                                objective<float>,
+                                objective<double>,
+                                heads_entropy<float>,
+                                heads_entropy<double>,
+                                convolution_gather<float>,
+                                convolution_gather<double>,
+                                convolution_outer<float>,
+                                convolution_outer<double>,
+                                convolution_mask<float>,
+                                convolution_mask<double>,
+                                class_moments<float>,
+                                class_moments<double>};
+}  // namespace dmmlkd

@@ -1,0 +1,1 @@
+"""Where data come from: downloads, wheels, and the formats that are inside."""

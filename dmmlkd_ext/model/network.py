@@ -1,0 +1,139 @@
+"""The decomposed multi-modal network (METHOD 2), batched over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from dmmlkd_ext.model.direct import PullBack
+from dmmlkd_ext.model.encoders import Encoder, make_encoder
+from dmmlkd_ext.model.layers import linear
+from dmmlkd_ext.model.layout import BlockLayout, ParameterSpec
+
+SHARED = "shared"
+"""Name of the block of the classifier weight on common features, w^_n, which every device has."""
+
+
+class EncoderNumbers(NamedTuple):
+    """How the encoders of all modalities are made, in the flat form that native operators take."""
+
+    kernels: list[int]
+    """Width of the convolutions' window, of each modality; 0: linear layers."""
+    strides: list[int]
+    layers: list[int]
+    """Number of layers of each modality."""
+    widths: list[int]
+    """Outputs of each layer, one modality after the other."""
+
+
+class ModalityFeatures(NamedTuple):
+    """One modality's decomposed feature and what it predicts, for the devices that have it."""
+
+    common: torch.Tensor
+    """h^_m: [devices, samples, d]."""
+    specific: torch.Tensor
+    """hˇ_m: [devices, samples, d]."""
+    common_logits: torch.Tensor
+    """w^_n h^_m: [devices, samples, classes]."""
+    specific_logits: torch.Tensor
+    """wˇ_{n,m} hˇ_m: [devices, samples, classes]."""
+
+
+@dataclass(frozen=True)
+class MultiModalNetwork:
+    """Encoders, projections and heads of all modalities (METHOD 2), without their parameters.
+
+    The block of modality m is {phi_m, A_m, C_m, wˇ_{n,m}}, the block `shared` is {w^_n}. A_m and C_m are stored
+    side by side as one projection, so that both features come from one product.
+
+    Example:
+        >>> network = MultiModalNetwork({"audio": (20,)}, num_classes=4, feature_width=8, hidden_width=16)
+        >>> {name: layout.size for name, layout in network.layouts.items()}
+        {'shared': 32, 'audio': 896}
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    num_classes: int
+    feature_width: int
+    hidden_width: int
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in order."""
+        return tuple(self.shapes)
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoder of each modality."""
+        return {name: make_encoder(tuple(shape), self.hidden_width) for name, shape in self.shapes.items()}
+
+    @cached_property
+    def encoder_numbers(self) -> EncoderNumbers:
+        """What native operators have to know of the encoders."""
+        layers = [encoder.layers for encoder in self.encoders.values()]
+        return EncoderNumbers(
+            kernels=[own.kernel for own in layers],
+            strides=[own.stride for own in layers],
+            layers=[len(own.widths) for own in layers],
+            widths=[width for own in layers for width in own.widths],
+        )
+
+    @cached_property
+    def layouts(self) -> dict[str, BlockLayout]:
+        """Parameters of each block, the unit of exchange: `shared`, then the modalities."""
+        width, classes = self.feature_width, self.num_classes
+        head = ParameterSpec((width, classes), width**-0.5)
+        layouts = {SHARED: BlockLayout({"head": head})}
+        for name, encoder in self.encoders.items():
+            inputs = encoder.output_features
+            projection = ParameterSpec((inputs, 2 * width), inputs**-0.5)
+            layouts[name] = BlockLayout({**encoder.parameters(), "projection": projection, "head": head})
+        return layouts
+
+    @cached_property
+    def forward_macs(self) -> dict[str, int]:
+        """Multiply-accumulates of a forward pass of one sample through each modality's block."""
+        width, classes = self.feature_width, self.num_classes
+        return {
+            name: encoder.forward_macs + encoder.output_features * 2 * width + 2 * width * classes
+            for name, encoder in self.encoders.items()
+        }
+
+    def forward(
+        self,
+        modality: str,
+        weights: Mapping[str, torch.Tensor],
+        shared_head: torch.Tensor,
+        inputs: torch.Tensor,
+    ) -> ModalityFeatures:
+        """Return one modality's features and logits.
+
+        Args:
+            modality: its name.
+            weights: parameters of its block, each [devices, *shape].
+            shared_head: w^_n of the same devices, [devices, d, classes].
+            inputs: [devices, samples, *shape].
+        """
+        encoding = self.encoders[modality].forward(weights, inputs)
+        features = linear(encoding, weights["projection"])
+        common, specific = features.split(self.feature_width, -1)
+        return ModalityFeatures(common, specific, linear(common, shared_head), linear(specific, weights["head"]))
+
+    def trace(
+        self, modality: str, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, PullBack]:
+        """Return one modality's features, and what writes the gradients of its block, but for the head's.
+
+        Args:
+            modality: its name.
+            weights: parameters of its block, each [devices, *shape].
+            inputs: [devices, samples, *shape].
+
+        Returns:
+            [devices, samples, 2 d], the common feature, then the specific one; and the function.
+        """
+        return self.encoders[modality].trace(weights, inputs)

@@ -1,0 +1,327 @@
+"""Mixing of parameters between neighbours, with the norms of their variation in the same pass (METHOD 4, 5)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dmmlkd_ext.ops import native as _native
+from dmmlkd_ext.ops.arguments import check_floating
+
+
+class GossipWeights(NamedTuple):
+    """A sparse matrix of mixing weights, [rows produced, rows at hand], as compressed rows.
+
+    Make it by `from_dense` or `from_scipy`; it belongs to one device and one dtype.
+    """
+
+    row_pointers: torch.Tensor
+    """int64 [rows + 1]: where each row's entries begin; the last is the number of entries."""
+    columns: torch.Tensor
+    """int64 [entries]: the row of `local` that an entry weighs."""
+    values: torch.Tensor
+    """[entries]: float64 for float64 parameters, float32 for all others."""
+
+    @classmethod
+    def from_dense(cls, matrix: torch.Tensor) -> GossipWeights:
+        """Return the weights of a dense matrix [rows, columns]; zeros are left out.
+
+        Raises:
+            ValueError: `matrix` has not two dimensions or is not float32 or float64.
+
+        Example:
+            >>> GossipWeights.from_dense(torch.eye(3)).columns
+            tensor([0, 1, 2])
+        """
+        if matrix.dim() != 2 or matrix.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "GossipWeights: matrix must be float32 or float64 of shape [rows, columns], got "
+                f"{matrix.dtype} of shape {list(matrix.shape)}"
+            )
+        rows, columns = matrix.nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=matrix.shape[0])
+        pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(pointers, columns, matrix[rows, columns])
+
+    @classmethod
+    def from_scipy(
+        cls, matrix: Any, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> GossipWeights:
+        """Return the weights of a scipy.sparse matrix or array.
+
+        Example:
+            >>> import scipy.sparse
+            >>> GossipWeights.from_scipy(scipy.sparse.eye_array(2)).row_pointers
+            tensor([0, 1, 2])
+        """
+        rows = matrix.tocsr()
+        return cls(
+            torch.as_tensor(rows.indptr, dtype=torch.int64, device=device),
+            torch.as_tensor(rows.indices, dtype=torch.int64, device=device),
+            torch.as_tensor(rows.data, dtype=dtype, device=device),
+        )
+
+
+class GossipMixing(NamedTuple):
+    """What `gossip_mix` returns when it measures: the quotient of the norms is the relative variation of METHOD 5.
+
+    Example:
+        >>> out = torch.ones(1, 4)
+        >>> result = gossip_mix(torch.full((1, 4), 3.0), GossipWeights.from_dense(torch.eye(1)), out, measure=True)
+        >>> (result.variation / result.start).sqrt()
+        tensor([2.], dtype=torch.float64)
+    """
+
+    mixed: torch.Tensor
+    """[rows, parameters]: `out`."""
+    variation: torch.Tensor
+    """float64 [rows]: squared norm of local - start over the columns that were mixed."""
+    start: torch.Tensor
+    """float64 [rows]: squared norm of start, what `out` held before."""
+
+
+def gossip_mix(
+    local: torch.Tensor,
+    weights: GossipWeights,
+    out: torch.Tensor | None = None,
+    *,
+    measure: bool = False,
+    columns: tuple[int, int] | None = None,
+) -> torch.Tensor | GossipMixing:
+    r"""Return weights times the rows of `local`: one gossip exchange of all devices at once.
+
+    .. math:: x_i \leftarrow \sum_j W_{ij} x_j
+
+    With `measure`, `out` must hold the parameters at the round's start; the norms that the training balance needs
+    come from the same pass: every element of `local`, of the old and of the new `out` moves through memory once.
+    The result has the same bits on any number of threads.
+
+    Args:
+        local: [rows at hand, parameters], the trained parameters, one row a device; a row may be a part of a wider
+            one, and has to be contiguous where `out` is given. Half precisions accumulate in float32.
+        weights: [rows produced, rows at hand] as compressed rows.
+        out: [rows produced, parameters], written, with contiguous rows; must not share memory with `local` unless it
+            is `local` itself, which mixes in place (square weights, no `measure`). None makes a new tensor, and only
+            then is the mixing differentiable, in `local`.
+        measure: also return ||local - start||^2 and ||start||^2 of each row produced; row i of `local` is then
+            taken for the device of row i of `out`.
+        columns: the range [begin, end) of columns to mix; the others of `out` keep their bits. Needs `out`.
+
+    Returns:
+        The mixed parameters, or with `measure` a `GossipMixing`.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: a dtype, shape, device, range or entry of `weights` does not fit; nothing has been written then.
+
+    Source:
+        METHOD 4 and 5; Metropolis-Hastings weights are the usual `weights`.
+
+    Example:
+        >>> weights = GossipWeights.from_dense(torch.full((2, 2), 0.5))
+        >>> gossip_mix(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), weights)
+        tensor([[2., 4.],
+                [2., 4.]])
+        >>> out = torch.zeros(2, 2)
+        >>> gossip_mix(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), weights, out, measure=True).variation
+        tensor([ 5., 45.], dtype=torch.float64)
+    """
+    _check(local, weights, out, measure, columns)
+    if not _native.uses_native(local):
+        return gossip_mix_reference(local, weights, out, measure=measure, columns=columns)
+    if out is None:
+        mixed: torch.Tensor = torch.ops.dmmlkd.gossip_mix(local, *weights)
+        return mixed
+    begin, end = columns or (0, local.shape[1])
+    if out is local:
+        torch.ops.dmmlkd.gossip_mix_inplace_(local, *weights, begin, end)
+        return out
+    norms = torch.ops.dmmlkd.gossip_mix_(local, *weights, out, begin, end, measure)
+    return GossipMixing(out, norms[0], norms[1]) if measure else out
+
+
+def gossip_mix_reference(
+    local: torch.Tensor,
+    weights: GossipWeights,
+    out: torch.Tensor | None = None,
+    *,
+    measure: bool = False,
+    columns: tuple[int, int] | None = None,
+) -> torch.Tensor | GossipMixing:
+    """Return what `gossip_mix` returns, row by row, by the formula as METHOD 4 writes it.
+
+    Example:
+        >>> weights = GossipWeights.from_dense(torch.full((2, 2), 0.5))
+        >>> gossip_mix_reference(torch.tensor([[1.0], [3.0]]), weights)
+        tensor([[2.],
+                [2.]])
+    """
+    _check(local, weights, out, measure, columns)
+    _check_entries(weights, local.shape[0])
+    begin, end = columns or (0, local.shape[1])
+    wide = weights.values.dtype
+    trained = local[:, begin:end].to(wide)
+    pointers = weights.row_pointers.tolist()
+    # A dense product would be shorter, but its zeros would spread a row that is not finite to all the others.
+    rows = [weights.values[first:last] @ trained[weights.columns[first:last]] for first, last in pairwise(pointers)]
+    mixed = (torch.stack(rows) if rows else trained.new_zeros(0, end - begin)).to(local.dtype)
+    if out is None:
+        return mixed
+    with torch.no_grad():
+        if not measure:
+            out[:, begin:end] = mixed
+            return out
+        start = out[:, begin:end].to(wide)
+        variation = (trained[: out.shape[0]] - start).double().square().sum(1)
+        size = start.double().square().sum(1)
+        out[:, begin:end] = mixed
+        return GossipMixing(out, variation, size)
+
+
+def _check(
+    local: torch.Tensor,
+    weights: GossipWeights,
+    out: torch.Tensor | None,
+    measure: bool,
+    columns: tuple[int, int] | None,
+) -> None:
+    """Check what both implementations need, before anything is written."""
+    check_floating("gossip_mix", "local", local)
+    if not isinstance(weights, GossipWeights):
+        raise TypeError(f"gossip_mix: weights must be GossipWeights, got {type(weights).__name__}")
+    if out is None and (measure or columns is not None):
+        raise ValueError("gossip_mix: measure and columns need out, the parameters at the round's start; got None")
+    if out is local and measure:
+        raise ValueError("gossip_mix: measure needs an out that holds the round's start; got out = local")
+    wide = torch.float64 if local.dtype == torch.float64 else torch.float32
+    pointers, indices, values = weights
+    if local.dim() != 2:
+        raise ValueError(f"gossip_mix: local must have shape [rows, parameters], got {list(local.shape)}")
+    if pointers.dtype != torch.int64 or pointers.dim() != 1 or pointers.numel() < 1:
+        raise ValueError(
+            f"gossip_mix: row_pointers must be int64 of shape [rows + 1], got {pointers.dtype} of shape "
+            f"{list(pointers.shape)}"
+        )
+    if indices.dtype != torch.int64 or indices.dim() != 1:
+        raise ValueError(
+            f"gossip_mix: columns must be int64 of shape [entries], got {indices.dtype} of shape {list(indices.shape)}"
+        )
+    if values.dtype != wide or values.shape != indices.shape:
+        raise ValueError(
+            f"gossip_mix: values must be {wide} for parameters of {local.dtype}, of the shape of columns "
+            f"{list(indices.shape)}, got {values.dtype} of shape {list(values.shape)}"
+        )
+    if values.requires_grad:
+        raise ValueError("gossip_mix: values must not require a gradient; mixing is differentiable in local alone")
+    if out is not None:
+        _check_out(local, pointers.shape[0] - 1, out, measure, columns)
+
+
+def _check_out(
+    local: torch.Tensor, rows: int, out: torch.Tensor, measure: bool, columns: tuple[int, int] | None
+) -> None:
+    check_floating("gossip_mix", "out", out)
+    if out.dtype != local.dtype or out.device != local.device or out.shape != (rows, local.shape[1]):
+        raise ValueError(
+            f"gossip_mix: out must be {local.dtype} on {local.device} of shape [{rows}, {local.shape[1]}], got "
+            f"{out.dtype} on {out.device} of shape {list(out.shape)}"
+        )
+    if torch.is_grad_enabled() and (local.requires_grad or out.requires_grad):
+        raise ValueError("gossip_mix: writing into out is not differentiable; leave out None or use torch.no_grad()")
+    if measure and local.shape[0] < rows:
+        raise ValueError(f"gossip_mix: to measure, local must hold at least {rows} rows, got {local.shape[0]}")
+    if any(tensor.shape[1] > 1 and tensor.stride(1) != 1 for tensor in (local, out)):
+        raise ValueError(
+            "gossip_mix: local and out must be contiguous in their rows when out is given, got strides "
+            f"{list(local.stride())} and {list(out.stride())}"
+        )
+    if rows > 1 and out.stride(0) < out.shape[1]:
+        raise ValueError(f"gossip_mix: the rows of out must not overlap, got strides {list(out.stride())}")
+    begin, end = columns or (0, local.shape[1])
+    if not 0 <= begin <= end <= local.shape[1]:
+        raise ValueError(f"gossip_mix: columns must lie in [0, {local.shape[1]}], got [{begin}, {end})")
+
+
+def _check_entries(weights: GossipWeights, rows_at_hand: int) -> None:
+    """Refuse weights that point outside of the rows; the native operators check this themselves."""
+    pointers, columns, _ = weights
+    if pointers[0] != 0 or pointers[-1] != columns.numel() or bool((pointers.diff() < 0).any()):
+        raise ValueError(
+            "gossip_mix: row_pointers must begin with 0, not decrease, and end with the number of entries, "
+            f"{columns.numel()}; got {pointers.tolist()[:8]}..."
+        )
+    if columns.numel() and (int(columns.min()) < 0 or int(columns.max()) >= rows_at_hand):
+        raise ValueError(f"gossip_mix: columns must be in [0, {rows_at_hand}), got {columns.tolist()[:8]}...")
+
+
+def _register() -> None:
+    """Tell torch the operators' shapes (fake tensors) and how mixing acts on batches (torch.func.vmap)."""
+
+    @torch.library.register_vmap("dmmlkd::gossip_mix")
+    def _(info: Any, in_dims: Any, local: torch.Tensor, *weights: torch.Tensor) -> Any:
+        if any(dim is not None for dim in in_dims[1:]):
+            raise ValueError("gossip_mix: torch.func.vmap over weights is not supported, only over local")
+        batched = local.movedim(in_dims[0], 1)  # [rows, batch, parameters]: all members are mixed as one row
+        mixed = torch.ops.dmmlkd.gossip_mix(batched.flatten(1), *weights)
+        return mixed.unflatten(1, batched.shape[1:]), 1
+
+    @torch.library.register_fake("dmmlkd::gossip_mix_")
+    def _(
+        local: torch.Tensor,
+        row_pointers: torch.Tensor,
+        columns: torch.Tensor,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        column_begin: int,
+        column_end: int,
+        measure: bool,
+    ) -> torch.Tensor:
+        return local.new_empty((2 if measure else 0, out.shape[0]), dtype=torch.float64)
+
+    @torch.library.register_fake("dmmlkd::gossip_mix_inplace_")
+    def _(
+        local: torch.Tensor,
+        row_pointers: torch.Tensor,
+        columns: torch.Tensor,
+        values: torch.Tensor,
+        column_begin: int,
+        column_end: int,
+    ) -> None:
+        return None
+
+
+if _native.backend() == "native":
+    _register()
+
+
+class GossipMix(nn.Module):
+    """Mixing by fixed weights (METHOD 4) as a module, differentiable in its input.
+
+    Raises:
+        TypeError: `weights` is of another type than `GossipWeights`.
+
+    Example:
+        >>> GossipMix(GossipWeights.from_dense(torch.full((2, 2), 0.5)))(torch.tensor([[1.0], [3.0]]))
+        tensor([[2.],
+                [2.]])
+    """
+
+    row_pointers: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, weights: GossipWeights) -> None:
+        super().__init__()
+        self.register_buffer("row_pointers", weights.row_pointers)
+        self.register_buffer("columns", weights.columns)
+        self.register_buffer("values", weights.values)
+
+    def forward(self, local: torch.Tensor) -> torch.Tensor:
+        """Return the mixed rows of `local` [rows, parameters]."""
+        weights = GossipWeights(self.row_pointers, self.columns, self.values)
+        mixed = gossip_mix(local, weights)
+        assert isinstance(mixed, torch.Tensor)
+        return mixed

@@ -1,0 +1,1 @@
+"""The exchange of parameters between neighbours, and between the processes that hold them."""

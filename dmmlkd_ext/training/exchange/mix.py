@@ -1,0 +1,165 @@
+"""One gossip exchange: every block mixed over the devices that have it (METHOD 4), on one rank or on many.
+
+Each rank mixes its own rows. What neighbours on other ranks trained arrives in a halo behind them, each row once, a
+block at a time, and the same kernel mixes [own rows; halo rows]. The entries of a row of weights stand in the order of
+the devices' numbers, wherever their rows lie, so that sums have the same bits on any number of ranks. While a block is
+mixed, the next one is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+
+from dmmlkd_ext.ops import GossipMixing, GossipWeights, gossip_mix
+from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
+from dmmlkd_ext.training.population import Block, Population
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+
+class Variation(NamedTuple):
+    """How far a block's parameters went in a round's training, float64 [devices]; NaN where not held."""
+
+    distance: npt.NDArray[np.float64]
+    """||local - start||."""
+    start: npt.NDArray[np.float64]
+    """||start||."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which rows of a block pass between this rank and others; none on one rank."""
+
+    sends: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Rank -> own rows that it needs, int64, increasing."""
+    receives: Mapping[int, int] = field(default_factory=dict)
+    """Rank -> how many rows come from there; they lie in the halo in this order."""
+
+    @property
+    def halo(self) -> int:
+        """Rows that arrive."""
+        return sum(self.receives.values())
+
+
+def divide_weights(
+    matrix: sparse.csr_array, members: IntArray, part: Slice, dtype: torch.dtype = torch.float32
+) -> tuple[GossipWeights, Route]:
+    """Return this rank's rows of the mixing of one block, and the rows that it exchanges for them.
+
+    Args:
+        matrix: [members, members], of a symmetric pattern, with sorted indices.
+        members: int64, the numbers of the devices that have the block, increasing.
+        part: the devices of this rank.
+        dtype: of the parameters.
+
+    Example:
+        >>> from dmmlkd_ext.training.exchange.ranks import alone
+        >>> weights, route = divide_weights(sparse.csr_array(np.full((2, 2), 0.5)), np.array([0, 2]), alone(3))
+        >>> weights.columns.tolist(), route.halo
+        ([0, 1, 0, 1], 0)
+    """
+    if part.ranks.size == 1:
+        return GossipWeights.from_scipy(matrix, dtype), Route()
+    holder = part.owner[members]
+    own = np.flatnonzero(holder == part.ranks.rank)
+    rows = matrix[own]
+    # Of each entry: the place of its row here, the member that it weighs, and that member's rank.
+    row, member = np.repeat(np.arange(len(own)), np.diff(rows.indptr)), rows.indices
+    rank = holder[member]
+    place = np.full(len(members), -1)
+    place[own] = np.arange(len(own))
+    sends, receives, begin = {}, {}, len(own)
+    for other in np.unique(rank[rank != part.ranks.rank]).tolist():
+        theirs = np.unique(member[rank == other])
+        place[theirs] = begin + np.arange(len(theirs))
+        begin += len(theirs)
+        receives[other] = len(theirs)
+        sends[other] = torch.from_numpy(np.unique(row[rank == other]))
+    local = sparse.csr_array((rows.data, place[member], rows.indptr), shape=(len(own), begin))
+    return GossipWeights.from_scipy(local, dtype), Route(sends, receives)
+
+
+def mix(
+    population: Population,
+    weights: Mapping[str, GossipWeights],
+    routes: Mapping[str, Route] | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Variation]:
+    """Mix all blocks and measure, in the same pass, how far training moved each device's (METHOD 4, 5).
+
+    Args:
+        population: after local training; its `start` then holds the mixed parameters.
+        weights: one matrix [devices of the block, devices of the block and of its halo] a block.
+        routes: of each block; None where no row passes between ranks.
+        ranks: the processes; None is this one alone.
+
+    Raises:
+        ValueError: a block's weights are missing or have another size.
+
+    Example:
+        >>> from dmmlkd_ext.model.network import MultiModalNetwork
+        >>> population = Population(MultiModalNetwork({"wrist": (3,)}, 2, 4, 8), np.ones((2, 1), dtype=bool), seed=0)
+        >>> for block in population.blocks.values():  # the second device trained, the first did not
+        ...     _ = block.local.copy_(block.start + torch.tensor([[0.0], [1.0]]))
+        >>> half = GossipWeights.from_dense(torch.full((2, 2), 0.5))
+        >>> moved = mix(population, {name: half for name in population.blocks})
+        >>> block = population.blocks["shared"]
+        >>> moved["shared"].distance.round(3).tolist() == [0.0, round(block.num_parameters**0.5, 3)]
+        True
+        >>> torch.equal(block.start[0], block.start[1])
+        True
+    """
+    missing = population.blocks.keys() - weights.keys()
+    if missing:
+        raise ValueError(f"weights must hold every block, got none for {', '.join(sorted(missing))}")
+    ranks, routes = ranks or Ranks(), routes or {}
+    names, variations = list(population.blocks), {}
+    arrivals = [_begin(population.blocks[names[0]], routes.get(names[0], Route()), ranks, 0)]
+    for tag, name in enumerate(names):
+        if tag + 1 < len(names):
+            following = names[tag + 1]
+            arrivals.append(_begin(population.blocks[following], routes.get(following, Route()), ranks, tag + 1))
+        arrivals.pop(0)()
+        variations[name] = _mix_block(population, name, weights[name], routes.get(name, Route()))
+    return variations
+
+
+def with_halo(rows: torch.Tensor, route: Route, ranks: Ranks) -> torch.Tensor:
+    """Return rows [own devices of a block, columns] with those of its halo behind them."""
+    if ranks.size == 1:
+        return rows
+    at_hand = rows.new_empty(len(rows) + route.halo, rows.shape[1])
+    at_hand[: len(rows)] = rows
+    _exchange(rows, at_hand[len(rows) :], route, ranks, tag=0)()
+    return at_hand
+
+
+def _begin(block: Block, route: Route, ranks: Ranks, tag: int) -> Callable[[], None]:
+    """Pack the rows that others need, begin to exchange them, and return what waits for the halo."""
+    halo = block.at_hand[len(block.devices) : len(block.devices) + route.halo]
+    return _exchange(block.local, halo, route, ranks, tag)
+
+
+def _exchange(rows: torch.Tensor, halo: torch.Tensor, route: Route, ranks: Ranks, tag: int) -> Callable[[], None]:
+    sends = [(rank, rows[wanted.to(rows.device)]) for rank, wanted in route.sends.items()]
+    receives = list(zip(route.receives, halo.split(list(route.receives.values())), strict=True))
+    return ranks.exchange(sends, receives, tag)
+
+
+def _mix_block(population: Population, name: str, weights: GossipWeights, route: Route) -> Variation:
+    block = population.blocks[name]
+    at_hand = block.at_hand[: len(block.devices) + route.halo]
+    mixing = gossip_mix(at_hand, weights, block.start, measure=True)
+    assert isinstance(mixing, GossipMixing)
+    distance, start = (np.full(population.num_devices, np.nan) for _ in range(2))
+    distance[block.devices] = mixing.variation.sqrt().numpy()
+    start[block.devices] = mixing.start.sqrt().numpy()
+    return Variation(distance, start)

@@ -1,0 +1,102 @@
+"""Checkpoints: one file of one process, or a file a rank and one that makes them valid.
+
+`checkpoint.pt` holds the state. Of several ranks it holds what all know, and the names of the files in which each left
+the rows of its devices: they carry the round, so that none is written over, and `checkpoint.pt` is renamed into place
+when all are on the disk. A death at any moment leaves the last checkpoint or the new one whole. Any number of ranks
+loads it: each takes the rows of its devices, whoever wrote them.
+
+torch.distributed.checkpoint was left aside: it writes over its files and pickles its metadata, so that neither an
+interrupted save nor equal bytes of equal states are covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmmlkd_ext.training.exchange.ranks import Ranks
+from dmmlkd_ext.training.keep.files import load_state, save_state
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], ranks: Ranks | None = None) -> None:
+    """Save the state of a simulation; every rank calls it.
+
+    Args:
+        path: the file that makes the checkpoint valid; its folder must exist, and be one that all ranks see.
+        state: `round`, `rows` and what else there is; this rank's own rows.
+        ranks: the processes; None is this one alone.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    if ranks is None or ranks.size == 1:
+        save_state(path, state)
+        remove_shards(path)  # of a run that several ranks began
+        return
+    names = [f"{path.stem}-{state['round']}-{rank + 1}-of-{ranks.size}{path.suffix}" for rank in range(ranks.size)]
+    ranks.together(lambda: save_state(path.with_name(names[ranks.rank]), {"rows": state["rows"]}))
+    if ranks.rank == 0:
+        save_state(path, {**state, "rows": [], "shards": names})
+        remove_shards(path, names)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what was saved, the rows of all ranks that saved it; of large rows, only what is used is read.
+
+    Raises:
+        FileNotFoundError: there is no file `path`.
+        ValueError: the file, or one that it names, does not hold a state.
+    """
+    state = load_state(path)
+    for name in state.pop("shards", []):
+        try:
+            state["rows"] += load_state(path.with_name(name), mapped=True)["rows"]
+        except FileNotFoundError as error:
+            raise ValueError(f"path holds no saved state: {path} (it names {name}, which is missing)") from error
+    return state
+
+
+def remove_shards(path: Path, kept: Sequence[str] = ()) -> None:
+    """Remove the files of ranks, but those that `checkpoint.pt` names."""
+    for shard in path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"):
+        if shard.name not in kept:
+            shard.unlink()
+
+
+def select_rows(parts: Sequence[Mapping[str, Any]], name: str, devices: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return the rows of some devices, from parts that hold rows of some devices each.
+
+    Args:
+        parts: each with `devices` [n] and matrices of n rows under `name`.
+        name: the block.
+        devices: the devices wanted, increasing.
+
+    Returns:
+        The matrices under their names, without the rows of devices that no part holds; None where a part has None.
+
+    Example:
+        >>> parts = [{"shared": {"devices": np.array([3]), "start": torch.tensor([[0.3]])}},
+        ...          {"shared": {"devices": np.array([1, 2]), "start": torch.tensor([[0.1], [0.2]])}}]
+        >>> select_rows(parts, "shared", np.array([1, 3]))["start"]
+        tensor([[0.1000], [0.3000]])
+    """
+    chosen: dict[str, list[Any]] = {}
+    found: list[npt.NDArray[np.int64]] = []
+    for part in parts:
+        held = part.get(name)
+        if held is None:
+            continue
+        here = np.isin(held["devices"], devices)
+        found.append(held["devices"][here])
+        for key, rows in held.items():
+            if key != "devices":
+                chosen.setdefault(key, []).append(None if rows is None else rows[torch.from_numpy(here)])
+    if not found:
+        return {}
+    order = torch.from_numpy(np.argsort(np.concatenate(found)))
+    return {key: None if any(row is None for row in rows) else torch.cat(rows)[order] for key, rows in chosen.items()}

@@ -1,0 +1,185 @@
+"""Rivals that act on the gradients of the modalities' encoders, projections included (METHOD 7).
+
+Heads keep their plain gradients. So does a device that has one modality in a batch: nothing competes on it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmmlkd_ext.model.layout import BlockLayout
+from dmmlkd_ext.seeding import torch_generator
+from dmmlkd_ext.training.learn.terms import BatchOutputs, modality_entropy, sum_in_order
+
+HEAD = "head"
+NOISE_TABLE = 2**20
+"""Normal numbers in a table of noise."""
+
+
+def competing(outputs: BatchOutputs) -> torch.Tensor:
+    """Return which devices have more than one modality in the batch, bool [devices]."""
+    return outputs.present.any(1).sum(1) > 1
+
+
+def ogm_coefficients(outputs: BatchOutputs, strength: float) -> torch.Tensor:
+    """Return the factor on the gradient of each modality, [devices, modalities] (OGM-GE, Peng et al. 2022).
+
+    A modality whose own logits give the true class more probability than the others' do on average has its gradient
+    scaled by 1 - tanh(strength * ratio); the others keep theirs. Each probability is a mean over the samples that have
+    the modality, where the paper, whose samples have all, takes sums; with more than two modalities, the paper's other
+    one becomes the mean of the others.
+
+    Args:
+        outputs: of the batch.
+        strength: the alpha of the paper.
+
+    Example:
+        >>> logits = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])  # one device, one sample: the first is ahead
+        >>> outputs = BatchOutputs(torch.tensor([[0]]), logits, torch.zeros_like(logits),
+        ...                        torch.ones(1, 1, 2, dtype=torch.bool), [], [], [])
+        >>> (ogm_coefficients(outputs, 0.5) < 1).tolist()
+        [[True, False]]
+    """
+    logits = (outputs.common_logits + outputs.specific_logits).detach()
+    labels = outputs.labels[..., None, None].expand(*logits.shape[:-1], 1)
+    probability = logits.softmax(-1).gather(-1, labels).squeeze(-1) * outputs.present
+    samples = outputs.present.sum(1)
+    score = probability.sum(1) / samples.clamp_min(1)  # [devices, modalities]
+    held = (samples > 0).sum(1, keepdim=True)
+    others = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
+    ratio = score / others.clamp_min(1e-8)
+    return torch.where((ratio > 1) & (held > 1), 1 - torch.tanh(strength * ratio), 1.0)
+
+
+def ogm_gradient(
+    layout: BlockLayout,
+    gradient: torch.Tensor,
+    coefficient: torch.Tensor,
+    competes: torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    """Scale each device's gradient and add noise ("GE"), on every parameter of its encoder (Peng et al. 2022).
+
+    The noise on a parameter tensor has the deviation of its unscaled gradient. The published code acts on convolutions'
+    weights alone; ours on all tensors of the encoder and its projections, as the paper's text has it.
+
+    Args:
+        layout: of the block.
+        gradient: [rows, parameters].
+        coefficient: of each row, [rows].
+        competes: bool [rows]; the others keep their gradients.
+        noise: normal numbers of deviation 1, [rows, parameters].
+
+    Returns:
+        A new gradient, [rows, parameters].
+
+    Example:
+        >>> from dmmlkd_ext.model.layout import ParameterSpec
+        >>> layout = BlockLayout({"weight": ParameterSpec((3,), 0.0), "head": ParameterSpec((1,), 0.0)})
+        >>> gradient, one = torch.tensor([[2.0, 2.0, 2.0, 4.0]]), torch.ones(1, dtype=torch.bool)
+        >>> ogm_gradient(layout, gradient, torch.tensor([0.5]), one, torch.ones(1, 4))  # no deviation, no noise
+        tensor([[1., 1., 1., 4.]])
+    """
+    modulated = gradient.clone()
+    parts = zip(_encoder(layout, modulated), _encoder(layout, noise), strict=True)
+    for values, random in parts:
+        # No value, or a single one, has no deviation.
+        deviation = values.std(1, keepdim=True) if values.numel() > len(values) else torch.zeros_like(values)
+        changed = values * coefficient.unsqueeze(1) + random * deviation
+        values.copy_(torch.where(competes.unsqueeze(1), changed, values))
+    return modulated
+
+
+class GradientNoise:
+    """Normal numbers for the gradients of a round, of each device the same whoever else is here.
+
+    They are read from one table, from a place that is drawn for each device, iteration and modality.
+
+    Args:
+        seed: the run's seed.
+        round_index: the round.
+        num_devices: all devices.
+        own: int64, the devices of this rank, which are counted from 0 here.
+    """
+
+    def __init__(self, seed: int, round_index: int, num_devices: int, own: npt.NDArray[np.int64]) -> None:
+        self._seed, self._round, self._num_devices = seed, round_index, num_devices
+        self._own = torch.from_numpy(own)
+
+    def rows(self, iteration: int, column: int, devices: torch.Tensor, parameters: int) -> torch.Tensor:
+        """Return numbers for some of the rank's devices, [devices, parameters], in the block of modality `column`."""
+        draw = torch_generator(self._seed, "gradient noise", self._round, iteration, column)
+        offsets = torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)
+        windows = _gradient_noise_table(self._seed, max(NOISE_TABLE, 2 * parameters)).unfold(0, parameters, 1)
+        return windows[offsets[self._own[devices]] % len(windows)]
+
+
+@functools.lru_cache(maxsize=2)
+def _gradient_noise_table(seed: int, size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch_generator(seed, "gradient noise table"))
+
+
+def unimodal_loss(outputs: BatchOutputs) -> torch.Tensor:
+    """Return the sum of the modalities' own losses on the devices where several compete, a number.
+
+    A modality's own loss is the cross-entropy of its two heads together, a mean over the samples that have it.
+    """
+    entropy = modality_entropy(outputs, specific=True).sum(1) / outputs.present.sum(1).clamp_min(1)
+    return (entropy.sum(1) * competing(outputs)).sum()
+
+
+def pareto_gradient(
+    layout: BlockLayout, joint: torch.Tensor, alone: torch.Tensor, competes: torch.Tensor, magnitude: float
+) -> torch.Tensor:
+    """Merge the gradients of the joint and of a modality's own loss (MMPareto, Wei and Hu 2024, arXiv 2405.17730).
+
+    Over the encoder: where the two do not conflict they are added. Where they do, twice the shortest vector between
+    them is taken, which lowers both losses. Each parameter tensor's gradient is then lengthened to that of the sum
+    where it is shorter, and multiplied by `magnitude`, in both cases. The head's gradients are added.
+
+    It differs from the published code in that a modality's own loss is that of the heads which the prediction uses,
+    where theirs trains classifiers apart, and in what METHOD 3 does to every method's gradient, such as clipping.
+
+    Args:
+        layout: of the block.
+        joint: gradient of the joint loss, [rows, parameters].
+        alone: gradient of the modality's own, likewise.
+        competes: bool [rows]; the others keep the joint gradient.
+        magnitude: the gamma of the paper.
+
+    Returns:
+        A new gradient, [rows, parameters].
+
+    Example:
+        >>> from dmmlkd_ext.model.layout import ParameterSpec
+        >>> layout = BlockLayout({"weight": ParameterSpec((2,), 0.0), "head": ParameterSpec((1,), 0.0)})
+        >>> joint, alone = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[-1.0, 1.0, 1.0]])
+        >>> pareto_gradient(layout, joint, alone, torch.tensor([True]), magnitude=1.0)
+        tensor([[0.4472, 0.8944, 2.0000]])
+    """
+    merged = joint + alone
+    firsts, seconds = _encoder(layout, joint), _encoder(layout, alone)
+    pairs = list(zip(firsts, seconds, strict=True))
+    dot = _sum([first * second for first, second in pairs])
+    first_square, second_square = (_sum([part.square() for part in parts]) for parts in (firsts, seconds))
+    share = (second_square - dot) / (first_square + second_square - 2 * dot).clamp_min(1e-20)
+    share = torch.where(dot < 0, share, 0.5)
+    for values, (first, second) in zip(_encoder(layout, merged), pairs, strict=True):
+        direction = 2 * (share * first + (1 - share) * second)
+        length, norm = (torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in (values, direction))
+        values.copy_(direction * (length / norm.clamp_min(1e-12)).clamp_min(1) * magnitude)
+    return torch.where(competes.unsqueeze(1), merged, joint)
+
+
+def _encoder(layout: BlockLayout, matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Return views of the encoder's parameter tensors, each [rows, size]."""
+    return [view.flatten(1) for name, view in layout.views(matrix).items() if name != HEAD]
+
+
+def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Return the sum over all tensors of each row, [rows, 1]."""
+    return torch.stack([part.sum(1) for part in parts]).sum(0).unsqueeze(1)

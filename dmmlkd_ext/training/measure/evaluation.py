@@ -1,0 +1,195 @@
+"""How good every device's own model is, and what its generator is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmmlkd_ext.data.dataset import Split
+from dmmlkd_ext.model.network import SHARED
+from dmmlkd_ext.ops.native import simulates_natively
+from dmmlkd_ext.training.measure.generator_quality import GeneratorQuality, RealFeatures, judge_generator
+from dmmlkd_ext.training.population import Population
+
+FloatArray = npt.NDArray[np.float64]
+CHUNK_VALUES = 2**20
+"""Values of the inputs of the devices that torch's operations evaluate at a time: what is made of them stays in the
+cache."""
+FEATURE_VALUES = 2**22
+"""Values of the common features that are kept at a time, to judge generators by."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares of right predictions, and how well generated features stand for real ones.
+
+    Attributes:
+        joint: float64 [devices], by all modalities that the device has; for one without any see `evaluate`.
+        alone: float64 [devices] a modality, by that modality alone; NaN where not held.
+        generator: of each device, where it was asked for.
+    """
+
+    joint: FloatArray
+    alone: dict[str, FloatArray]
+    generator: GeneratorQuality | None = None
+
+
+class Judged(NamedTuple):
+    """What came of some devices that follow each other."""
+
+    shares: FloatArray
+    """Of right predictions, [modalities + 1, devices], the last line by all modalities; NaN where nothing counts."""
+    features: list[RealFeatures]
+    """Of each modality, if they were asked for; devices counted from the first of these."""
+
+
+@torch.no_grad()
+def evaluate(
+    population: Population,
+    split: Split,
+    guess: npt.NDArray[np.int64] | None = None,
+    samples: torch.Tensor | None = None,
+    pool: torch.Tensor | None = None,
+) -> Evaluation:
+    """Judge each device's model by samples of `split`, with the modalities it has.
+
+    A sample that has none of a device's modalities does not count for it. A device without any modality, as all that
+    lack m in `unimodal:m`, predicts one class for all samples, so that methods are compared over the same devices.
+
+    Args:
+        population: the devices.
+        split: the samples.
+        guess: that class, int64 [devices]; None gives such a device no accuracy, NaN.
+        samples: by which of them each device is judged, int64 [devices, n]; None is all.
+        pool: generated features [devices, classes, n, width], to be judged too, by all samples.
+
+    Raises:
+        ValueError: `samples` and `pool` are both given.
+
+    Example:
+        >>> from dmmlkd_ext.model.network import MultiModalNetwork
+        >>> population = Population(MultiModalNetwork({"wrist": (3,)}, 2, 4, 8), np.array([[True], [False]]), seed=0)
+        >>> present, nobody = torch.ones(4, 1, dtype=torch.bool), torch.full((4,), -1)
+        >>> split = Split({"wrist": torch.randn(4, 3)}, torch.tensor([0, 1, 1, 1]), present, nobody)
+        >>> found = evaluate(population, split, guess=np.array([0, 1]))
+        >>> found.joint[1].item(), found.alone["wrist"][1].item()  # the second device can only guess
+        (0.75, nan)
+    """
+    if samples is not None and pool is not None:
+        raise ValueError("samples must be None where a pool is judged: it is judged by all")
+    devices, names = population.num_devices, population.network.modalities
+    shares = np.full((len(names) + 1, devices), np.nan)
+    quality = GeneratorQuality(np.full(devices, np.nan), np.full(devices, np.nan))
+    judge = judge_natively if simulates_natively(population.blocks[SHARED].start) else judge_reference
+    for part in _parts(population, split, pool is not None) if len(split) else ():
+        chosen = None if samples is None else samples[part.start : part.stop]
+        judged = judge(population, split, part, chosen, with_features=pool is not None)
+        shares[:, part] = judged.shares
+        if pool is not None:
+            own = judge_generator(judged.features, split.labels, pool[part])
+            quality.nearest_mean[part], quality.spread[part] = own.nearest_mean, own.spread
+    blind = ~population.holds.any(axis=1)
+    if guess is not None and len(split) and blind.any():
+        labels = split.labels if samples is None else split.labels[samples[torch.from_numpy(blind)]]
+        shares[-1, blind] = (labels.numpy() == guess[blind, None]).mean(axis=1)
+    alone = dict(zip(names, shares[:-1], strict=True))
+    return Evaluation(shares[-1], alone, None if pool is None else quality)
+
+
+def _parts(population: Population, split: Split, with_features: bool) -> Iterator[slice]:
+    """Yield the devices that are judged at a time."""
+    devices, network = population.num_devices, population.network
+    at_once = max(1, devices)
+    if with_features:
+        kept = len(split) * network.feature_width * len(network.modalities)
+        at_once = max(torch.get_num_threads(), FEATURE_VALUES // kept)
+    if not simulates_natively(population.blocks[SHARED].start):
+        values = len(split) * max(features[0].numel() for features in split.features.values())
+        at_once = min(at_once, max(1, CHUNK_VALUES // max(1, values)))
+    for begin in range(0, devices, at_once):
+        yield slice(begin, min(begin + at_once, devices))
+
+
+def judge_natively(
+    population: Population,
+    split: Split,
+    part: slice,
+    samples: torch.Tensor | None = None,
+    with_features: bool = False,
+) -> Judged:
+    """Judge some devices natively, a few samples of a device at a time: activations stay in the cache.
+
+    Args:
+        population: all devices.
+        split: the samples, at least one.
+        part: the devices.
+        samples: by which of them each of these is judged, int64 [devices of the part, n]; None is all.
+        with_features: whether the common features of all samples are wanted; `samples` must be None then.
+
+    Raises:
+        ValueError: a shape or a dtype does not fit; the message names it.
+    """
+    network = population.network
+    blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
+    rows = [slice(*np.searchsorted(block.devices, [part.start, part.stop])) for block in blocks]
+    devices = [torch.from_numpy(block.devices[own] - part.start) for block, own in zip(blocks, rows, strict=True)]
+    parameters = [block.start[own] for block, own in zip(blocks, rows, strict=True)]
+    common = [own.new_empty(len(own), len(split), network.feature_width) for own in parameters[1:] if with_features]
+    right, counted = torch.ops.dmmlkd.count_right(
+        parameters,
+        devices,
+        part.stop - part.start,
+        [split.features[name] for name in network.modalities],
+        split.labels,
+        split.present,
+        *network.encoder_numbers,
+        network.num_classes,
+        samples,
+        common,
+    )
+    shares = (right.double() / counted).numpy()  # 0 / 0: nothing that counts
+    columns = split.present.unbind(1)
+    return Judged(shares, [RealFeatures(*own) for own in zip(devices[1:], common, columns, strict=False)])
+
+
+def judge_reference(
+    population: Population,
+    split: Split,
+    part: slice,
+    samples: torch.Tensor | None = None,
+    with_features: bool = False,
+) -> Judged:
+    """Do what `judge_natively` does, by operations of torch on all of these devices at a time."""
+    network, devices = population.network, np.arange(part.start, part.stop)
+    chosen = torch.arange(len(split)).expand(len(devices), -1) if samples is None else samples
+    labels = split.labels[chosen]
+    total = torch.zeros(*chosen.shape, network.num_classes)
+    count = torch.zeros(chosen.shape, dtype=torch.int64)
+    head = network.layouts[SHARED].views(population.blocks[SHARED].start)["head"]
+    shares, features = np.full((len(network.modalities) + 1, len(devices)), np.nan), []
+    for column, name in enumerate(network.modalities):
+        block, own = population.blocks[name], torch.from_numpy(np.flatnonzero(population.holds[part, column]))
+        members = devices[own.numpy()]
+        weights = network.layouts[name].views(block.start[block.rows_of(members)])
+        values = split.features[name]
+        inputs = values.expand(len(own), *values.shape) if samples is None else values[chosen[own]]
+        parts = network.forward(name, weights, head[torch.from_numpy(members)], inputs)
+        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[own], column]
+        shares[column, own.numpy()] = _shares(logits, labels[own], present)
+        total[own] += logits * present.unsqueeze(-1)
+        count[own] += present
+        if with_features:
+            features.append(RealFeatures(own, parts.common, split.present[:, column]))
+    shares[-1] = _shares(total, labels, count > 0)
+    return Judged(shares, features)
+
+
+def _shares(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> FloatArray:
+    """Return the share of right predictions [devices] among the samples that count, NaN where none does."""
+    right = ((logits.argmax(-1) == labels) & counted).sum(1).double()
+    return (right / counted.sum(1).double()).numpy()

@@ -1,0 +1,154 @@
+"""What is written down of a round: one line of JSON, the same bits for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dmmlkd_ext.balance import Plan
+from dmmlkd_ext.training.learn.terms import TERMS
+from dmmlkd_ext.training.measure.evaluation import Evaluation
+from dmmlkd_ext.training.measure.generator_quality import GeneratorQuality
+from dmmlkd_ext.training.methods import MethodConfig
+from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.wireless.energy import EnergyAccount
+from dmmlkd_ext.wireless.world import RoundLinks
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class RecordedSimulation(Protocol):
+    """What a record takes from the simulation, after the round."""
+
+    round: int
+    population: Population
+    method: MethodConfig
+    energy: EnergyAccount
+    iteration_time: FloatArray
+    learning_time: FloatArray
+    holds: npt.NDArray[np.bool_]
+
+    def imbalance(self) -> FloatArray:
+        """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
+        ...
+
+    def spectral_gap(self, edges: npt.NDArray[np.int64]) -> float:
+        """Return the spectral gap of the mixing of all devices on these links."""
+        ...
+
+    def consensus_distance(self) -> dict[str, float]:
+        """Return the root mean square distance of the devices from their mean, a block."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What came of one round; `learns`, bool [devices], says whose generator learned."""
+
+    links: RoundLinks
+    plan: Plan
+    metric: FloatArray
+    losses: dict[str, FloatArray]
+    learning_rate: float
+    learns: npt.NDArray[np.bool_]
+    validation: Evaluation | None
+    test: Evaluation | None
+    probe: dict[str, FloatArray] | None = None
+
+
+def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[str, Any]:
+    """Return the record of the round that a simulation has just completed.
+
+    Lists have one entry a device; an entry that does not apply, such as a modality that a device lacks, is None.
+    Energies are in joules, times in seconds of simulated time; `loss` is a mean over the devices that trained, and
+    `spectral_gap` that of the mixing of all devices on the links that work (METHOD 4 to 6 define the rest).
+
+    Example:
+        >>> from dmmlkd_ext.experiments.presets import preset
+        >>> from dmmlkd_ext.experiments.build import build_simulation
+        >>> record = build_simulation(preset("mfeat", "dmml")).run_round()  # a round ends with its record
+        >>> len(record["energy_spent_joule"]), sorted(record["loss"])[:3]
+        (20, ['classification', 'difference', 'generator'])
+    """
+    population, plan, links = simulation.population, outcome.plan, outcome.links
+    names = population.network.modalities
+    held = simulation.holds
+    learning_time = np.where(outcome.learns, simulation.learning_time, 0.0)
+    # Waiting takes the same share of an iteration's time as of its energy.
+    compute_time = plan.energy_joule(simulation.iteration_time, simulation.method.balance.pause)
+    device_time = compute_time + links.cost.time_s + learning_time
+    return {
+        "round": simulation.round,
+        "learning_rate": outcome.learning_rate,
+        "loss": _losses(outcome, simulation),
+        "device_loss": {term: _values(outcome.losses[term]) for term in TERMS},
+        "accuracy": _accuracies(outcome),
+        "modality_accuracy": _alone(outcome.test, names),
+        "generator_quality": _quality(None if outcome.test is None else outcome.test.generator),
+        "probe_accuracy": None if outcome.probe is None else {name: _values(outcome.probe[name]) for name in names},
+        "consensus_distance": simulation.consensus_distance(),
+        "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
+        "balance_metric": _by_modality(outcome.metric, names, held),
+        "imbalance": _values(simulation.imbalance()),
+        "energy_spent_joule": _values(simulation.energy.spent_joule),
+        "energy_left_joule": _values(simulation.energy.remaining_joule),
+        "sent_bits": _values(links.sent_bits),
+        "working_links": len(links.edges),
+        "spectral_gap": simulation.spectral_gap(links.edges),
+        "failed_devices": int((~links.devices).sum()),
+        "device_time_s": _values(device_time),
+        # A round lasts until the slowest device has computed and sent, and its generator has learned.
+        "simulated_time_s": float(device_time.max(initial=0.0)),
+    }
+
+
+def _values(array: FloatArray) -> list[float | None]:
+    values: list[float | None] = np.asarray(array, dtype=np.float64).tolist()
+    for index in np.flatnonzero(~np.isfinite(array)):
+        values[index] = None
+    return values
+
+
+def _quality(quality: GeneratorQuality | None) -> dict[str, list[float | None]] | None:
+    if quality is None:
+        return None
+    return {"nearest_mean_accuracy": _values(quality.nearest_mean), "spread_ratio": _values(quality.spread)}
+
+
+def _losses(outcome: RoundOutcome, simulation: RecordedSimulation) -> dict[str, float | None]:
+    """Return the mean of each term over the devices that trained; None for a term that the method lacks."""
+    trained = outcome.plan.iterations.any(axis=1)
+    means: dict[str, float | None] = dict.fromkeys(TERMS)
+    if not trained.any():
+        return {"total": None, **means}
+    total = 0.0
+    for term in TERMS:
+        weight = 1.0 if term == "task" else getattr(simulation.method.losses, term)
+        if weight:
+            mean = float(outcome.losses[term][trained].mean())  # may be NaN: a training that diverged is to be seen
+            means[term], total = mean, total + weight * mean
+    return {"total": total, **means}
+
+
+def _accuracies(outcome: RoundOutcome) -> dict[str, list[float | None]] | None:
+    if outcome.test is None or outcome.validation is None:
+        return None
+    return {"test": _values(outcome.test.joint), "validation": _values(outcome.validation.joint)}
+
+
+def _alone(test: Evaluation | None, names: Sequence[str]) -> dict[str, list[float | None]] | None:
+    return None if test is None else {name: _values(test.alone[name]) for name in names}
+
+
+def _by_modality(
+    values: FloatArray, names: Sequence[str], held: npt.NDArray[np.bool_], integer: bool = False
+) -> dict[str, list[float | None]]:
+    """Return one list a modality, None where a device lacks it."""
+    lists = {name: _values(np.where(held[:, column], values[:, column], np.nan)) for column, name in enumerate(names)}
+    if not integer:
+        return lists
+    return {name: [None if value is None else int(value) for value in row] for name, row in lists.items()}
