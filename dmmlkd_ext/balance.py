@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from dmmlkd_ext.registry import Registry
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-Policy = Literal["none", "balanced", "uniform", "reversed", "separate", "greedy"]
-Pause = Literal["drop", "keep"]
-
-# A modality that only runs forward skips the backward pass, two thirds of an iteration's cost (METHOD 5, 6).
-PAUSED_COST: dict[str, float] = {"drop": 0.0, "keep": 1.0 / 3.0}
 
 
 @dataclass(frozen=True)
@@ -35,15 +31,13 @@ class BalanceConfig:
         3.0
     """
 
-    policy: Policy = "none"
+    policy: str = "none"
     """`balanced` solves the max-min problem of METHOD 5. `none` gives every held modality all iterations
     and looks at no energy: for methods without balance when no energy budget is set. Controls: `uniform`,
     the largest common number within the round's energy; `reversed`, favours the fast modalities;
     `separate`, a common number, but one modality after the other and never jointly; `greedy`, the largest
-    common number that the whole battery still pays, whatever later rounds need."""
-    pause: Pause = "drop"
-    """What a modality does in iterations that it does not train in: leave the forward pass and cost nothing
-    (`drop`), or run forward without gradient for a third of an iteration's energy (`keep`)."""
+    common number that the whole battery still pays, whatever later rounds need. Or one of your own
+    (`register_policy`)."""
     exponent: float = 3.0
     """The p of METHOD 5, at least 0; with 0, `balanced` is `uniform`."""
     relative: bool = False
@@ -52,10 +46,7 @@ class BalanceConfig:
     """Weight of the newest speed in the moving average, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
-        if self.policy not in get_args(Policy):
-            raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}; got {self.policy!r}")
-        if self.pause not in get_args(Pause):
-            raise ValueError(f"pause must be one of {', '.join(get_args(Pause))}; got {self.pause!r}")
+        _POLICIES.check(self.policy)
         if not 0.0 <= self.exponent < math.inf:
             raise ValueError(f"exponent must be finite and at least 0, got {self.exponent}")
         if not 0.0 < self.smoothing <= 1.0:
@@ -96,29 +87,24 @@ class Plan:
         """Return which modalities train in one local iteration, bool [devices, modalities]."""
         return (self.start <= iteration) & (iteration < self.start + self.iterations)
 
-    def energy_joule(self, iteration_energy_joule: npt.ArrayLike, pause: Pause = "drop") -> FloatArray:
+    def energy_joule(self, iteration_energy_joule: npt.ArrayLike) -> FloatArray:
         """Return what the plan costs each device in computing, float64 [devices], in joules.
+
+        A modality that waits while another one of its device trains costs nothing.
 
         Args:
             iteration_energy_joule: energy of one iteration of each modality, [devices, modalities].
-            pause: see `BalanceConfig`; `keep` adds a third of an iteration's energy for every iteration in
-                which a modality of the plan waits while another one of its device is active.
 
         Raises:
             ValueError: `iteration_energy_joule` has not the plan's shape.
         """
         energy = _matrix("iteration_energy_joule", iteration_energy_joule, self.iterations.shape)
-        energy = np.where(self.iterations > 0, energy, 0.0)
-        return _computing_energy(self.iterations, self.span, energy, PAUSED_COST[pause])
+        return _computing_energy(self.iterations, np.where(self.iterations > 0, energy, 0.0))
 
 
-def _computing_energy(iterations: IntArray, span: IntArray, energy: FloatArray, paused: float) -> FloatArray:
-    """Sum the energy over the last axis, which `span` lacks.
-
-    Written so that the rounded result never falls when an iteration is added: the search needs it.
-    """
-    charged = iterations if paused == 0.0 else (1.0 - paused) * iterations + paused * span[..., None]
-    return np.asarray((energy * charged).sum(axis=-1))
+def _computing_energy(iterations: IntArray, energy: FloatArray) -> FloatArray:
+    """Sum the energy over the last axis; the rounded sum never falls when an iteration is added."""
+    return np.asarray((energy * iterations).sum(axis=-1))
 
 
 def training_speed(
@@ -257,7 +243,6 @@ def allocate_iterations(
     max_iterations: int,
     holds: npt.ArrayLike,
     exponent: float = 3.0,
-    paused_cost: float = 0.0,
 ) -> IntArray:
     """Give each modality its local iterations: the max-min problem of METHOD 5, solved exactly.
 
@@ -276,9 +261,6 @@ def allocate_iterations(
         max_iterations: T, at least 1.
         holds: which modalities a device has, bool [devices, modalities].
         exponent: p. Negative turns the allocation around, which is the control `reversed`.
-        paused_cost: what an iteration costs a modality that waits while another of its device is active, as a
-            fraction of an active iteration: 0 for `drop`, a third for `keep`. It is part of the energy that
-            has to fit, and the solution is exact with it too.
 
     Returns:
         int64 [devices, modalities]; 0 where not held, and in every modality of a device that cannot pay one
@@ -295,7 +277,7 @@ def allocate_iterations(
     held = _mask("holds", holds, values.shape)
     energy = np.where(held, _matrix("iteration_energy_joule", iteration_energy_joule, values.shape), 0.0)
     available = _matrix("available_energy_joule", available_energy_joule, values.shape[:1])
-    _check_allocation(np.where(held, values, 1.0), energy, available, max_iterations, exponent, paused_cost)
+    _check_allocation(np.where(held, values, 1.0), energy, available, max_iterations, exponent)
     if values.size == 0:
         return np.zeros(values.shape, dtype=np.int64)
     weights = _level_weights(values, held, exponent, max_iterations)
@@ -304,7 +286,7 @@ def allocate_iterations(
 
     def fits(level: FloatArray) -> BoolArray:
         tau = _least_iterations(level, weights, max_iterations)
-        cost = _computing_energy(tau, tau.max(axis=-1), energy[:, None, :], paused_cost)
+        cost = _computing_energy(tau, energy[:, None, :])
         return np.asarray((level <= cap[:, None]) & (cost <= available[:, None]))
 
     low = np.zeros(values.shape, dtype=np.int64)  # the most iterations of m whose level is known to fit
@@ -348,7 +330,7 @@ def _least_iterations(level: FloatArray, weights: FloatArray, max_iterations: in
 
 
 def _check_allocation(
-    metric: FloatArray, energy: FloatArray, available: FloatArray, limit: int, exponent: float, paused: float
+    metric: FloatArray, energy: FloatArray, available: FloatArray, limit: int, exponent: float
 ) -> None:
     _check_nonnegative("metric", np.where(np.isnan(metric), 1.0, metric))
     _check_nonnegative("iteration_energy_joule", energy)
@@ -358,8 +340,82 @@ def _check_allocation(
         raise ValueError(f"max_iterations must be an integer of at least 1, got {limit}")
     if not math.isfinite(exponent):
         raise ValueError(f"exponent must be finite, got {exponent}")
-    if not 0.0 <= paused <= 1.0:
-        raise ValueError(f"paused_cost must be between 0 and 1, got {paused}")
+
+
+@dataclass(frozen=True, eq=False)
+class RoundBudget:
+    """What a policy plans a round from; arrays are [devices, modalities] unless stated.
+
+    Attributes:
+        metric: b of `balance_metric`, float64; NaN where it is not known yet, or a modality is not held.
+        iteration_energy_joule: energy of one iteration of each modality, float64.
+        available_energy_joule: what this round may cost each device in computing, float64 [devices]; -inf where it
+            failed.
+        battery_joule: all that a device has left for computing, float64 [devices]; likewise.
+        max_iterations: T.
+        holds: which modalities can train, bool.
+        exponent: p of METHOD 5.
+    """
+
+    metric: FloatArray
+    iteration_energy_joule: FloatArray
+    available_energy_joule: FloatArray
+    battery_joule: FloatArray
+    max_iterations: int
+    holds: BoolArray
+    exponent: float
+
+    def allocate(self, metric: FloatArray, available_joule: FloatArray, exponent: float = 1.0) -> IntArray:
+        """Return `allocate_iterations` for another metric or energy; a metric of ones is one number for all."""
+        energy, limit = self.iteration_energy_joule, self.max_iterations
+        return allocate_iterations(metric, energy, available_joule, limit, self.holds, exponent)
+
+    def uniform(self, available_joule: FloatArray) -> IntArray:
+        """Return the largest common number of iterations that the energy pays, int64 [devices, modalities]."""
+        return self.allocate(np.ones_like(self.metric), available_joule)
+
+
+Policy = Callable[[RoundBudget], "IntArray | Plan"]
+
+
+def _separate(budget: RoundBudget) -> Plan:
+    iterations = budget.uniform(budget.available_energy_joule)
+    return Plan(iterations, np.cumsum(iterations, axis=1) - iterations)
+
+
+_POLICIES: Registry[Policy] = Registry(
+    "policy",
+    {
+        "none": lambda budget: budget.uniform(np.full(len(budget.holds), np.inf)),
+        "balanced": lambda budget: budget.allocate(budget.metric, budget.available_energy_joule, budget.exponent),
+        "uniform": lambda budget: budget.uniform(budget.available_energy_joule),
+        "reversed": lambda budget: budget.allocate(budget.metric, budget.available_energy_joule, -budget.exponent),
+        "separate": _separate,
+        "greedy": lambda budget: budget.uniform(budget.battery_joule),
+    },
+)
+
+
+def register_policy(name: str, policy: Policy) -> None:
+    """Make a policy of one's own known as `method.balance.policy`, by a file that `--module` names.
+
+    Args:
+        name: what configurations call it.
+        policy: from a `RoundBudget` to the iterations of each modality, int64 [devices, modalities], or to a `Plan`
+            where modalities do not all start with the first iteration. It has to keep within
+            `available_energy_joule`; what does not is refused when it runs.
+
+    Raises:
+        ValueError: the name is no word or one of the package's, or `policy` cannot be called.
+
+    Example:
+        >>> def halved(budget: RoundBudget) -> IntArray:
+        ...     return budget.uniform(budget.available_energy_joule) // 2
+        >>> register_policy("halved", halved)
+        >>> plan_iterations(BalanceConfig("halved"), [[1.0]], [[1.0]], [9.0], [90.0], 10, np.array([[True]])).iterations
+        array([[4]])
+    """
+    _POLICIES.add(name, policy)
 
 
 def plan_iterations(
@@ -373,12 +429,11 @@ def plan_iterations(
 ) -> Plan:
     """Plan a round's local iterations by the configured policy (METHOD 5).
 
-    The energy of waiting (`pause="keep"`) is part of every plan's energy, so that no plan costs more than it
-    may. Only `none` looks at no energy, and only `greedy` at the battery instead of the round's share.
+    Only `none` looks at no energy, and only `greedy` at the battery instead of the round's share.
 
     Args:
-        config: policy, pause and exponent.
-        metric: b of `balance_metric`, [devices, modalities]; used by `balanced` and `reversed` alone.
+        config: policy and exponent.
+        metric: b of `balance_metric`, [devices, modalities].
         iteration_energy_joule: energy of one iteration of each modality, [devices, modalities].
         available_energy_joule: what this round may cost each device in computing, [devices].
         battery_joule: all that a device has left for computing, [devices].
@@ -386,7 +441,8 @@ def plan_iterations(
         holds: which modalities a device has, bool [devices, modalities].
 
     Raises:
-        ValueError: an argument is out of its range or the shapes do not match.
+        ValueError: an argument is out of its range or the shapes do not match, or a policy of one's own planned what
+            cannot be.
 
     Example:
         >>> plan = plan_iterations(BalanceConfig("uniform"), [[0.5, 1.5]], [[1.0, 1.0]], [9.0], [90.0], 10,
@@ -395,33 +451,37 @@ def plan_iterations(
         [[4, 4]]
     """
     values = _matrix("metric", metric)
-    held = _mask("holds", holds, values.shape)
-    even = np.ones_like(values)
-    paused = PAUSED_COST[config.pause]
+    budget = RoundBudget(
+        values,
+        _matrix("iteration_energy_joule", iteration_energy_joule, values.shape),
+        _matrix("available_energy_joule", available_energy_joule, values.shape[:1]),
+        _matrix("battery_joule", battery_joule, values.shape[:1]),
+        max_iterations,
+        _mask("holds", holds, values.shape),
+        config.exponent,
+    )
+    planned = _POLICIES[config.policy](budget)
+    plan = planned if isinstance(planned, Plan) else Plan(planned, np.zeros(np.shape(planned), dtype=np.int64))
+    if not _POLICIES.is_builtin(config.policy):
+        _check_plan(config.policy, plan, budget)
+    return plan
 
-    def allocate(b: FloatArray, energy: npt.ArrayLike, available: npt.ArrayLike, p: float = 1.0) -> IntArray:
-        return allocate_iterations(b, energy, available, max_iterations, held, p, paused)
 
-    start = np.zeros(values.shape, dtype=np.int64)
-    match config.policy:
-        case "balanced":
-            tau = allocate(values, iteration_energy_joule, available_energy_joule, config.exponent)
-        case "reversed":
-            tau = allocate(values, iteration_energy_joule, available_energy_joule, -config.exponent)
-        case "uniform":
-            tau = allocate(even, iteration_energy_joule, available_energy_joule)
-        case "greedy":
-            tau = allocate(even, iteration_energy_joule, battery_joule)
-        case "none":
-            tau = allocate(even, iteration_energy_joule, np.full(len(values), np.inf))
-        case "separate":
-            # With tau each, a modality waits while the other n - 1 train: (n - 1) * paused iterations' energy
-            # for each of its own.
-            waiting = 1.0 + paused * np.maximum(held.sum(axis=1, keepdims=True) - 1, 0)
-            energy = np.asarray(iteration_energy_joule, dtype=np.float64) * waiting
-            tau = allocate(even, energy, available_energy_joule)
-            start = np.cumsum(tau, axis=1) - tau
-    return Plan(tau, start)
+def _check_plan(policy: str, plan: Plan, budget: RoundBudget) -> None:
+    """Refuse a plan of a user's policy that cannot be run or paid."""
+    for name, array in (("iterations", plan.iterations), ("start", plan.start)):
+        if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.shape != budget.metric.shape:
+            got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"policy {policy!r}: {name} must be int64 {list(budget.metric.shape)}, got {got}")
+    if (plan.iterations < 0).any() or (plan.start < 0).any() or (plan.iterations[~budget.holds] > 0).any():
+        raise ValueError(f"policy {policy!r} must plan at least 0 iterations, and 0 where a modality cannot train")
+    cost, most = plan.energy_joule(budget.iteration_energy_joule), np.maximum(budget.available_energy_joule, 0.0)
+    over = np.flatnonzero(cost > np.maximum(most, budget.battery_joule) * (1 + 1e-9))
+    if len(over):
+        raise ValueError(
+            f"policy {policy!r} must keep to the energy of a round, got {cost[over[0]]:g} J of at most "
+            f"{most[over[0]]:g} J on device {over[0]}"
+        )
 
 
 def _matrix(name: str, value: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> FloatArray:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.own_parameter import own_parameter_name, scale_losses, set_own_parameter
+from dmmlkd_ext.experiments.own_parameter import scale_losses, set_own_parameter
 from dmmlkd_ext.training.keep.files import write_text
-from dmmlkd_ext.training.methods import UNIMODAL, MethodConfig, get_method
+from dmmlkd_ext.training.methods import MethodConfig, get_method
 
 PATH = Path(__file__).with_name("tuned.json")
 """The committed choices."""
@@ -95,15 +95,12 @@ def parent(method: str) -> str:
         >>> [parent(name) for name in ("dmml-kd-no-generator", "dmml-kd-reversed", "unimodal:audio", "fedgen")]
         ['dmml-kd', 'dmml-kd-tb', 'dmml', 'fedgen']
     """
-    if method in TUNED_METHODS:
-        return method
-    if method.endswith("-reversed"):
-        return f"{method.removesuffix('-reversed')}-tb"
-    if method.startswith("dmml-kd-"):
-        return "dmml-kd"
-    if method.startswith(UNIMODAL):
-        return "dmml"
-    raise ValueError(f"method must be tuned, or derived from a method that is; got {method!r}")
+    name: str | None = method
+    while name is not None and name not in TUNED_METHODS:
+        name = get_method(name).base
+    if name is None:
+        raise ValueError(f"method must be tuned, or derived from a method that is; got {method!r}")
+    return name
 
 
 def find_choice(choices: Choices, dataset: str, method: str, budget: float | None) -> Choice | None:
@@ -132,10 +129,12 @@ def apply_choices(config: ExperimentConfig, choices: Choices) -> ExperimentConfi
 
 def inherit_losses(method: MethodConfig, choices: Choices, dataset: str, budget: float | None) -> MethodConfig:
     """Return a balanced method with the tuned loss weights of the method that it balances; others as they are."""
-    if own_parameter_name(method) != "exponent":
+    if method.tunes != "exponent":
         return method
-    base = method.name.removesuffix("-tb").removesuffix("-reversed")
-    if own_parameter_name(get_method(base)) != "loss_scale":
-        return method
-    choice = find_choice(choices, dataset, base, budget)
+    base = method
+    while base.tunes != "loss_scale":
+        if base.base is None:
+            return method
+        base = get_method(base.base)
+    choice = find_choice(choices, dataset, base.name, budget)
     return method if choice is None or choice.own_parameter is None else scale_losses(method, choice.own_parameter)

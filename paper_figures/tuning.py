@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.own_parameter import own_parameter_name, set_own_parameter
+from dmmlkd_ext.experiments.own_parameter import set_own_parameter
 from dmmlkd_ext.experiments.presets import preset
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from dmmlkd_ext.training.methods import get_method
@@ -81,7 +81,7 @@ def searches(datasets: Iterable[str], balanced: bool) -> list[Search]:
         for dataset in datasets
         for budget, methods in ((None, TUNED_METHODS), (TUNED_BUDGET, LIMITED_METHODS))
         for method in methods
-        if (own_parameter_name(get_method(method)) == "exponent") == balanced
+        if (get_method(method).tunes == "exponent") == balanced
     ]
 
 

@@ -65,7 +65,9 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     if method.centralized:
         training = replace(training, batch_size=training.batch_size * config.data.num_devices)
         dataset, device_samples, holds, topology = centralize(dataset, device_samples, holds, topology)
-    model = MultiModalNetwork(dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width)
+    model = MultiModalNetwork(
+        dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width, training.encoders
+    )
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, config.seed)
     further = {GENERATOR: guidance.layout} if guidance else {}
     part = slice_population(topology, holds, model, ranks or Ranks())

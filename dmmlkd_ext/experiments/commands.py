@@ -274,7 +274,7 @@ def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimu
     except ValueError as error:
         raise UserError(str(error)) from error
     if ranks.rank == 0 and not quiet:
-        edges, part = simulation.network.topology.edges, simulation.part
+        edges, part = simulation.world.topology.edges, simulation.part
         devices, cut = ", ".join(map(str, part.counts)), links_cut(edges, part.owner)
         print(f"{devices} devices on {ranks.size} ranks, {cut} of {len(edges)} links between ranks", file=sys.stderr)
     return simulation

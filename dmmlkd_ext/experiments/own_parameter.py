@@ -4,30 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
 
-from dmmlkd_ext.training.methods import METHODS, LossWeights, MethodConfig
-
-OwnParameter = Literal["exponent", "modulation_strength", "proximal", "loss_scale"]
-
-
-def own_parameter_name(method: MethodConfig) -> OwnParameter | None:
-    """Return which parameter is a method's own, or None: its learning rate is all there is to tune.
-
-    `exponent` of the balance, `modulation_strength` of the gradients' modulation, weight `proximal`, or `loss_scale`,
-    a factor on the weights of all loss terms beside the task's.
-
-    Example:
-        >>> [own_parameter_name(METHODS[name]) for name in ("dmml", "dmml-kd", "dmml-kd-tb", "ogm-ge")]
-        [None, 'loss_scale', 'exponent', 'modulation_strength']
-    """
-    if method.balance.policy in ("balanced", "reversed"):
-        return "exponent"
-    if method.modulation != "none":
-        return "modulation_strength"
-    if method.proximal:
-        return "proximal"
-    return "loss_scale" if any(vars(method.losses).values()) else None
+from dmmlkd_ext.training.methods import METHODS, MethodConfig
 
 
 def get_own_parameter(method: MethodConfig) -> float:
@@ -37,7 +15,7 @@ def get_own_parameter(method: MethodConfig) -> float:
         >>> get_own_parameter(METHODS["dmml-kd-tb"]), get_own_parameter(METHODS["dmml-kd"])
         (3.0, 1.0)
     """
-    match own_parameter_name(method):
+    match method.tunes:
         case "exponent":
             return method.balance.exponent
         case "modulation_strength":
@@ -59,7 +37,7 @@ def set_own_parameter(method: MethodConfig, value: float) -> MethodConfig:
         >>> set_own_parameter(METHODS["fedprox"], 0.1).proximal
         0.1
     """
-    match own_parameter_name(method):
+    match method.tunes:
         case "exponent":
             return replace(method, balance=replace(method.balance, exponent=value))
         case "modulation_strength":
@@ -75,7 +53,7 @@ def loss_scale(method: MethodConfig) -> float:
     """Return the factor of a method's loss weights on those in the table of methods; NaN where they are none of it."""
     if method.name not in METHODS:
         return math.nan
-    known, own = vars(METHODS[method.name].losses), vars(method.losses)
+    known, own = METHODS[method.name].losses.named(), method.losses.named()
     factors = {round(own[term] / weight, 9) for term, weight in known.items() if weight}
     absent_alike = all(not own[term] for term, weight in known.items() if not weight)
     return factors.pop() if len(factors) == 1 and absent_alike else math.nan
@@ -95,5 +73,4 @@ def scale_losses(method: MethodConfig, scale: float) -> MethodConfig:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if method.name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method.name!r}")
-    weights = vars(METHODS[method.name].losses)
-    return replace(method, losses=LossWeights(**{term: weight * scale for term, weight in weights.items()}))
+    return replace(method, losses=METHODS[method.name].losses.scaled(scale))

@@ -9,16 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from dmmlkd_ext.model.convolution import convolve
-from dmmlkd_ext.model.direct import (
-    Layers,
-    PullBack,
-    convolve_layers_backward,
-    convolve_layers_forward,
-    linear_layers_backward,
-    linear_layers_forward,
-)
-from dmmlkd_ext.model.layers import linear
+from dmmlkd_ext.model.layers import convolve, linear
 from dmmlkd_ext.model.layout import ParameterSpec
 
 
@@ -37,8 +28,8 @@ class Encoder(Protocol):
     """What a modality's encoder must offer."""
 
     @property
-    def layers(self) -> EncoderLayers:
-        """What native code has to know of it."""
+    def layers(self) -> EncoderLayers | None:
+        """What native code has to know of it; None: native code cannot run it."""
 
     @property
     def output_features(self) -> int:
@@ -53,12 +44,6 @@ class Encoder(Protocol):
 
     def forward(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Return z [devices, samples, output_features] of inputs [devices, samples, *shape]."""
-
-    def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
-        """Return the features [devices, samples, 2 d] that the projection makes of z, and what takes them back.
-
-        `weights` hold the projection too. What comes back writes the gradients of all of them.
-        """
 
 
 def rectifier_scale(fan_in: int) -> float:
@@ -112,23 +97,6 @@ class PerceptronEncoder:
         """Return z [devices, samples, hidden_width] of inputs [devices, samples, input_features]."""
         hidden = linear(inputs, weights["weight1"], weights["bias1"]).relu()
         return linear(hidden, weights["weight2"], weights["bias2"]).relu()
-
-    def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
-        """Return the features [devices, samples, 2 d] that the projection makes of z, and what takes them back.
-
-        `weights` hold the projection too. What comes back writes the gradients of all of them.
-        """
-        layers = self._layers(weights)
-        outputs = linear_layers_forward(inputs, layers, rectified=2)
-
-        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            linear_layers_backward(gradient, inputs, layers, outputs, self._layers(into), rectified=2)
-
-        return outputs[-1], pull_back
-
-    def _layers(self, values: Mapping[str, torch.Tensor]) -> Layers:
-        names = "weight1", "weight2", "projection"
-        return Layers([values[name] for name in names], [values["bias1"], values["bias2"]])
 
 
 @dataclass(frozen=True)
@@ -200,39 +168,6 @@ class ConvolutionalEncoder:
             weight, bias = weights[f"weight{layer}"], weights[f"bias{layer}"]
             hidden = convolve(hidden, weight, bias, self.kernel, self.stride, rectify=True)
         return hidden.mean(2) if self.dimensions == 1 else hidden.flatten(2)
-
-    def trace(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
-        """Return the features [devices, samples, 2 d] that the projection makes of z, and what takes them back.
-
-        `weights` hold the projection too. What comes back writes the gradients of all of them.
-        """
-        layers, projection = self._layers(weights), Layers([weights["projection"]], [])
-        first, averaged = inputs.movedim(2, -1), self.dimensions == 1
-        outputs = convolve_layers_forward(first, layers, self.kernel, self.stride, with_means=averaged)
-        encoding = outputs.pop() if averaged else outputs[-1].flatten(2)
-        features = linear_layers_forward(encoding, projection, rectified=0)
-
-        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            target = Layers([into["projection"]], [])
-            inner = linear_layers_backward(gradient, encoding, projection, features, target, 0, with_inputs=True)
-            upstream, targets = self._spread(inner), self._layers(into)
-            convolve_layers_backward(upstream, first, layers, outputs, targets, self.kernel, self.stride)
-
-        return features[0], pull_back
-
-    def _layers(self, values: Mapping[str, torch.Tensor]) -> Layers:
-        numbers = range(1, len(self.channels) + 1)
-        return Layers(
-            [values[f"weight{number}"] for number in numbers], [values[f"bias{number}"] for number in numbers]
-        )
-
-    def _spread(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the last layer for one of z; an average's is the same at all times, so a view."""
-        space = self.spaces[-1]
-        if self.dimensions == 1:
-            return (gradient / space[0]).unsqueeze(2).expand(-1, -1, *space, -1)
-        spread: torch.Tensor = gradient.unflatten(2, (*space, self.channels[-1]))
-        return spread
 
 
 def make_encoder(shape: tuple[int, ...], hidden_width: int) -> Encoder:

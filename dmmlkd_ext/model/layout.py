@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,8 @@ class BlockLayout:
     """
 
     parameters: Mapping[str, ParameterSpec]
+    initial: Callable[[torch.Generator], Mapping[str, torch.Tensor]] | None = None
+    """Draws the initial values of some parameters in a way of their own, before the others."""
 
     @cached_property
     def size(self) -> int:
@@ -58,5 +60,11 @@ class BlockLayout:
 
     def initialize(self, generator: torch.Generator) -> torch.Tensor:
         """Return one device's initial block [size], float32, drawn in the order of the parameters."""
-        parts = [torch.randn(spec.size, generator=generator) * spec.std for spec in self.parameters.values()]
+        given = self.initial(generator) if self.initial else {}
+        parts = [
+            given[name].flatten()
+            if name in given
+            else torch.randn(spec.size, generator=generator, dtype=torch.float32) * spec.std
+            for name, spec in self.parameters.items()
+        ]
         return torch.cat(parts)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from dmmlkd_ext.model.direct import PullBack
 from dmmlkd_ext.model.encoders import Encoder, make_encoder
 from dmmlkd_ext.model.layers import linear
 from dmmlkd_ext.model.layout import BlockLayout, ParameterSpec
+from dmmlkd_ext.model.modules import ModuleEncoder, make_module_encoder
 
 SHARED = "shared"
 """Name of the block of the classifier weight on common features, w^_n, which every device has."""
@@ -60,6 +60,13 @@ class MultiModalNetwork:
     num_classes: int
     feature_width: int
     hidden_width: int
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    """The registered encoder of a modality by name (`dmmlkd_ext.model.modules`); others by shape."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.chosen) - set(self.shapes))
+        if unknown:
+            raise ValueError(f"encoders must be of {', '.join(self.shapes)}; got one of {', '.join(unknown)}")
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
@@ -69,12 +76,22 @@ class MultiModalNetwork:
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
         """The encoder of each modality."""
-        return {name: make_encoder(tuple(shape), self.hidden_width) for name, shape in self.shapes.items()}
+        return {
+            name: make_module_encoder(self.chosen[name], tuple(shape))
+            if name in self.chosen
+            else make_encoder(tuple(shape), self.hidden_width)
+            for name, shape in self.shapes.items()
+        }
+
+    @property
+    def foreign_encoders(self) -> tuple[str, ...]:
+        """The modalities whose encoder native code does not know."""
+        return tuple(name for name, encoder in self.encoders.items() if encoder.layers is None)
 
     @cached_property
     def encoder_numbers(self) -> EncoderNumbers:
-        """What native operators have to know of the encoders."""
-        layers = [encoder.layers for encoder in self.encoders.values()]
+        """What native operators have to know of the encoders, which must all be built in."""
+        layers = [encoder.layers for encoder in self.encoders.values() if encoder.layers is not None]
         return EncoderNumbers(
             kernels=[own.kernel for own in layers],
             strides=[own.stride for own in layers],
@@ -91,7 +108,8 @@ class MultiModalNetwork:
         for name, encoder in self.encoders.items():
             inputs = encoder.output_features
             projection = ParameterSpec((inputs, 2 * width), inputs**-0.5)
-            layouts[name] = BlockLayout({**encoder.parameters(), "projection": projection, "head": head})
+            initial = encoder.initialize if isinstance(encoder, ModuleEncoder) else None
+            layouts[name] = BlockLayout({**encoder.parameters(), "projection": projection, "head": head}, initial)
         return layouts
 
     @cached_property
@@ -122,18 +140,3 @@ class MultiModalNetwork:
         features = linear(encoding, weights["projection"])
         common, specific = features.split(self.feature_width, -1)
         return ModalityFeatures(common, specific, linear(common, shared_head), linear(specific, weights["head"]))
-
-    def trace(
-        self, modality: str, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor
-    ) -> tuple[torch.Tensor, PullBack]:
-        """Return one modality's features, and what writes the gradients of its block, but for the head's.
-
-        Args:
-            modality: its name.
-            weights: parameters of its block, each [devices, *shape].
-            inputs: [devices, samples, *shape].
-
-        Returns:
-            [devices, samples, 2 d], the common feature, then the specific one; and the function.
-        """
-        return self.encoders[modality].trace(weights, inputs)

@@ -89,6 +89,11 @@ def backend() -> Literal["native", "reference"]:
     return "reference" if _module is None else "native"
 
 
+def backend_reason() -> str | None:
+    """Return why the reference implementations run, or None: the native ones do."""
+    return _reason or None
+
+
 def uses_native(tensor: torch.Tensor) -> bool:
     """Return whether the native operators take this tensor; other devices go to the reference.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class TrainingConfig:
     """d: width of the modality-common and of the modality-specific feature."""
     hidden_width: int = 64
     """Width of the perceptron encoders."""
+    encoders: dict[str, str] = field(default_factory=dict, hash=False)
+    """A registered encoder for a modality, such as `image: small-cnn` (`dmmlkd_ext.model.modules`); the others get the
+    one that fits their shape."""
     evaluate_every: int = 5
     """Rounds between evaluations; the last round is always evaluated."""
     evaluation_samples: int = 64

@@ -6,10 +6,11 @@ rivals pay nothing for what they do not use.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from dmmlkd_ext.balance import BalanceConfig, Policy
+from dmmlkd_ext.balance import BalanceConfig
 from dmmlkd_ext.training.guide.base import GeneratorConfig
 
 
@@ -30,14 +31,32 @@ class LossWeights:
     """l_gen of F_gen: guidance of the common features by the generator."""
     rehearsal: float = 0.0
     """l_reh: cross-entropy of the shared head on generated features of all classes."""
+    further: dict[str, float] = field(default_factory=dict, hash=False)
+    """Weights of one's own terms by name (`dmmlkd_ext.training.learn.terms.register_term`)."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < float("inf"):
+        for name, value in self.named().items():
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+    def named(self) -> dict[str, float]:
+        """Return all weights by the names of their terms.
+
+        Example:
+            >>> LossWeights(similarity=0.1, further={"margin": 0.2}).named()["margin"]
+            0.2
+        """
+        return {name: value for name, value in vars(self).items() if name != "further"} | self.further
+
+    def scaled(self, factor: float) -> LossWeights:
+        """Return all weights times a factor."""
+        further = {name: factor * value for name, value in self.further.items()}
+        weights: dict[str, Any] = {name: factor * value for name, value in vars(self).items() if name != "further"}
+        return LossWeights(**weights, further=further)
 
 
 Modulation = Literal["none", "ogm-ge", "mmpareto"]
+Tuned = Literal["exponent", "modulation_strength", "proximal", "loss_scale"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,11 @@ class MethodConfig:
     most training samples of, and counts in the mean with that accuracy."""
     centralized: bool = False
     """All devices' data in one place, with the modalities that they held: an upper reference, not a rival."""
+    base: str | None = None
+    """The method that this one is a variant or control of: it takes that one's tuned settings, where it has none."""
+    tunes: Tuned | None = None
+    """What a search tunes beside the learning rate: `exponent` of the balance, `modulation_strength`, `proximal`, or
+    `loss_scale`, a factor on the weights of all loss terms beside the task's."""
 
     def __post_init__(self) -> None:
         if self.modulation not in get_args(Modulation):
@@ -82,16 +106,19 @@ class MethodConfig:
 DISTILLATION = LossWeights(classification=0.5, similarity=0.03, difference=0.05, generator=0.3, rehearsal=0.1)
 NETWORK = GeneratorConfig(kind="network")
 
-_DMML_KD = MethodConfig("dmml-kd", losses=DISTILLATION, generator=NETWORK)
+_DMML_KD = MethodConfig("dmml-kd", losses=DISTILLATION, generator=NETWORK, tunes="loss_scale")
 _DMML = MethodConfig("dmml")
 
 
-def _balanced(method: MethodConfig, name: str, policy: Policy) -> MethodConfig:
-    return replace(method, name=name, balance=BalanceConfig(policy=policy))
+def _balanced(method: MethodConfig, name: str, policy: str) -> MethodConfig:
+    tunes: Tuned | None = "exponent" if policy in ("balanced", "reversed") else method.tunes
+    return replace(method, name=name, balance=BalanceConfig(policy=policy), base=method.name, tunes=tunes)
 
 
 def _without(term: str) -> MethodConfig:
-    return replace(_DMML_KD, name=f"dmml-kd-no-{term}", losses=replace(DISTILLATION, **{term: 0.0}))
+    weights: dict[str, Any] = {**DISTILLATION.named(), term: 0.0}
+    losses = LossWeights(**weights)
+    return replace(_DMML_KD, name=f"dmml-kd-no-{term}", losses=losses, base="dmml-kd")
 
 
 METHODS: dict[str, MethodConfig] = {
@@ -112,25 +139,32 @@ METHODS: dict[str, MethodConfig] = {
             name="dmml-kd-no-generator",
             losses=replace(DISTILLATION, generator=0.0, rehearsal=0.0),
             generator=GeneratorConfig(),
+            base="dmml-kd",
         ),
-        replace(_DMML_KD, name="dmml-kd-gaussian", generator=GeneratorConfig(kind="gaussian")),
+        replace(_DMML_KD, name="dmml-kd-gaussian", generator=GeneratorConfig(kind="gaussian"), base="dmml-kd"),
         # Controls of the balance
-        _balanced(_DMML_KD, "dmml-kd-reversed", "reversed"),
+        replace(_balanced(_DMML_KD, "dmml-kd-reversed", "reversed"), base="dmml-kd-tb"),
         _balanced(_DMML_KD, "dmml-kd-separate", "separate"),
         _balanced(_DMML_KD, "dmml-kd-greedy", "greedy"),
-        _balanced(_DMML, "dmml-reversed", "reversed"),
+        replace(_balanced(_DMML, "dmml-reversed", "reversed"), base="dmml-tb"),
         # Rivals
-        MethodConfig("fedprox", proximal=0.01),
-        MethodConfig("ogm-ge", modulation="ogm-ge"),
-        MethodConfig("mmpareto", modulation="mmpareto", modulation_strength=1.5),
+        MethodConfig("fedprox", proximal=0.01, tunes="proximal"),
+        MethodConfig("ogm-ge", modulation="ogm-ge", tunes="modulation_strength"),
+        MethodConfig("mmpareto", modulation="mmpareto", modulation_strength=1.5, tunes="modulation_strength"),
         # FedGen (Zhu et al. 2021): a generator trained by the heads alone, of the features that the classifier sees
         # which all devices share. These are the common ones: a modality's own head is only where the modality is.
         MethodConfig(
             "fedgen",
             losses=LossWeights(generator=1.0, rehearsal=1.0),
             generator=GeneratorConfig(kind="network", moment_weight=0.0, weigh_heads=True),
+            tunes="loss_scale",
         ),
-        MethodConfig("fedproto", losses=LossWeights(generator=1.0), generator=GeneratorConfig(kind="prototypes")),
+        MethodConfig(
+            "fedproto",
+            losses=LossWeights(generator=1.0),
+            generator=GeneratorConfig(kind="prototypes"),
+            tunes="loss_scale",
+        ),
         MethodConfig("centralized", centralized=True),
     )
 }
@@ -140,6 +174,31 @@ UNIFORM = "uniform"
 """The control of the balance that cuts all modalities alike where energy is short, as `dmml-kd` does."""
 
 UNIMODAL = "unimodal:"
+
+
+_FURTHER: dict[str, MethodConfig] = {}
+
+
+def register_method(method: MethodConfig) -> None:
+    """Make a method of one's own known by its name.
+
+    Raises:
+        ValueError: the name is empty or one of the package's.
+
+    Example, in a file that `--module` names:
+        >>> margin = replace(get_method("dmml"), name="dmml-margin", losses=LossWeights(further={"margin": 0.3}))
+        >>> register_method(replace(margin, base="dmml"))
+        >>> get_method("dmml-margin").losses.named()["margin"]
+        0.3
+    """
+    if not method.name or method.name == UNIFORM or method.name in METHODS or method.name.startswith(UNIMODAL):
+        raise ValueError(f"name of a method must be one of your own, got {method.name!r}")
+    _FURTHER[method.name] = method
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods, those of the user last."""
+    return (*METHODS, UNIFORM, f"{UNIMODAL}<modality>", *_FURTHER)
 
 
 def get_method(name: str) -> MethodConfig:
@@ -153,9 +212,10 @@ def get_method(name: str) -> MethodConfig:
         0.5
     """
     if name == UNIFORM:
-        return replace(_DMML_KD, name=UNIFORM)
+        return replace(_DMML_KD, name=UNIFORM, base="dmml-kd")
     if name.startswith(UNIMODAL) and len(name) > len(UNIMODAL):
-        return MethodConfig(name, only=name.removeprefix(UNIMODAL))
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, {UNIFORM}, {UNIMODAL}<modality>; got {name!r}")
-    return METHODS[name]
+        return MethodConfig(name, only=name.removeprefix(UNIMODAL), base="dmml")
+    method = METHODS.get(name) or _FURTHER.get(name)
+    if method is None:
+        raise ValueError(f"method must be one of {', '.join(method_names())}; got {name!r}")
+    return method

@@ -34,6 +34,10 @@ class Block:
         self.local = self.at_hand = self.start.clone()
         self.momentum = torch.zeros_like(self.start)
 
+    def begin(self) -> None:
+        """Let the training begin from the parameters that the last exchange left."""
+        self.local.copy_(self.start)
+
     def make_room(self, halo: int) -> None:
         """Let `at_hand` have `halo` rows behind those of `local`."""
         self.at_hand = self.local.new_empty(len(self.devices) + halo, self.num_parameters)
@@ -95,10 +99,10 @@ class Population:
         """Number of devices."""
         return len(self.holds)
 
-    def begin_round(self) -> None:
-        """Let the training begin from the parameters that the last exchange left."""
-        for block in self.blocks.values():
-            block.local.copy_(block.start)
+    @property
+    def torch_device(self) -> torch.device:
+        """The processor or GPU that holds the parameters."""
+        return next(iter(self.blocks.values())).start.device
 
     def consensus_distance(self, part: Slice | None = None) -> dict[str, float]:
         """Return, for each block, the root mean square distance of the devices from their mean, on all ranks.

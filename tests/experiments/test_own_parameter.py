@@ -8,7 +8,6 @@ import pytest
 from dmmlkd_ext.experiments.own_parameter import (
     get_own_parameter,
     loss_scale,
-    own_parameter_name,
     scale_losses,
     set_own_parameter,
 )
@@ -18,7 +17,7 @@ from dmmlkd_ext.training.methods import METHODS, get_method
 @pytest.mark.parametrize("name", METHODS)
 def test_a_value_that_is_set_is_read_back_and_changes_nothing_else(name: str) -> None:
     method = METHODS[name]
-    if own_parameter_name(method) is None:
+    if method.tunes is None:
         assert math.isnan(get_own_parameter(method))
         with pytest.raises(ValueError, match=f"method {name} has no parameter of its own"):
             set_own_parameter(method, 2.0)

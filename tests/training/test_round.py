@@ -164,7 +164,7 @@ def test_a_device_that_cannot_pay_the_broadcast_neither_sends_nor_receives():
 
 def test_a_device_that_can_pay_the_exchange_but_not_its_generators_learning_still_relays():
     simulation = make_simulation(make_dataset(TINY_SHAPES), ALL, generated("dmml-kd"), energy=WIRELESS)
-    exchange = simulation.network.draw(0).cost.energy_joule[2]
+    exchange = simulation.world.draw(0).cost.energy_joule[2]
     assert simulation.overhead[2] > 0
     simulation.energy = EnergyAccount([100.0, 100.0, exchange + 0.5 * simulation.overhead[2], 100.0])
     before = parameters(simulation)
@@ -305,7 +305,7 @@ def test_a_budget_that_is_a_fraction_holds_every_exchange_and_what_the_generator
         make_simulation(method=generated("dmml-kd", **settings), energy=WIRELESS) for settings in ({}, {"steps": 0})
     )
     rounds, iterations = SMALL_TRAINING.rounds, 0.5 * SMALL_TRAINING.local_iterations
-    exchange = np.mean([simulation.network.draw(index).cost.energy_joule for index in range(20)], axis=0)
+    exchange = np.mean([simulation.world.draw(index).cost.energy_joule for index in range(20)], axis=0)
     expected = rounds * (iterations * simulation.iteration_energy.sum(axis=1) + exchange + simulation.overhead)
     np.testing.assert_allclose(simulation.energy.remaining_joule, expected)
     assert exchange.all()

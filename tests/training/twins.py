@@ -33,7 +33,7 @@ class Twins:
     def run_round(self, tolerance: dict) -> Plan:
         """Run one round of both and compare all that they compute."""
         simulation = self.simulation
-        number, links = simulation.round, simulation.network.draw(simulation.round, simulation.energy.remaining_joule)
+        number, links = simulation.round, simulation.world.draw(simulation.round, simulation.energy.remaining_joule)
         begin = {name: self.loop.vectors(name).norm(dim=1).double().numpy() for name in self.loop.columns}
         record = simulation.run_round()
         plan = plan_of(record, simulation)

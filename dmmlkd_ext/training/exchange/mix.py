@@ -142,6 +142,14 @@ def with_halo(rows: torch.Tensor, route: Route, ranks: Ranks) -> torch.Tensor:
     return at_hand
 
 
+def gather_variations(variations: Mapping[str, Variation], part: Slice) -> dict[str, Variation]:
+    """Return the variations of all devices from those of this rank's."""
+    fields = Variation._fields
+    mine = {f"{name} {field}": getattr(found, field) for name, found in variations.items() for field in fields}
+    everyone = part.gather(mine)
+    return {name: Variation(*(everyone[f"{name} {field}"] for field in fields)) for name in variations}
+
+
 def _begin(block: Block, route: Route, ranks: Ranks, tag: int) -> Callable[[], None]:
     """Pack the rows that others need, begin to exchange them, and return what waits for the halo."""
     halo = block.at_hand[len(block.devices) : len(block.devices) + route.halo]
@@ -160,6 +168,6 @@ def _mix_block(population: Population, name: str, weights: GossipWeights, route:
     mixing = gossip_mix(at_hand, weights, block.start, measure=True)
     assert isinstance(mixing, GossipMixing)
     distance, start = (np.full(population.num_devices, np.nan) for _ in range(2))
-    distance[block.devices] = mixing.variation.sqrt().numpy()
-    start[block.devices] = mixing.start.sqrt().numpy()
+    distance[block.devices] = mixing.variation.sqrt().cpu().numpy()
+    start[block.devices] = mixing.start.sqrt().cpu().numpy()
     return Variation(distance, start)

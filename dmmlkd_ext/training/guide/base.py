@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from dmmlkd_ext.model.layout import BlockLayout
-from dmmlkd_ext.ops import GossipWeights, backend
+from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class FeatureMoments:
         num_classes: number of classes.
         width: width d of the features.
         full: keep whole products [d, d] instead of squares.
+        like: a tensor of the dtype and on the processor or GPU of the features.
 
     Example:
         >>> moments = FeatureMoments(devices=1, num_classes=2, width=1)
@@ -93,24 +94,17 @@ class FeatureMoments:
         ([2.0, 5.0], [1.0, 0.0])
     """
 
-    def __init__(self, devices: int, num_classes: int, width: int, full: bool = False) -> None:
-        self.count = self.count_at_hand = torch.zeros(devices, num_classes)
+    def __init__(
+        self, devices: int, num_classes: int, width: int, full: bool = False, like: torch.Tensor | None = None
+    ) -> None:
+        like = torch.zeros((), dtype=torch.float32) if like is None else like
+        self.count = self.count_at_hand = like.new_zeros(devices, num_classes)
         """Counts; behind those of own devices, `count_at_hand` has those of neighbours on other ranks."""
-        self.sum = torch.zeros(devices, num_classes, width)
-        self.product = torch.zeros(devices, num_classes, width, *([width] if full else []))
+        self.sum = like.new_zeros(devices, num_classes, width)
+        self.product = like.new_zeros(devices, num_classes, width, *([width] if full else []))
 
     def add(self, devices: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, present: torch.Tensor) -> None:
         """Add features [n, batch, d] of `devices` [n], all different, with their labels and presence [n, batch]."""
-        features = features.detach()
-        if backend() == "native" and features.device.type == "cpu":
-            torch.ops.dmmlkd.class_moments_(features, labels, present, devices, self.count, self.sum, self.product)
-        else:
-            self.add_reference(devices, features, labels, present)
-
-    def add_reference(
-        self, devices: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, present: torch.Tensor
-    ) -> None:
-        """Do what `add` does, by operations of torch."""
         num_classes = self.count.shape[1]
         member = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype) * present.unsqueeze(-1)
         by_class = member.transpose(1, 2)
@@ -230,19 +224,20 @@ class Guidance:
         """Return features [devices, classes, n, d] and for which classes they mean something, [devices, classes]."""
         raise NotImplementedError(f"{type(self).__name__} must generate features")
 
-    def begin_round(
-        self, population: Population, round_index: int, num_iterations: int, batch_size: int
-    ) -> GuidanceRound:
+    def begin(self, population: Population, round_index: int, num_iterations: int, batch_size: int) -> GuidanceRound:
         """Return what guides the local iterations of a round."""
-        strength = self.config.strength(round_index)
-        pool = torch.zeros(0, self.num_classes, 1, self.feature_width)
-        known = torch.zeros(0, self.num_classes, dtype=torch.bool)
+        block, strength = population.blocks[GENERATOR], self.config.strength(round_index)
+        block.begin()
+        pool = block.start.new_zeros(0, self.num_classes, 1, self.feature_width)
+        known = torch.zeros(0, self.num_classes, dtype=torch.bool, device=block.start.device)
         if strength:
-            pool, known = self.generate(population.blocks[GENERATOR].start, round_index)
-        moments = FeatureMoments(population.num_devices, self.num_classes, self.feature_width, self.full_moments)
+            pool, known = self.generate(block.start, round_index)
+        moments = FeatureMoments(
+            population.num_devices, self.num_classes, self.feature_width, self.full_moments, block.start
+        )
         draw, shape = torch_generator(self.seed, "guidance", round_index), (num_iterations, batch_size)
         limits = (pool.shape[2], self.num_classes, pool.shape[2])
-        draws = torch.stack([torch.randint(limit, shape, generator=draw) for limit in limits])
+        draws = torch.stack([torch.randint(limit, shape, generator=draw) for limit in limits]).to(block.start.device)
         return GuidanceRound(pool, known, moments, strength, self.by_distance, draws)
 
     def before_exchange(self, population: Population, moments: FeatureMoments) -> None:

@@ -41,19 +41,20 @@ class GaussianGuidance(Guidance):
         known = views["weight"].squeeze(-1) > 1e-3
         weight = views["weight"].where(known.unsqueeze(-1), 1)
         covariance = views["covariance"] / weight.unsqueeze(-1)
-        identity = torch.eye(self.feature_width)
+        identity = torch.eye(self.feature_width, dtype=parameters.dtype, device=parameters.device)
         factor, failed = torch.linalg.cholesky_ex(covariance + RIDGE * identity)
         # Rounding may leave a covariance that is not positive definite; its diagonal alone always is.
         diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().diag_embed()
         factor = torch.where((failed != 0)[..., None, None], diagonal, factor)
         draw = torch_generator(self.seed, "generator pool", round_index)
-        noise = torch.randn(self.num_classes, self.config.pool_per_class, self.feature_width, generator=draw)
+        shape = (self.num_classes, self.config.pool_per_class, self.feature_width)
+        noise = torch.randn(shape, generator=draw, dtype=parameters.dtype).to(parameters.device)
         return (views["mean"] / weight).unsqueeze(2) + noise @ factor.transpose(-2, -1), known
 
     def before_exchange(self, population: Population, moments: FeatureMoments) -> None:
         """Replace a share of the statistics of the classes that each device saw."""
         views = self.layout.views(population.blocks[GENERATOR].local)
         rate = self.config.update_rate * (moments.count > 1).to(moments.sum.dtype).unsqueeze(-1)
-        views["weight"].lerp_(torch.ones(()), rate)
+        views["weight"].lerp_(torch.ones_like(views["weight"]), rate)
         views["mean"].lerp_(moments.mean(), rate)
         views["covariance"].lerp_(moments.variance(), rate.unsqueeze(-1))

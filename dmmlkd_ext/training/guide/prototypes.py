@@ -34,5 +34,5 @@ class PrototypeGuidance(Guidance):
         """Replace a share of the prototypes of the classes that each device saw."""
         views = self.layout.views(population.blocks[GENERATOR].local)
         rate = self.config.update_rate * (moments.count > 0).to(moments.sum.dtype).unsqueeze(-1)
-        views["weight"].lerp_(torch.ones(()), rate)
+        views["weight"].lerp_(torch.ones_like(views["weight"]), rate)
         views["mean"].lerp_(moments.mean(), rate)

@@ -11,7 +11,6 @@ import torch
 
 from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.seeding import torch_generator
-from dmmlkd_ext.training.learn.gather import SharedNoise, gather_samples
 from dmmlkd_ext.training.learn.modulation import NOISE_TABLE, GradientNoise
 
 DRAWN_DEVICES = 2**16
@@ -26,7 +25,8 @@ class RoundBatches:
         split: the training data.
         indices: int64 [iterations, devices, batch], into it.
         noise: the table of noise on the features, or None.
-        offsets: int64 [iterations, modalities, devices], where a batch reads the table; see `SharedNoise`.
+        offsets: int64 [iterations, modalities, devices], at least 0: where a batch begins in the table, modulo the
+            number of places where a whole batch can begin.
         gradient_noise: of the modulations that draw some.
     """
 
@@ -46,9 +46,13 @@ class RoundBatches:
 
     def features(self, iteration: int, modality: str, devices: torch.Tensor) -> torch.Tensor:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
+        values, chosen = self.split.features[modality], self.indices[iteration, devices]
+        samples: torch.Tensor = values.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)  # copies whole rows
+        if self.noise is None:
+            return samples
         column = list(self.split.features).index(modality)
-        noise = None if self.noise is None else SharedNoise(self.noise, self.offsets[iteration, column])
-        return gather_samples(self.split.features[modality], self.indices[iteration], devices, noise)
+        windows = self.noise.unfold(0, samples.shape[1:].numel(), 1)
+        return samples + windows[self.offsets[iteration, column, devices] % len(windows)].view_as(samples)
 
 
 class BatchSampler:

@@ -13,19 +13,19 @@ import torch
 
 from dmmlkd_ext.model.layout import BlockLayout
 from dmmlkd_ext.seeding import torch_generator
-from dmmlkd_ext.training.learn.terms import BatchOutputs, modality_entropy, sum_in_order
+from dmmlkd_ext.training.learn.terms import Batch, sum_in_order
 
 HEAD = "head"
 NOISE_TABLE = 2**20
 """Normal numbers in a table of noise."""
 
 
-def competing(outputs: BatchOutputs) -> torch.Tensor:
+def competing(batch: Batch) -> torch.Tensor:
     """Return which devices have more than one modality in the batch, bool [devices]."""
-    return outputs.present.any(1).sum(1) > 1
+    return batch.present.any(1).sum(1) > 1
 
 
-def ogm_coefficients(outputs: BatchOutputs, strength: float) -> torch.Tensor:
+def ogm_coefficients(batch: Batch, strength: float) -> torch.Tensor:
     """Return the factor on the gradient of each modality, [devices, modalities] (OGM-GE, Peng et al. 2022).
 
     A modality whose own logits give the true class more probability than the others' do on average has its gradient
@@ -34,20 +34,20 @@ def ogm_coefficients(outputs: BatchOutputs, strength: float) -> torch.Tensor:
     one becomes the mean of the others.
 
     Args:
-        outputs: of the batch.
+        batch: of some devices.
         strength: the alpha of the paper.
 
     Example:
         >>> logits = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])  # one device, one sample: the first is ahead
-        >>> outputs = BatchOutputs(torch.tensor([[0]]), logits, torch.zeros_like(logits),
-        ...                        torch.ones(1, 1, 2, dtype=torch.bool), [], [], [])
-        >>> (ogm_coefficients(outputs, 0.5) < 1).tolist()
+        >>> none, present = torch.zeros_like(logits), torch.ones(1, 1, 2, dtype=torch.bool)
+        >>> batch = Batch(torch.tensor([[0]]), present, none, none, logits, none, none)
+        >>> (ogm_coefficients(batch, 0.5) < 1).tolist()
         [[True, False]]
     """
-    logits = (outputs.common_logits + outputs.specific_logits).detach()
-    labels = outputs.labels[..., None, None].expand(*logits.shape[:-1], 1)
-    probability = logits.softmax(-1).gather(-1, labels).squeeze(-1) * outputs.present
-    samples = outputs.present.sum(1)
+    logits = (batch.common_logits + batch.specific_logits).detach()
+    labels = batch.labels[..., None, None].expand(*logits.shape[:-1], 1)
+    probability = logits.softmax(-1).gather(-1, labels).squeeze(-1) * batch.present
+    samples = batch.present.sum(1)
     score = probability.sum(1) / samples.clamp_min(1)  # [devices, modalities]
     held = (samples > 0).sum(1, keepdim=True)
     others = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
@@ -123,13 +123,14 @@ def _gradient_noise_table(seed: int, size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch_generator(seed, "gradient noise table"))
 
 
-def unimodal_loss(outputs: BatchOutputs) -> torch.Tensor:
+def unimodal_loss(batch: Batch) -> torch.Tensor:
     """Return the sum of the modalities' own losses on the devices where several compete, a number.
 
     A modality's own loss is the cross-entropy of its two heads together, a mean over the samples that have it.
     """
-    entropy = modality_entropy(outputs, specific=True).sum(1) / outputs.present.sum(1).clamp_min(1)
-    return (entropy.sum(1) * competing(outputs)).sum()
+    entropy = batch.entropy(batch.common_logits + batch.specific_logits) * batch.present
+    by_modality = entropy.sum(1) / batch.present.sum(1).clamp_min(1)
+    return (by_modality.sum(1) * competing(batch)).sum()
 
 
 def pareto_gradient(

@@ -1,7 +1,7 @@
 """A round's local iterations in one native call, device by device.
 
 A device goes through all its iterations before the next one begins, so that its parameters, its momentum and its
-gradient stay in the cache, and Python is asked once a round. What it computes is what `stepwise` computes.
+gradient stay in the cache, and Python is asked once per round. It computes what `reference` computes.
 """
 
 from __future__ import annotations
@@ -9,16 +9,8 @@ from __future__ import annotations
 import torch
 
 from dmmlkd_ext.model.network import SHARED
-from dmmlkd_ext.ops.native import simulates_natively
 from dmmlkd_ext.training.learn.task import LocalTask
 from dmmlkd_ext.training.learn.terms import TERMS
-
-
-def applies(task: LocalTask) -> bool:
-    """Return whether the native call knows all that the method does, and takes the parameters where they are."""
-    method = task.method
-    plain = method.modulation == "none" and method.balance.pause == "drop"
-    return plain and simulates_natively(task.population.blocks[SHARED].local)
 
 
 @torch.no_grad()
@@ -28,11 +20,11 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
     Parameters and momenta of the population, and the guidance's moments, are written in place.
 
     Args:
-        task: for which `applies` holds.
+        task: for which `why_reference` has no reason.
 
     Returns:
-        The sums of each device's loss terms over its iterations, float64 [terms, devices], in the order of `TERMS`, and
-        in how many iterations it trained, int64 [devices].
+        The sums of each device's loss terms over its iterations, float64 [terms, devices], in the order of
+        `term_names`, and in how many iterations it trained, int64 [devices].
 
     Raises:
         ValueError: a shape, a dtype or an index does not fit; the message names it, and nothing has been written then.
@@ -42,7 +34,10 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
     """
     network, batches, config, guidance = task.population.network, task.batches, task.config, task.guidance
     blocks = [task.population.blocks[name] for name in (SHARED, *network.modalities)]
+    for block in blocks:
+        block.begin()
     moments = guidance.moments if guidance else None
+    weights = task.method.losses.named()
     guides = guidance if guidance and guidance.strength else None
     sums, counts = torch.ops.dmmlkd.local_round_(
         [block.local for block in blocks],
@@ -65,7 +60,7 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
         moments.count if moments else None,
         moments.sum if moments else None,
         moments.product if moments else None,
-        [getattr(task.method.losses, term) for term in TERMS[1:]],
+        [weights[term] for term in list(TERMS)[1:]],
         guides.strength if guides else 0.0,
         guides.by_distance if guides else False,
         config.clip_norm,
@@ -74,4 +69,5 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
         config.weight_decay,
         task.method.proximal,
     )
-    return sums, counts
+    further = sums.new_zeros(len(task.method.losses.further), sums.shape[1])  # of weight zero
+    return torch.cat([sums, further]), counts

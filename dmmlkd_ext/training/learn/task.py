@@ -1,4 +1,4 @@
-"""What a round's local iterations are made of."""
+"""What a round's local training is made of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from dmmlkd_ext.training.population import Population
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A round of local training, before it begins; see `dmmlkd_ext.training.learn.local.train`."""
+    """A round of local training, before it begins.
+
+    Attributes:
+        population: whose `start` holds the parameters to begin with, and whose `local` is to hold the trained ones.
+        batches: of the round.
+        plan: which modalities train in which iterations.
+        method: losses, proximal term and modulation.
+        config: batch size, optimizer.
+        learning_rate: of the round.
+        guidance: what guides the common features, or None.
+    """
 
     population: Population
     batches: RoundBatches
@@ -22,4 +32,4 @@ class LocalTask:
     method: MethodConfig
     config: TrainingConfig
     learning_rate: float
-    guidance: GuidanceRound | None
+    guidance: GuidanceRound | None = None

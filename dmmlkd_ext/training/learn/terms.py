@@ -1,45 +1,77 @@
-"""The losses of all devices (METHOD 3), each a mean over what is present in the batch."""
+"""The loss terms of all devices at once (METHOD 3), each beside its formula; and one's own, by `register_term`.
+
+A term is a function of a `Batch` that returns one number per device, a mean over what is present in its batch. What a
+device minimizes is the task's term plus the others times their weights in `method.losses`. A term of one's own:
+
+    >>> from dmmlkd_ext.training.learn.terms import Batch, register_term
+    >>> def feature_norm(batch: Batch) -> torch.Tensor:
+    ...     squares = batch.common.square().mean(-1)  # [devices, samples, modalities]
+    ...     return batch.mean_over_samples(batch.mean_over_modalities(squares))
+    >>> register_term("feature-norm", feature_norm)
+
+In a file that `--module` names, its weight is then set as `--method.losses.further feature-norm 0.01`; a method of
+one's own has `LossWeights(further={"feature-norm": 0.01})`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from dmmlkd_ext.ops import orthogonality_difference, pairwise_kl_similarity
+from dmmlkd_ext.registry import Registry
 from dmmlkd_ext.training.guide.base import GuidanceBatch
 from dmmlkd_ext.training.methods import LossWeights
 
-TERMS = ("task", "classification", "similarity", "difference", "generator", "rehearsal")
-
 
 @dataclass(frozen=True)
-class BatchOutputs:
-    """What the modalities give for one batch of some devices.
+class Batch:
+    """What the devices that train have computed for one batch each; zeros where a modality is absent.
 
     Attributes:
-        labels: int64 [devices, batch].
-        common_logits: [devices, batch, modalities, classes]; anything where absent.
-        specific_logits: likewise.
-        present: bool [devices, batch, modalities]: trained in this iteration and present in the sample.
-        common, specific: features of each modality, [devices that have it, batch, d].
-        positions: int64, the rows of `labels` that those devices are, one tensor a modality.
-        waiting_logits: [devices, batch, classes], the sum over the modalities that only run forward, or None.
-        waiting_count: [devices, batch], their number, or None.
+        labels: int64 [devices, samples].
+        present: bool [devices, samples, modalities]: trained in this iteration and present in the sample.
+        common: h^, [devices, samples, modalities, d].
+        specific: hˇ, likewise.
+        common_logits: w^_n h^, [devices, samples, modalities, classes].
+        specific_logits: wˇ_n hˇ, likewise.
+        shared_head: w^_n, [devices, d, classes].
+        guidance: features that guide the batch; None where nothing guides.
     """
 
     labels: torch.Tensor
+    present: torch.Tensor
+    common: torch.Tensor
+    specific: torch.Tensor
     common_logits: torch.Tensor
     specific_logits: torch.Tensor
-    present: torch.Tensor
-    common: Sequence[torch.Tensor]
-    specific: Sequence[torch.Tensor]
-    positions: Sequence[torch.Tensor]
-    waiting_logits: torch.Tensor | None = None
-    waiting_count: torch.Tensor | None = None
+    shared_head: torch.Tensor
+    guidance: GuidanceBatch | None = None
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """Which samples have a modality that trains, bool [devices, samples]."""
+        return self.present.any(2)
+
+    def mean_over_modalities(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean [devices, samples] over the modalities present of [devices, samples, modalities]."""
+        return sum_in_order(values * self.present, 2) / self.present.sum(2).clamp_min(1)
+
+    def mean_over_samples(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean [devices] over the samples that count of values [devices, samples]."""
+        return mean_where(values, self.counted)
+
+    def entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return each modality's cross-entropy [devices, samples, modalities] by logits [..., classes]."""
+        labels = self.labels.unsqueeze(-1).expand(logits.shape[:-1])
+        return cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+
+
+Term = Callable[[Batch], torch.Tensor]
 
 
 def sum_in_order(values: torch.Tensor, dim: int) -> torch.Tensor:
@@ -52,128 +84,128 @@ def sum_in_order(values: torch.Tensor, dim: int) -> torch.Tensor:
     return functools.reduce(torch.add, values.unbind(dim))
 
 
-def predict(outputs: BatchOutputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prediction's logits [devices, batch, classes] and how many modalities they are a mean of (METHOD 2).
+def mean_where(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Return the mean [devices] of values [devices, n] where `counted`, 0 where nothing is.
 
     Example:
-        >>> common, specific = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]]]]), torch.tensor([[[[0.0, 2.0], [0.0, 4.0]]]])
-        >>> label, both = torch.tensor([[1]]), torch.ones(1, 1, 2, dtype=torch.bool)
-        >>> predict(BatchOutputs(label, common, specific, both, (), (), ()))
-        (tensor([[[2., 3.]]]), tensor([[2]]))
+        >>> mean_where(torch.tensor([[1.0, 3.0, 8.0], [1.0, 1.0, 1.0]]), torch.tensor([[1, 1, 0], [0, 0, 0]]) > 0)
+        tensor([2., 0.])
     """
-    weight = outputs.present.unsqueeze(-1)
-    total = sum_in_order((outputs.common_logits + outputs.specific_logits) * weight, 2)
-    count = outputs.present.sum(2)
-    if outputs.waiting_logits is not None and outputs.waiting_count is not None:
-        total, count = total + outputs.waiting_logits, count + outputs.waiting_count
-    return total / count.clamp_min(1).unsqueeze(-1), count
-
-
-def device_losses(
-    outputs: BatchOutputs,
-    weights: LossWeights,
-    guidance: GuidanceBatch | None = None,
-    shared_head: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
-    """Return each term of each device's loss, [devices]; terms of weight zero are left out.
-
-    task: cross-entropy of the prediction, a mean over the samples with any modality, trained or waiting.
-    classification: F_cls, and similarity: F_sim, means over the samples with a trained one. difference: F_dif,
-    normalized. generator: F_gen, a mean over those of them whose class has a target, and rehearsal, over the classes
-    that have features; both with `guidance` and the devices' shared heads [devices, d, classes] alone. See METHOD 3.
-
-    Example:
-        >>> logits, label = torch.zeros(1, 1, 2, 4), torch.tensor([[1]])
-        >>> outputs = BatchOutputs(label, logits, logits, torch.ones(1, 1, 2, dtype=torch.bool), (), (), ())
-        >>> device_losses(outputs, LossWeights(similarity=0.1))  # ln 4 of four classes that are alike
-        {'task': tensor([1.3863]), 'similarity': tensor([0.])}
-    """
-    logits, count = predict(outputs)
-    counted = (count > 0).to(logits.dtype)
-    entropy = cross_entropy(logits.flatten(0, 1), outputs.labels.flatten(), reduction="none")
-    losses = {"task": (entropy.view_as(counted) * counted).sum(1) / counted.sum(1).clamp_min(1)}
-    # A sample with waiting modalities alone has a prediction, but nothing that the other terms could act on.
-    trained = outputs.present.any(2)
-    samples = trained.sum(1).clamp_min(1)
-    if weights.classification:
-        losses["classification"] = _mean_over_present(modality_entropy(outputs), outputs.present).sum(1) / samples
-    if weights.similarity:
-        similarity = pairwise_kl_similarity(outputs.common_logits, outputs.present, "none")
-        losses["similarity"] = similarity.sum(1) / samples
-    if weights.difference:
-        losses["difference"] = _difference(outputs)
-    if guidance is not None and shared_head is not None:
-        losses |= _guided_losses(outputs, weights, guidance, shared_head, trained)
-    return losses
-
-
-def _guided_losses(
-    outputs: BatchOutputs,
-    weights: LossWeights,
-    guidance: GuidanceBatch,
-    shared_head: torch.Tensor,
-    trained: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    losses = {}
-    if weights.generator:
-        pull = _feature_distance(outputs, guidance) if guidance.by_distance else _taught(outputs, guidance, shared_head)
-        losses["generator"] = guidance.strength * _mean_where(pull, guidance.known & trained)
-    if weights.rehearsal and guidance.rehearsal is not None and guidance.rehearsal_known is not None:
-        logits = torch.bmm(guidance.rehearsal, shared_head)
-        labels = guidance.rehearsal_labels.repeat(len(logits))
-        entropy = cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(logits.shape[:2])
-        losses["rehearsal"] = guidance.strength * _mean_where(entropy, guidance.rehearsal_known)
-    return losses
-
-
-def _mean_where(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Return the mean [devices] of values [devices, n] where `counted`, 0 where nothing is."""
     return (values * counted).sum(1) / counted.sum(1).clamp_min(1)
 
 
-def _taught(outputs: BatchOutputs, guidance: GuidanceBatch, shared_head: torch.Tensor) -> torch.Tensor:
-    """Return KL(prediction of the generated || of the own common feature), mean over modalities, [devices, batch]."""
-    teacher = torch.bmm(guidance.target, shared_head.detach()).log_softmax(-1).unsqueeze(2)
-    student = outputs.common_logits.log_softmax(-1)
-    divergence = (teacher.exp() * (teacher - student)).sum(-1)
-    return _mean_over_present(divergence, outputs.present)
+def predict(batch: Batch) -> torch.Tensor:
+    """Return the prediction's logits, [devices, samples, classes]: the mean over the modalities present (METHOD 2).
 
-
-def _feature_distance(outputs: BatchOutputs, guidance: GuidanceBatch) -> torch.Tensor:
-    """Return the mean squared distance of the common features from their class's prototype, [devices, batch]."""
-    total = outputs.common_logits.new_zeros(outputs.labels.shape)
-    for column, (common, positions) in enumerate(zip(outputs.common, outputs.positions, strict=True)):
-        distance = (common - guidance.target[positions]).square().mean(-1) * outputs.present[positions, :, column]
-        total = total.index_add(0, positions, distance)
-    return total / outputs.present.sum(2).clamp_min(1)
-
-
-def _mean_over_present(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the modalities present, [devices, batch], of values [devices, batch, modalities]."""
-    return sum_in_order(values * present, 2) / present.sum(2).clamp_min(1)
-
-
-def modality_entropy(outputs: BatchOutputs, specific: bool = False) -> torch.Tensor:
-    """Return each modality's own cross-entropy, [devices, batch, modalities], 0 where absent.
-
-    By the shared head on the common feature (F_cls of METHOD 3) or, with `specific`, by both of the modality's heads.
-
-    Example:
-        >>> logits, label = torch.zeros(1, 1, 2, 4), torch.tensor([[1]])
-        >>> modality_entropy(BatchOutputs(label, logits, logits, torch.tensor([[[True, False]]]), (), (), ()))
-        tensor([[[1.3863, 0.0000]]])
+    logits = mean_m( w^_n h^_m ) + mean_m( wˇ_{n,m} hˇ_m )
     """
-    logits = outputs.common_logits + outputs.specific_logits if specific else outputs.common_logits
-    labels = outputs.labels.unsqueeze(-1).expand(outputs.present.shape)
-    entropy = cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view(outputs.present.shape)
-    return entropy * outputs.present
+    logits = (batch.common_logits + batch.specific_logits) * batch.present.unsqueeze(-1)
+    return sum_in_order(logits, 2) / batch.present.sum(2).clamp_min(1).unsqueeze(-1)
 
 
-def _difference(outputs: BatchOutputs) -> torch.Tensor:
-    total = outputs.common_logits.new_zeros(len(outputs.labels))
-    features = zip(outputs.common, outputs.specific, outputs.positions, strict=True)
-    for column, (common, specific, positions) in enumerate(features):
-        mask = outputs.present[positions, :, column]
-        value = orthogonality_difference(common, specific, mask, normalize=True, reduction="none")
-        total = total.index_add(0, positions, value)
-    return total
+def task(batch: Batch) -> torch.Tensor:
+    """Return CE(prediction, y), a mean over the samples that count (METHOD 1 and 3)."""
+    logits = predict(batch)
+    entropy = cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
+    return batch.mean_over_samples(entropy.view_as(batch.labels))
+
+
+def classification(batch: Batch) -> torch.Tensor:
+    """Return F_cls = 1 / (B |M|) sum_d sum_m CE( sigma(w^_n h^_m(d)), y(d) ) (METHOD 3 [P])."""
+    return batch.mean_over_samples(batch.mean_over_modalities(batch.entropy(batch.common_logits)))
+
+
+def similarity(batch: Batch) -> torch.Tensor:
+    """Return F_sim, the mean of KL( sigma(w^_n h^_m) || sigma(w^_n h^_m') ) over ordered pairs (METHOD 3 [P])."""
+    return batch.mean_over_samples(pairwise_kl_similarity(batch.common_logits, batch.present, "none"))
+
+
+def difference(batch: Batch) -> torch.Tensor:
+    """Return F_dif = sum_m || (H^_m)^T Hˇ_m ||^2 in its normalized form (METHOD 3 [P], the form [C])."""
+    common, specific = batch.common.transpose(1, 2), batch.specific.transpose(1, 2)
+    mask = batch.present.transpose(1, 2)
+    by_modality = orthogonality_difference(common, specific, mask, normalize=True, reduction="none")
+    return sum_in_order(by_modality, 1)
+
+
+def generator(batch: Batch) -> torch.Tensor:
+    """Return F_gen = 1 / (B |M|) sum_d sum_m KL( sigma(w^_n h~(d)) || sigma(w^_n h^_m(d)) ) (METHOD 3 [C]).
+
+    The teacher, h~ and its logits, is constant. With prototypes the squared distance of h^_m from h~ takes the
+    divergence's place (FedProto, Tan et al. 2022). Samples whose class has no feature h~ do not count.
+    """
+    guidance = batch.guidance
+    assert guidance is not None
+    if guidance.by_distance:
+        apart = (batch.common - guidance.target.unsqueeze(2)).square().mean(-1)
+    else:
+        teacher = torch.bmm(guidance.target, batch.shared_head.detach()).log_softmax(-1).unsqueeze(2)
+        apart = (teacher.exp() * (teacher - batch.common_logits.log_softmax(-1))).sum(-1)
+    return guidance.strength * mean_where(batch.mean_over_modalities(apart), guidance.known & batch.counted)
+
+
+def rehearsal(batch: Batch) -> torch.Tensor:
+    """Return CE( sigma(w^_n G(e, y')), y' ) of classes y' drawn uniformly, of those that have a feature (METHOD 3)."""
+    guidance = batch.guidance
+    assert guidance is not None
+    assert guidance.rehearsal is not None
+    assert guidance.rehearsal_known is not None
+    logits = torch.bmm(guidance.rehearsal, batch.shared_head)
+    labels = guidance.rehearsal_labels.repeat(len(logits))
+    entropy = cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(logits.shape[:2])
+    return guidance.strength * mean_where(entropy, guidance.rehearsal_known)
+
+
+TERMS: dict[str, Term] = {
+    "task": task,
+    "classification": classification,
+    "similarity": similarity,
+    "difference": difference,
+    "generator": generator,
+    "rehearsal": rehearsal,
+}
+"""The package's terms, in the order of a record."""
+
+_ALL: Registry[Term] = Registry("loss term", TERMS)
+
+
+def register_term(name: str, term: Term) -> None:
+    """Make a loss term of one's own known; see the module's text for a whole example.
+
+    Args:
+        name: in `method.losses.further`, where its weight is, and in a record's losses.
+        term: from a `Batch` to one number per device, [devices]; differentiable. A device's number must depend on
+            that device's part of the batch alone.
+
+    Raises:
+        ValueError: the name is no word or one of the package's, or `term` cannot be called.
+    """
+    _ALL.add(name, term)
+
+
+def term_names(weights: LossWeights) -> tuple[str, ...]:
+    """Return the names of all terms that a record of a method has: the package's, then one's own."""
+    return (*TERMS, *weights.further)
+
+
+def loss_terms(batch: Batch, weights: LossWeights) -> dict[str, torch.Tensor]:
+    """Return each term that has a weight, [devices] each; those of weight zero are not computed.
+
+    Raises:
+        ValueError: a term of the weights is not registered, or returns another shape than [devices].
+    """
+    wanted = {"task": 1.0, **weights.named()}
+    guided = batch.guidance is not None
+    rehearsed = guided and batch.guidance.rehearsal is not None  # type: ignore[union-attr]
+    possible = {"generator": guided, "rehearsal": rehearsed}
+    terms = {name: _ALL[name](batch) for name, weight in wanted.items() if weight and possible.get(name, True)}
+    for name, value in terms.items():
+        if value.shape != batch.labels.shape[:1]:
+            raise ValueError(f"loss term {name} must return [{len(batch.labels)}] values, got {list(value.shape)}")
+    return terms
+
+
+def total(terms: dict[str, torch.Tensor], weights: LossWeights) -> torch.Tensor:
+    """Return the sum over devices of F_k, the task's term plus the weighted others (METHOD 3, "total")."""
+    factors = {"task": 1.0, **weights.named()}
+    return torch.stack([factors[name] * value for name, value in terms.items()]).sum()

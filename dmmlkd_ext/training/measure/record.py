@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dmmlkd_ext.balance import Plan
-from dmmlkd_ext.training.learn.terms import TERMS
+from dmmlkd_ext.training.learn.terms import term_names
 from dmmlkd_ext.training.measure.evaluation import Evaluation
 from dmmlkd_ext.training.measure.generator_quality import GeneratorQuality
+from dmmlkd_ext.training.measure.judge import Judgement
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.wireless.energy import EnergyAccount
@@ -55,9 +56,7 @@ class RoundOutcome:
     losses: dict[str, FloatArray]
     learning_rate: float
     learns: npt.NDArray[np.bool_]
-    validation: Evaluation | None
-    test: Evaluation | None
-    probe: dict[str, FloatArray] | None = None
+    judgement: Judgement
 
 
 def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[str, Any]:
@@ -75,21 +74,21 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         (20, ['classification', 'difference', 'generator'])
     """
     population, plan, links = simulation.population, outcome.plan, outcome.links
+    probe = outcome.judgement.probe
     names = population.network.modalities
     held = simulation.holds
     learning_time = np.where(outcome.learns, simulation.learning_time, 0.0)
-    # Waiting takes the same share of an iteration's time as of its energy.
-    compute_time = plan.energy_joule(simulation.iteration_time, simulation.method.balance.pause)
+    compute_time = plan.energy_joule(simulation.iteration_time)
     device_time = compute_time + links.cost.time_s + learning_time
     return {
         "round": simulation.round,
         "learning_rate": outcome.learning_rate,
         "loss": _losses(outcome, simulation),
-        "device_loss": {term: _values(outcome.losses[term]) for term in TERMS},
+        "device_loss": {term: _values(outcome.losses[term]) for term in term_names(simulation.method.losses)},
         "accuracy": _accuracies(outcome),
-        "modality_accuracy": _alone(outcome.test, names),
-        "generator_quality": _quality(None if outcome.test is None else outcome.test.generator),
-        "probe_accuracy": None if outcome.probe is None else {name: _values(outcome.probe[name]) for name in names},
+        "modality_accuracy": _alone(outcome.judgement.test, names),
+        "generator_quality": _quality(None if outcome.judgement.test is None else outcome.judgement.test.generator),
+        "probe_accuracy": None if probe is None else {name: _values(probe[name]) for name in names},
         "consensus_distance": simulation.consensus_distance(),
         "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
         "balance_metric": _by_modality(outcome.metric, names, held),
@@ -122,22 +121,22 @@ def _quality(quality: GeneratorQuality | None) -> dict[str, list[float | None]] 
 def _losses(outcome: RoundOutcome, simulation: RecordedSimulation) -> dict[str, float | None]:
     """Return the mean of each term over the devices that trained; None for a term that the method lacks."""
     trained = outcome.plan.iterations.any(axis=1)
-    means: dict[str, float | None] = dict.fromkeys(TERMS)
+    weights = {"task": 1.0, **simulation.method.losses.named()}
+    means: dict[str, float | None] = dict.fromkeys(term_names(simulation.method.losses))
     if not trained.any():
         return {"total": None, **means}
     total = 0.0
-    for term in TERMS:
-        weight = 1.0 if term == "task" else getattr(simulation.method.losses, term)
-        if weight:
+    for term in means:
+        if weight := weights[term]:
             mean = float(outcome.losses[term][trained].mean())  # may be NaN: a training that diverged is to be seen
             means[term], total = mean, total + weight * mean
     return {"total": total, **means}
 
 
 def _accuracies(outcome: RoundOutcome) -> dict[str, list[float | None]] | None:
-    if outcome.test is None or outcome.validation is None:
+    if outcome.judgement.test is None or outcome.judgement.validation is None:
         return None
-    return {"test": _values(outcome.test.joint), "validation": _values(outcome.validation.joint)}
+    return {"test": _values(outcome.judgement.test.joint), "validation": _values(outcome.judgement.validation.joint)}
 
 
 def _alone(test: Evaluation | None, names: Sequence[str]) -> dict[str, list[float | None]] | None:

@@ -98,7 +98,7 @@ class Stopwatch:
     def watching(self, simulation: Simulation) -> Iterator[None]:
         """Time the stages of the rounds that are run in the block."""
         watched = [("training", local, "train"), ("mixing", exchange, "mix")]
-        watched += [("replicated", round_module, "make_record"), ("replicated", simulation.network, "draw")]
+        watched += [("replicated", round_module, "make_record"), ("replicated", simulation.world, "draw")]
         watched += [("replicated", simulation, name) for name in _REPLICATED]
         watched += [("shared", simulation, "consensus_distance")]  # a record asks for it, but each rank does its part
         with ExitStack() as patches:
@@ -138,7 +138,7 @@ def measure(
         `overlap_ratios`.
     """
     simulation, _ = build(_WORKLOADS[workload], losses, devices, ranks, local_iterations=iterations)
-    routes = simulation._weights(simulation.network.topology.edges)
+    routes = simulation._weights(simulation.world.topology.edges)
     simulation.run_round()
     stopwatch = Stopwatch(ranks)
     bytes_before = np.array([ranks.sent_bytes, ranks.collective_bytes])
@@ -150,7 +150,7 @@ def measure(
     slowest = {
         key: [max(of_rank[index][key] for of_rank in everyone) for index in range(rounds)] for key in ("wall", *STAGES)
     }
-    network, population, part = simulation.network, simulation.population, simulation.part
+    network, population, part = simulation.world, simulation.population, simulation.part
     sizes = {name: block.num_parameters for name, block in population.blocks.items()}
     edges = network.topology.edges
     summed = sum(size + 1 for size in sizes.values())  # of the mean parameters, in float64

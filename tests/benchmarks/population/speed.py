@@ -58,7 +58,7 @@ class Pair:
     def run_round(self) -> tuple[float, float]:
         """Train one round with both and return the seconds of the population and of the loop."""
         simulation = self.simulation
-        links = simulation.network.draw(simulation.round)
+        links = simulation.world.draw(simulation.round)
         number, begin = simulation.round, self.clock()
         record = simulation.run_round()
         middle = self.clock()

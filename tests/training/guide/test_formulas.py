@@ -121,13 +121,13 @@ def test_prototypes_pull_by_distance_and_rehearse_nothing():
 @pytest.mark.parametrize("kind", ["network", "gaussian", "prototypes"])
 def test_rounds_of_the_same_seed_are_guided_alike(kind):
     first, second = (make(kind) for _ in range(2))
-    rounds = [guidance.begin_round(population, 30, 2, 8) for guidance, population in (first, second)]
+    rounds = [guidance.begin(population, 30, 2, 8) for guidance, population in (first, second)]
     assert torch.equal(rounds[0].pool, rounds[1].pool)
     labels = torch.zeros(DEVICES, 8, dtype=torch.int64)
     batches = [guided.batch(1, torch.arange(DEVICES), labels) for guided in rounds]
     assert torch.equal(batches[0].target, batches[1].target)
     assert not torch.equal(
-        first[0].begin_round(first[1], 31, 2, 8).batch(1, torch.arange(DEVICES), labels).rehearsal_labels,
+        first[0].begin(first[1], 31, 2, 8).batch(1, torch.arange(DEVICES), labels).rehearsal_labels,
         batches[0].rehearsal_labels,
     )
 

@@ -46,7 +46,7 @@ def train_once(simulation: Simulation, rate: float) -> GuidanceRound:
     population, holds = simulation.population, simulation.population.holds
     population.begin_round()
     plan = Plan(holds.astype(np.int64), np.zeros(holds.shape, np.int64))
-    guidance = simulation.guidance.begin_round(population, 0, 1, simulation.config.batch_size)
+    guidance = simulation.guidance.begin(population, 0, 1, simulation.config.batch_size)
     batches = simulation.sampler.draw(0, 1)
     train(population, batches, plan, simulation.method, simulation.config, rate, guidance)
     return guidance
@@ -129,9 +129,9 @@ def test_what_a_device_saw_enters_its_statistics_before_they_are_mixed():
     simulation = guided("prototypes")
     population, block = simulation.population, simulation.population.blocks[GENERATOR]
     before, rounds = block.start.clone(), []
-    begin = simulation.guidance.begin_round
-    simulation.guidance.begin_round = lambda *arguments: rounds.append(begin(*arguments)) or rounds[-1]
-    edges = simulation.network.draw(0).edges
+    begin = simulation.guidance.begin
+    simulation.guidance.begin = lambda *arguments: rounds.append(begin(*arguments)) or rounds[-1]
+    edges = simulation.world.draw(0).edges
     simulation.run_round()
     layout, moments = simulation.guidance.layout, rounds[0].moments
     views, rate = layout.views(before), 0.25 * (moments.count > 0).unsqueeze(-1)
@@ -146,7 +146,7 @@ def test_what_a_device_saw_enters_its_statistics_before_they_are_mixed():
 def test_a_generator_learns_from_the_heads_of_the_links_that_work():
     simulation, received = guided("network"), []
     simulation.guidance.after_exchange = lambda *arguments: received.append(arguments)
-    links = simulation.network.draw(0)
+    links = simulation.world.draw(0)
     simulation.run_round()
     population, _, heads, learns, number = received[0]
     expected = metropolis_hastings(links.edges, len(UNEVEN_HOLDS))

@@ -80,7 +80,7 @@ def test_ogm_acts_on_every_parameter_of_an_encoder(monkeypatch):
     simulation = make_simulation(method=method)
     before = {name: block.start.clone() for name, block in simulation.population.blocks.items()}
     plan = simulation._plan(
-        simulation.network.draw(0), torch.full(simulation.population.holds.shape, float("nan")).numpy()
+        simulation.world.draw(0), torch.full(simulation.population.holds.shape, float("nan")).numpy()
     )
     simulation.population.begin_round()
     config = dataclasses.replace(simulation.config, weight_decay=0.0)

@@ -98,7 +98,7 @@ def test_a_term_is_the_mean_of_its_devices():
 
 def test_the_spectral_gap_is_that_of_the_links_that_work():
     simulation = make_simulation()
-    whole = spectral_gap(metropolis_hastings(simulation.network.topology.edges, 5))
+    whole = spectral_gap(metropolis_hastings(simulation.world.topology.edges, 5))
     assert 0 < simulation.run_round()["spectral_gap"] == pytest.approx(whole)
     apart = make_simulation(failures=FailureConfig(device_probability=1.0))
     assert apart.run_round()["spectral_gap"] == 0
@@ -130,7 +130,7 @@ def timed_simulation(**settings: object) -> Simulation:
 
 def test_a_round_lasts_until_the_slowest_device_has_computed_and_sent():
     simulation = timed_simulation()
-    cost = simulation.network.draw(0).cost
+    cost = simulation.world.draw(0).cost
     record = simulation.run_round()
     iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
     times = (iterations * simulation.iteration_time).sum(axis=1) + cost.time_s
@@ -140,7 +140,7 @@ def test_a_round_lasts_until_the_slowest_device_has_computed_and_sent():
 
 def test_a_generators_learning_takes_time_as_it_takes_energy():
     simulation = timed_simulation(method=get_method("dmml-kd"))
-    guidance, cost = simulation.guidance, simulation.network.draw(0).cost
+    guidance, cost = simulation.guidance, simulation.world.draw(0).cost
     # Forward, and twice that backward, one cycle a multiply-accumulate; E = kappa f^2 cycles and t = cycles / f.
     cycles = 3 * guidance.round_macs
     frequency = np.sqrt(simulation.overhead / (1e-28 * cycles))
@@ -163,7 +163,7 @@ def test_what_does_not_learn_takes_no_time():
 
 def test_energy_is_what_computing_and_sending_cost():
     simulation = timed_simulation()
-    cost = simulation.network.draw(0).cost
+    cost = simulation.world.draw(0).cost
     record = simulation.run_round()
     iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
     expected = (iterations * simulation.iteration_energy).sum(axis=1) + cost.energy_joule
@@ -173,7 +173,7 @@ def test_energy_is_what_computing_and_sending_cost():
 def test_what_a_generator_learns_is_charged_to_those_that_learn():
     simulation = timed_simulation(method=get_method("dmml-kd"))
     simulation.energy = EnergyAccount(np.array([1e6, 1e6, 0.0, 1e6, 1e6]))
-    cost = simulation.network.draw(0, simulation.energy.remaining_joule).cost
+    cost = simulation.world.draw(0, simulation.energy.remaining_joule).cost
     record = simulation.run_round()
     iterations = np.array([[count or 0 for count in counts] for counts in record["local_iterations"].values()]).T
     expected = (iterations * simulation.iteration_energy).sum(axis=1) + cost.energy_joule + simulation.overhead

@@ -1,0 +1,167 @@
+"""Encoders of one's own: any `torch.nn.Module`, made once for each device by `torch.func`.
+
+An encoder is a function from a sample's shape to a module, which takes [samples, *shape] and returns [samples, width];
+further dimensions are flattened:
+
+    >>> from torch import nn
+    >>> from dmmlkd_ext.model.modules import make_module_encoder, register_encoder
+    >>> def small_cnn(shape: tuple[int, ...]) -> nn.Module:
+    ...     return nn.Sequential(nn.Conv2d(shape[0], 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(),
+    ...                          nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    >>> register_encoder("small-cnn", small_cnn)
+    >>> make_module_encoder("small-cnn", (1, 28, 28)).output_features
+    32
+
+In a file that `--module` names, it is then chosen by `--training.encoders image small-cnn`. Its parameters are trained,
+mixed and paid for like the others'; parameters that need no gradient, and buffers, are constants that stay on the
+device. The module initializes itself by the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmmlkd_ext.model.layout import ParameterSpec
+from dmmlkd_ext.registry import Registry
+
+EncoderFactory = Callable[[tuple[int, ...]], nn.Module]
+
+_FACTORIES: Registry[EncoderFactory] = Registry("encoder")
+
+
+def register_encoder(name: str, factory: EncoderFactory) -> None:
+    """Make an encoder of one's own known; see the module's text for a whole example.
+
+    Args:
+        name: what `training.encoders` calls it.
+        factory: from the shape of one sample of the modality to a module.
+
+    Raises:
+        ValueError: the name is no word, or `factory` cannot be called.
+    """
+    _FACTORIES.add(name, factory)
+
+
+def make_module_encoder(name: str, shape: tuple[int, ...]) -> ModuleEncoder:
+    """Return the registered encoder for samples of a shape.
+
+    Raises:
+        ValueError: there is none of that name, or its module cannot be an encoder; the message says why.
+    """
+    factory = _FACTORIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what is drawn here is drawn anew by the run's seed, but for constants
+        module = factory(shape)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"encoder {name!r} must return a torch.nn.Module, got {type(module).__name__}")
+    _check_layers(name, module)
+    module.eval()
+    inputs = torch.zeros(2, *shape)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            outputs = module(inputs)
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(
+            f"encoder {name!r} must take samples of shape [2, {', '.join(map(str, shape))}], "
+            f"got {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() < 2 or len(outputs) != 2:
+        got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise ValueError(f"encoder {name!r} must return [samples, width], got {got} for two samples")
+    macs = max(1, counter.get_total_flops() // 4)  # of two samples, two operations each
+    return ModuleEncoder(name, shape, factory, module, outputs.flatten(1).shape[1], macs)
+
+
+def _check_layers(name: str, module: nn.Module) -> None:
+    """Refuse what does not give a sample's encoding by that sample and the parameters alone."""
+    for place, layer in module.named_modules():
+        kind = type(layer).__name__
+        if isinstance(layer, _NormBase) and (layer.track_running_stats or kind.startswith(("Batch", "SyncBatch"))):
+            raise ValueError(
+                f"encoder {name!r} has batch statistics ({place}: {kind}), which make a sample's encoding depend on "
+                "its batch and are no parameters that could be mixed; use GroupNorm or LayerNorm"
+            )
+        if isinstance(layer, _DropoutNd) and layer.p:
+            raise ValueError(
+                f"encoder {name!r} draws random numbers ({place}: {kind}), which no stream of the run's seed gives; "
+                "leave them out and set training.input_noise"
+            )
+        if any(isinstance(value, nn.UninitializedParameter) for value in layer.parameters(recurse=False)):
+            raise ValueError(f"encoder {name!r} must have parameters of known shape, got a lazy one ({place}: {kind})")
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleEncoder:
+    """A module as the encoder of one modality, with parameters of each device's own."""
+
+    name: str
+    shape: tuple[int, ...]
+    factory: EncoderFactory
+    module: nn.Module
+    output_features: int
+    """Width of the encoding z."""
+    forward_macs: int
+    """Multiply-accumulates of a forward pass of one sample, as torch counts them."""
+
+    @property
+    def layers(self) -> None:
+        """Return None: native code knows nothing of it."""
+        return
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """Return the parameters of one device that are trained."""
+        return {_key(name): ParameterSpec(tuple(value.shape), 0.0) for name, value in _trained(self.module)}
+
+    def initialize(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Return initial values of one device's parameters, as the module draws them, by a seed of the generator."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.factory(self.shape)
+        return {_key(name): value.detach().float() for name, value in _trained(module)}
+
+    def forward(self, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Return z [devices, samples, output_features] of inputs [devices, samples, *shape]."""
+        if not len(inputs):
+            return inputs.new_zeros(0, inputs.shape[1], self.output_features)
+        stacked = {name: weights[_key(name)] for name, _ in _trained(self.module)}
+        constants = {name: value.to(inputs.device) for name, value in self._constants()}
+        constants = {
+            name: value.to(inputs.dtype) if value.is_floating_point() else value for name, value in constants.items()
+        }
+
+        def encode(parameters: dict[str, torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+            encoded: torch.Tensor = functional_call(self.module, {**constants, **parameters}, (values,))
+            return encoded.flatten(1)
+
+        try:
+            outputs: torch.Tensor = vmap(encode)(stacked, inputs)
+        except RuntimeError:  # a layer that cannot be batched over devices, such as a recurrent one
+            outputs = torch.stack(
+                [
+                    encode({name: value[row] for name, value in stacked.items()}, values)
+                    for row, values in enumerate(inputs)
+                ]
+            )
+        return outputs
+
+    def _constants(self) -> list[tuple[str, torch.Tensor]]:
+        frozen = [(name, value.detach()) for name, value in self.module.named_parameters() if not value.requires_grad]
+        return [*frozen, *self.module.named_buffers()]
+
+
+def _key(name: str) -> str:
+    """Return a name that meets none of a block's other parameters."""
+    return f"module.{name}"
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in module.named_parameters() if value.requires_grad]

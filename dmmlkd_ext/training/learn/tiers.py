@@ -1,0 +1,53 @@
+"""The local iterations of all devices, by native code where it knows all that is asked for, else by the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmmlkd_ext.model.network import SHARED
+from dmmlkd_ext.ops.native import backend_reason, simulates_natively
+from dmmlkd_ext.training.learn import native, reference
+from dmmlkd_ext.training.learn.task import LocalTask
+from dmmlkd_ext.training.learn.terms import term_names
+from dmmlkd_ext.training.methods import MethodConfig
+from dmmlkd_ext.training.population import Population
+
+
+def why_reference(population: Population, method: MethodConfig) -> str | None:
+    """Return why native code cannot train this method on these devices, or None: it can.
+
+    This is the one place that decides between the two tiers. They compute the same; what differs is the speed.
+    """
+    parameters = population.blocks[SHARED].start
+    foreign = population.network.foreign_encoders
+    if foreign:
+        return f"the encoder of {', '.join(foreign)} is a module of your own"
+    terms = [name for name, weight in method.losses.further.items() if weight]
+    if terms:
+        return f"the loss term {', '.join(terms)} is one of your own"
+    if method.modulation != "none":
+        return f"native code does not know the modulation {method.modulation}"
+    if not simulates_natively(parameters):
+        return backend_reason() or f"native code trains on a CPU in float32 or float64, not {parameters.device.type}"
+    return None
+
+
+@torch.no_grad()
+def train(task: LocalTask) -> dict[str, npt.NDArray[np.float64]]:
+    """Run a round's local iterations on every device (METHOD 3 and 5).
+
+    In local iteration i the modalities with i in their span of the plan train; the others leave the forward pass, and
+    their blocks, momentum included, keep their bits. No device depends on another.
+
+    Returns:
+        Each loss term as a mean over the iterations that a device trained, float64 [devices]; NaN where it trained
+        none, and where the method lacks the term.
+    """
+    tier = native if why_reference(task.population, task.method) is None else reference
+    sums, counts = tier.run(task)
+    means = (sums / counts).cpu().numpy()  # 0 / 0: a device that trained nothing
+    weights = {"task": 1.0, **task.method.losses.named()}
+    absent = np.full(task.population.num_devices, np.nan)
+    return {name: means[row] if weights[name] else absent for row, name in enumerate(term_names(task.method.losses))}
