@@ -476,7 +476,7 @@ def _check_plan(policy: str, plan: Plan, budget: RoundBudget) -> None:
     if (plan.iterations < 0).any() or (plan.start < 0).any() or (plan.iterations[~budget.holds] > 0).any():
         raise ValueError(f"policy {policy!r} must plan at least 0 iterations, and 0 where a modality cannot train")
     cost, most = plan.energy_joule(budget.iteration_energy_joule), np.maximum(budget.available_energy_joule, 0.0)
-    over = np.flatnonzero(cost > np.maximum(most, budget.battery_joule) * (1 + 1e-9))
+    over = np.flatnonzero(cost > most * (1 + 1e-9))
     if len(over):
         raise ValueError(
             f"policy {policy!r} must keep to the energy of a round, got {cost[over[0]]:g} J of at most "

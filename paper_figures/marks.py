@@ -33,7 +33,6 @@ MARKS: dict[str, tuple[str, str]] = {
         PAPER,
         "`balanced` trains fast modalities less, within the energy; the others are controls",
     ),
-    "method.balance.pause": (OURS, "what a modality does in iterations in which it does not train"),
     "method.balance.exponent": (OURS, "how strongly iterations follow the balance metric"),
     "method.balance.relative": (OURS, "scale of the parameter variation; that the metric is made of it is [P]"),
     "method.balance.smoothing": (OURS, "of the moving average of speeds"),

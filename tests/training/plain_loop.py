@@ -114,19 +114,11 @@ class PlainDevice(nn.Module):
         return Outputs(common, specific, self.shared(common), specific_logits)
 
 
-class Waiting(NamedTuple):
-    """The modalities that only feed the prediction: sum of their logits [batch, classes], and how many [batch]."""
-
-    logits: torch.Tensor
-    count: torch.Tensor
-
-
 def loss_terms(
     outputs: Outputs,
     labels: torch.Tensor,
     present: torch.Tensor | None,
     weights: LossWeights,
-    waiting: Waiting | None,
 ) -> dict[str, torch.Tensor]:
     """Return the terms of a device's loss that have a weight (METHOD 3).
 
@@ -135,16 +127,13 @@ def loss_terms(
         labels: int64 [batch].
         present: bool [modalities, batch], or None where every sample has all.
         weights: of the terms.
-        waiting: the modalities that only run forward.
     """
     logits = outputs.common_logits + outputs.specific_logits
     counted = None if present is None else present.any(0)
-    if present is None and waiting is None:
+    if present is None:
         terms = {"task": F.cross_entropy(logits.mean(0), labels)}
     else:
-        total, count = _sum_of_present(logits, present)
-        if waiting is not None:
-            total, count = total + waiting.logits, count + waiting.count
+        total, count = (logits * present[..., None]).sum(0), present.sum(0)
         predicted = count > 0
         entropy = F.cross_entropy(total[predicted] / count[predicted, None], labels[predicted], reduction="sum")
         terms = {"task": entropy / predicted.sum().clamp_min(1)}
@@ -159,12 +148,6 @@ def loss_terms(
 
 def _objective(terms: dict[str, torch.Tensor], weights: LossWeights) -> torch.Tensor:
     return terms["task"] + sum(getattr(weights, term) * value for term, value in terms.items() if term != "task")
-
-
-def _sum_of_present(logits: torch.Tensor, present: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    if present is None:
-        return logits.sum(0), torch.full(logits.shape[1:2], len(logits))
-    return (logits * present[..., None]).sum(0), present.sum(0)
 
 
 def _mean_over_samples(values: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
@@ -223,7 +206,7 @@ class PlainLoop:
         population: where the weights are copied from.
         split: the training data.
         device_samples: the indices of each device's samples.
-        method: losses and what a paused modality does.
+        method: losses.
         config: how devices train.
     """
 
@@ -292,10 +275,9 @@ class PlainLoop:
                 continue
             labels = batches.labels(iteration, index)[0]
             present = None if self.complete[number] else batches.present(iteration, index)[0].T
-            waiting = self._wait(number, batches, iteration, active, present)
             outputs = device(self._inputs(number, batches, iteration, active))
             here = None if present is None else present[torch.from_numpy(active)]
-            terms = loss_terms(outputs, labels, here, self.method.losses, waiting)
+            terms = loss_terms(outputs, labels, here, self.method.losses)
             optimizer.zero_grad(set_to_none=True)  # no gradient: the optimizer leaves the block as it is
             _objective(terms, self.method.losses).backward()
             clip_grad_norm_(parameters, self.config.clip_norm, foreach=True)
@@ -311,23 +293,6 @@ class PlainLoop:
         index = torch.tensor([number])
         names = (name for name, take in zip(self.network.modalities, chosen, strict=True) if take)
         return {name: batches.features(iteration, name, index)[0] for name in names}
-
-    @torch.no_grad()
-    def _wait(
-        self,
-        number: int,
-        batches: RoundBatches,
-        iteration: int,
-        active: npt.NDArray[np.bool_],
-        present: torch.Tensor | None,
-    ) -> Waiting | None:
-        """Run the paused modalities forward, where the method keeps them in the prediction."""
-        paused = self.holds[number] & ~active
-        if self.method.balance.pause == "drop" or not paused.any():
-            return None
-        outputs = self.devices[number](self._inputs(number, batches, iteration, paused))
-        here = None if present is None else present[torch.from_numpy(paused)]
-        return Waiting(*_sum_of_present(outputs.common_logits + outputs.specific_logits, here))
 
     @torch.no_grad()
     def vectors(self, block: str) -> torch.Tensor:

@@ -58,7 +58,8 @@ def test_a_round_begins_where_the_exchange_ended():
     population = Population(NETWORK, HOLDS, seed=0)
     for block in population.blocks.values():
         block.local += 1
-    population.begin_round()
+    for block in population.blocks.values():
+        block.begin()
     for block in population.blocks.values():
         assert torch.equal(block.local, block.start)
 

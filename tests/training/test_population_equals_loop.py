@@ -32,10 +32,8 @@ METHODS = {
     "dmml": plain_method("dmml"),
     "dmml-kd": plain_method("dmml-kd"),
     "dmml-kd-tb": plain_method("dmml-kd-tb"),
-    "dmml-kd-tb, keep": plain_method("dmml-kd-tb", pause="keep"),
     "dmml-kd-tb, relative": plain_method("dmml-kd-tb", relative=True),
     "separate": plain_method("dmml-kd-tb", policy="separate"),
-    "separate, keep": plain_method("dmml-kd-tb", policy="separate", pause="keep"),
 }
 
 

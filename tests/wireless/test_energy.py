@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmmlkd_ext.balance import PAUSED_COST, BalanceConfig, plan_iterations
+from dmmlkd_ext.balance import BalanceConfig, plan_iterations
 from dmmlkd_ext.wireless.energy import (
-    TRAINING_PASSES,
     EnergyAccount,
     EnergyConfig,
     broadcast_cost,
@@ -30,10 +29,6 @@ def test_computing_follows_its_formulas():
     np.testing.assert_allclose(computing_energy_joule(5e6, 2e9, 32), 0.064)
     np.testing.assert_allclose(computing_time_s(5e6, 2e9, 32), 0.08)
     np.testing.assert_allclose(training_cycles([2e6], cycles_per_mac=0.5), [3e6])
-
-
-def test_waiting_costs_the_forward_pass_of_a_training_iteration():
-    assert PAUSED_COST == {"drop": 0.0, "keep": 1 / TRAINING_PASSES}
 
 
 def test_the_fixed_model_charges_held_modalities_alike():
@@ -154,7 +149,7 @@ def test_a_run_never_overdraws_and_a_resumed_one_goes_on_the_same(seed, policy):
     generator = np.random.default_rng(seed)
     rounds, limit, holds = 8, 6, generator.random((5, 3)) < 0.8
     config = EnergyConfig(budget_fraction=float(generator.uniform(0, 1)))
-    balance = BalanceConfig(policy, pause=["drop", "keep"][seed % 2])
+    balance = BalanceConfig(policy)
     energy = np.where(holds, generator.uniform(0.1, 2, (5, 3)), 0.0)
     account = EnergyAccount(initial_budget_joule(config, energy, limit, rounds, 0.5))
     for index in range(rounds):
@@ -163,7 +158,7 @@ def test_a_run_never_overdraws_and_a_resumed_one_goes_on_the_same(seed, policy):
         battery = account.battery_joule(rounds - index, exchange)
         metric = generator.uniform(0.2, 2, (5, 3))
         plan = plan_iterations(balance, metric, energy, available, battery, limit, holds)
-        cost = plan.energy_joule(energy, balance.pause)
+        cost = plan.energy_joule(energy)
         cost += np.where(account.can_pay(exchange), exchange, 0.0)
         account.spend(cost)
         assert (account.remaining_joule >= 0.0).all()

@@ -1,7 +1,7 @@
 """What the time of a round goes to, by operator of torch, on one thread.
 
 Run with `python -m tests.benchmarks.population.hotspots`; `--help` lists the options. The local iterations are one
-operator, unless `--stepwise` has them run operator by operator, which costs more but tells them apart.
+operator, unless `--reference` has the reference run, which costs more but tells them apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dmmlkd_ext.training.learn import native as native_round
+from dmmlkd_ext.training.learn import tiers
 from tests.benchmarks.population.workloads import METHODS, WORKLOADS, build
 
 
@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--shapes", action="store_true", help="tell operators apart by the shapes of their arguments")
-    parser.add_argument("--stepwise", action="store_true", help="run the local iterations operator by operator")
+    parser.add_argument("--reference", action="store_true", help="run the local iterations by the reference")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.stepwise:
-        native_round.applies = lambda task: False
+    if options.reference:
+        tiers.why_reference = lambda population, method: "it was asked for"
     for workload in options.workloads:
         for method in options.losses:
             print(f"{workload}, {method}, {options.devices} devices")

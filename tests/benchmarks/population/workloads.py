@@ -31,6 +31,8 @@ METHODS = {
     "task": plain_method("dmml"),
     "all losses": plain_method("dmml-kd"),
     "all losses, balanced": plain_method("dmml-kd-tb"),
+    "ogm-ge": plain_method("ogm-ge"),
+    "mmpareto": plain_method("mmpareto"),
 }
 
 

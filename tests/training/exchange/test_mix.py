@@ -105,7 +105,8 @@ def test_exchanges_bring_devices_together():
         block.start.copy_(block.local)
     distances = [population.consensus_distance()]
     for _ in range(30):
-        population.begin_round()
+        for block in population.blocks.values():
+            block.begin()
         mix(population, weights)
         distances.append(population.consensus_distance())
     for name in (SHARED, "left", "right"):

@@ -138,7 +138,8 @@ def test_statistics_become_those_of_the_features_that_were_seen(kind):
     block = population.blocks[GENERATOR]
     assert not guidance.generate(block.start, 0)[1].any()  # nothing is known before anything was seen
     moments, features, labels, present = observed(guidance.full_moments)
-    population.begin_round()
+    for block in population.blocks.values():
+        block.begin()
     guidance.before_exchange(population, moments)
     pool, known = guidance.generate(block.local, 0)
     assert known.all()

@@ -13,7 +13,7 @@ from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.model.network import SHARED
 from dmmlkd_ext.training.guide import GENERATOR
 from dmmlkd_ext.training.guide.base import GuidanceRound
-from dmmlkd_ext.training.learn.local import train
+from dmmlkd_ext.training.learn import LocalTask, train
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.round import Simulation
 from dmmlkd_ext.wireless.topology import metropolis_hastings
@@ -44,11 +44,12 @@ def train_once(simulation: Simulation, rate: float) -> GuidanceRound:
     """Train one iteration of everything, by plain gradient descent."""
     simulation.config = dataclasses.replace(simulation.config, clip_norm=1e6, weight_decay=0.0, momentum=0.0)
     population, holds = simulation.population, simulation.population.holds
-    population.begin_round()
+    for block in population.blocks.values():
+        block.begin()
     plan = Plan(holds.astype(np.int64), np.zeros(holds.shape, np.int64))
     guidance = simulation.guidance.begin(population, 0, 1, simulation.config.batch_size)
     batches = simulation.sampler.draw(0, 1)
-    train(population, batches, plan, simulation.method, simulation.config, rate, guidance)
+    train(LocalTask(population, batches, plan, simulation.method, simulation.config, rate, guidance))
     return guidance
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmmlkd_ext.model.layout import BlockLayout, ParameterSpec
-from dmmlkd_ext.training.learn import local, stepwise
+from dmmlkd_ext.training.learn import LocalTask, reference, tiers, train
 from dmmlkd_ext.training.learn.modulation import (
     competing,
     ogm_coefficients,
@@ -15,17 +15,22 @@ from dmmlkd_ext.training.learn.modulation import (
     pareto_gradient,
     unimodal_loss,
 )
-from dmmlkd_ext.training.learn.terms import BatchOutputs
+from dmmlkd_ext.training.learn.terms import Batch
 from dmmlkd_ext.training.methods import get_method
 from tests.training.synthetic import make_simulation
 
 
-def outputs_with(scores: list[float]) -> BatchOutputs:
+def batch_of(labels: torch.Tensor, present: torch.Tensor, logits: torch.Tensor) -> Batch:
+    none = torch.zeros_like(logits)
+    return Batch(labels, present, none, none, logits, none, none)
+
+
+def outputs_with(scores: list[float]) -> Batch:
     """One device, one sample of class 0, with these logits for the true class in each modality."""
     logits = torch.zeros(1, 1, len(scores), 2)
     logits[0, 0, :, 0] = torch.tensor(scores)
     present = torch.ones(1, 1, len(scores), dtype=torch.bool)
-    return BatchOutputs(torch.tensor([[0]]), logits, torch.zeros_like(logits), present, [], [], [])
+    return batch_of(torch.tensor([[0]]), present, logits)
 
 
 def test_only_the_modality_that_is_ahead_is_slowed():
@@ -63,7 +68,7 @@ def test_a_modality_that_samples_lack_is_not_slow_for_that():
     outputs = outputs_with([1.0, 1.0])
     logits = outputs.common_logits.expand(1, 3, 2, 2)
     present = torch.tensor([[[True, True], [True, False], [True, False]]])
-    part = BatchOutputs(torch.zeros(1, 3, dtype=torch.int64), logits, torch.zeros_like(logits), present, [], [], [])
+    part = batch_of(torch.zeros(1, 3, dtype=torch.int64), present, logits)
     assert ogm_coefficients(part, strength=0.5).tolist() == [[1.0, 1.0]]
 
 
@@ -75,16 +80,17 @@ def test_ogm_acts_on_every_parameter_of_an_encoder(monkeypatch):
         seen[gradient.shape[1]] = (gradient.clone(), coefficient)
         return gradient * 0
 
-    monkeypatch.setattr(stepwise, "ogm_gradient", record)
+    monkeypatch.setattr(reference, "ogm_gradient", record)
+    monkeypatch.setattr(tiers, "why_reference", lambda *_: "this is about the reference")
     method = dataclasses.replace(get_method("ogm-ge"), modulation_strength=1.0)
     simulation = make_simulation(method=method)
     before = {name: block.start.clone() for name, block in simulation.population.blocks.items()}
     plan = simulation._plan(
         simulation.world.draw(0), torch.full(simulation.population.holds.shape, float("nan")).numpy()
     )
-    simulation.population.begin_round()
     config = dataclasses.replace(simulation.config, weight_decay=0.0)
-    local.train(simulation.population, simulation.sampler.draw(0, plan.num_iterations), plan, method, config, 0.1)
+    batches = simulation.sampler.draw(0, plan.num_iterations)
+    train(LocalTask(simulation.population, batches, plan, method, config, 0.1))
     names = simulation.population.network.modalities
     sizes = {simulation.population.blocks[name].num_parameters for name in names}
     assert set(seen) == sizes  # each modality's whole block, vector, wave and image alike
@@ -125,7 +131,7 @@ def test_a_modalitys_own_loss_is_a_mean_over_the_samples_that_have_it():
     logits[..., 0] = torch.tensor([math.log(3), 0.0])
     present = torch.tensor([[[True, True], [True, False], [False, False], [True, False]], [[True, False]] * 4])
     labels = torch.zeros(2, 4, dtype=torch.int64)
-    outputs = BatchOutputs(labels, logits, torch.zeros_like(logits), present, [], [], [])
+    outputs = batch_of(labels, present, logits)
     assert competing(outputs).tolist() == [True, False]
     assert unimodal_loss(outputs).item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 2))
 

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.training.test_losses import draw_outputs
 
 from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.model.layout import BlockLayout, ParameterSpec
 from dmmlkd_ext.model.network import SHARED
-from dmmlkd_ext.training.learn import local, stepwise
+from dmmlkd_ext.training.learn import LocalTask, reference, tiers, train
 from dmmlkd_ext.training.learn.modulation import ogm_coefficients, pareto_gradient
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.round import Simulation
+from tests.training.learn.test_terms import draw_batch
 from tests.training.plain_loop import make_devices
 from tests.training.synthetic import UNEVEN_HOLDS, make_simulation
 
@@ -27,7 +27,7 @@ from tests.training.synthetic import UNEVEN_HOLDS, make_simulation
 @given(st.integers(0, 999), st.integers(1, 4), st.sampled_from([0.3, 0.8, 1.0]), st.floats(0, 3))
 @settings(deadline=None)
 def test_the_modality_that_is_ahead_is_slowed(seed, modalities, keep, strength):
-    outputs = draw_outputs(seed, devices=2, modalities=modalities, keep=keep)
+    outputs = draw_batch(seed, devices=2, modalities=modalities, keep=keep)
     coefficients = ogm_coefficients(outputs, strength)
     logits = outputs.common_logits + outputs.specific_logits
     for device in range(2):
@@ -53,7 +53,7 @@ def one_step(simulation: Simulation) -> dict[str, torch.Tensor]:
     simulation.config = dataclasses.replace(simulation.config, clip_norm=1e6, weight_decay=0.0)
     plan = Plan(simulation.population.holds.astype(np.int64), np.zeros(simulation.population.holds.shape, np.int64))
     population, batches = simulation.population, simulation.sampler.draw(0, 1)
-    local.train(population, batches, plan, simulation.method, simulation.config, 0.1)
+    train(LocalTask(population, batches, plan, simulation.method, simulation.config, 0.1))
     return {name: block.momentum for name, block in population.blocks.items()}
 
 
@@ -61,8 +61,9 @@ def test_modulation_scales_every_parameter_of_every_encoder_by_its_own_coefficie
     coefficients = torch.tensor(
         [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9], [0.11, 0.12, 0.13], [0.5, 0.4, 0.3]]
     )
+    monkeypatch.setattr(tiers, "why_reference", lambda *_: "this is about the reference")
     plain = one_step(make_simulation(method="dmml"))
-    monkeypatch.setattr(stepwise, "ogm_coefficients", lambda *_: coefficients)
+    monkeypatch.setattr(reference, "ogm_coefficients", lambda *_: coefficients)
     monkeypatch.setattr(torch.Tensor, "std", lambda self, *_, **__: self.new_zeros(len(self), 1))  # no noise
     simulation = make_simulation(method=get_method("ogm-ge"))
     modulated, population = one_step(simulation), simulation.population

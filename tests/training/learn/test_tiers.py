@@ -10,17 +10,26 @@ import torch
 
 from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.model.network import SHARED
-from dmmlkd_ext.training.learn import native as native_round
-from dmmlkd_ext.training.learn import stepwise
-from dmmlkd_ext.training.learn.local import train
+from dmmlkd_ext.ops import backend
+from dmmlkd_ext.training.learn import LocalTask, reference, tiers, train, why_reference
 from dmmlkd_ext.training.round import Simulation
 from tests.training.synthetic import TINY_SHAPES, make_dataset, make_simulation, plain_method
 
 HOLDS = np.array([[True, True], [True, False], [True, True]])
 
 
-def tiny_simulation(method: str = "dmml-kd", pause: str = "drop") -> Simulation:
-    return make_simulation(make_dataset(TINY_SHAPES), HOLDS, plain_method(method, pause=pause))
+TIERS = ["reference"] if backend() == "reference" else ["reference", "native"]
+
+
+@pytest.fixture(params=TIERS, autouse=True)
+def tier(request, monkeypatch):
+    """Let both tiers train."""
+    if request.param == "reference":
+        monkeypatch.setattr(tiers, "why_reference", lambda *_: "this is about the reference")
+
+
+def tiny_simulation(method: str = "dmml-kd") -> Simulation:
+    return make_simulation(make_dataset(TINY_SHAPES), HOLDS, plain_method(method))
 
 
 def plan_of(iterations: list[list[int]], start: list[list[int]] | None = None) -> Plan:
@@ -29,7 +38,7 @@ def plan_of(iterations: list[list[int]], start: list[list[int]] | None = None) -
 
 def train_plan(simulation: Simulation, plan: Plan, rate: float = 0.1) -> dict[str, np.ndarray]:
     batches = simulation.sampler.draw(0, 10)
-    return train(simulation.population, batches, plan, simulation.method, simulation.config, rate)
+    return train(LocalTask(simulation.population, batches, plan, simulation.method, simulation.config, rate))
 
 
 def state(simulation: Simulation, block: str, device: int) -> torch.Tensor:
@@ -39,9 +48,8 @@ def state(simulation: Simulation, block: str, device: int) -> torch.Tensor:
     return torch.stack([rows.local[row], rows.momentum[row]])
 
 
-@pytest.mark.parametrize("pause", ["drop", "keep"])
-def test_what_does_not_train_keeps_its_bits(pause):
-    simulation = tiny_simulation(pause=pause)
+def test_what_does_not_train_keeps_its_bits():
+    simulation = tiny_simulation()
     population = simulation.population
     for block in population.blocks.values():
         block.momentum.normal_(generator=torch.Generator().manual_seed(0))
@@ -53,9 +61,8 @@ def test_what_does_not_train_keeps_its_bits(pause):
     assert np.isnan(losses["task"]).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("pause", ["drop", "keep"])
-def test_a_paused_block_stays_where_its_last_iteration_left_it(pause):
-    short, long = tiny_simulation(pause=pause), tiny_simulation(pause=pause)
+def test_a_paused_block_stays_where_its_last_iteration_left_it():
+    short, long = tiny_simulation(), tiny_simulation()
     train_plan(short, plan_of([[2, 2], [2, 0], [2, 2]]))
     train_plan(long, plan_of([[2, 4], [3, 0], [5, 2]]))
     assert torch.equal(state(short, "left", 0), state(long, "left", 0))
@@ -77,13 +84,11 @@ def test_a_modality_may_start_after_another():
     assert not torch.equal(state(again, "right", 0), before)
 
 
-def test_a_kept_modality_feeds_the_prediction_and_a_dropped_one_does_not():
+def test_a_waiting_modality_is_no_part_of_the_prediction():
     plan = plan_of([[0, 1], [0, 0], [0, 0]])
-    keep, drop = tiny_simulation(pause="keep"), tiny_simulation(pause="drop")
-    assert train_plan(keep, plan)["task"][0] != train_plan(drop, plan)["task"][0]
-    changed = tiny_simulation(pause="drop")
-    changed.population.blocks["left"].local[0] += 1
-    assert train_plan(changed, plan)["task"][0] == train_plan(tiny_simulation(pause="drop"), plan)["task"][0]
+    changed = tiny_simulation()
+    changed.population.blocks["left"].start[0] += 1
+    assert train_plan(changed, plan)["task"][0] == train_plan(tiny_simulation(), plan)["task"][0]
 
 
 def test_a_device_does_not_depend_on_the_others():
@@ -133,24 +138,37 @@ def test_the_proximal_term_pulls_towards_the_rounds_start():
         simulation = tiny_simulation("dmml")
         simulation.config = dataclasses.replace(simulation.config, clip_norm=1e6, momentum=0.0, weight_decay=0.0)
         simulation.method = dataclasses.replace(simulation.method, proximal=proximal)
-        for block in simulation.population.blocks.values():  # as if an earlier iteration had moved it
-            block.local += 1e-2
-        train_plan(simulation, plan_of([[1, 1], [1, 0], [1, 1]]), rate)
+        losses = [train_plan(simulation, plan_of([[number, number], [0, 0], [0, 0]]), rate) for number in (1, 2)]
+        assert np.isfinite(losses[1]["task"][0])
         runs.append(simulation)
+    # In the first iteration nothing is pulled; in the second, from where the first left both.
+    once = tiny_simulation("dmml")
+    once.config = dataclasses.replace(once.config, clip_norm=1e6, momentum=0.0, weight_decay=0.0)
+    train_plan(once, plan_of([[1, 1], [0, 0], [0, 0]]), rate)
     for name, block in runs[0].population.blocks.items():
-        pull = block.local - runs[1].population.blocks[name].local
-        torch.testing.assert_close(pull, torch.full_like(pull, rate * mu * 1e-2), rtol=1e-3, atol=1e-7)
+        pull = block.local[0] - runs[1].population.blocks[name].local[0]
+        torch.testing.assert_close(
+            pull, rate * mu * (once.population.blocks[name].local - block.start)[0], atol=1e-6, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("method", ["dmml-kd", "mmpareto", "ogm-ge"])
 @pytest.mark.parametrize("plan", [[[2, 3], [4, 0], [3, 1]], [[2, 2], [2, 0], [2, 2]]])
 def test_a_round_does_not_depend_on_its_chunks(monkeypatch, method, plan):
-    monkeypatch.setattr(native_round, "applies", lambda task: False)
     whole, parts = tiny_simulation(method), tiny_simulation(method)
     losses = [train_plan(whole, plan_of(plan))]
-    monkeypatch.setattr(stepwise, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(reference, "CHUNK_VALUES", 1)
     losses.append(train_plan(parts, plan_of(plan)))
     np.testing.assert_array_equal(losses[0]["task"], losses[1]["task"])
     for name, block in whole.population.blocks.items():
         assert torch.equal(block.local, parts.population.blocks[name].local)
         assert torch.equal(block.momentum, parts.population.blocks[name].momentum)
+
+
+def test_the_tier_has_a_reason():
+    simulation = tiny_simulation()
+    population, method = simulation.population, simulation.method
+    if backend() == "native":
+        assert why_reference(population, method) is None
+    losses = dataclasses.replace(method.losses, further={"margin": 0.1})
+    assert "the loss term margin" in why_reference(population, dataclasses.replace(method, losses=losses))
