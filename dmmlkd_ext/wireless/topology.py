@@ -15,6 +15,8 @@ from scipy import sparse, spatial
 from scipy.sparse import csgraph
 from scipy.sparse import linalg as sparse_linalg
 
+from dmmlkd_ext.registry import Registry
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -64,8 +66,8 @@ class Topology:
 
 
 @dataclass(frozen=True, eq=False)
-class _Request:
-    """What a graph is made from: the arguments of `build_topology`."""
+class TopologyRequest:
+    """What a graph is made from: the arguments of `build_topology`, and the places that it drew, [devices, 2]."""
 
     num_devices: int
     generator: np.random.Generator
@@ -111,7 +113,7 @@ def build_topology(
         path: file of the links of `edge_list`.
 
     Raises:
-        ValueError: an argument is out of its range, the graph does not exist for `num_devices`, no
+        ValueError: the name is not known, an argument is out of its range, the graph does not exist for `num_devices`, no
             connected one was found, or the file is malformed (the message gives its line).
 
     Example:
@@ -120,8 +122,7 @@ def build_topology(
         >>> build_topology("ring", 4, np.random.default_rng(0)).edges.tolist()
         [[0, 1], [0, 3], [1, 2], [2, 3]]
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"name must be one of {', '.join(_BUILDERS)}; got {name!r}")
+    build = _BUILDERS[name]
     if int(num_devices) != num_devices or num_devices < 1:
         raise ValueError(f"num_devices must be an integer of at least 1, got {num_devices}")
     if not 0.0 <= probability <= 1.0:
@@ -130,9 +131,14 @@ def build_topology(
         if not 0.0 < value < math.inf:
             raise ValueError(f"{argument} must be positive and finite, got {value}")
     positions = generator.uniform(0.0, side_m, size=(num_devices, 2))
-    request = _Request(int(num_devices), generator, degree, probability, radius_m, path, positions)
+    request = TopologyRequest(int(num_devices), generator, degree, probability, radius_m, path, positions)
     alone = num_devices == 1 and name != "edge_list"
-    edges = np.zeros((0, 2), dtype=np.int64) if alone else _canonical(_BUILDERS[name](request))
+    edges = np.zeros((0, 2), dtype=np.int64) if alone else _canonical(build(request))
+    if not _BUILDERS.is_builtin(name):
+        _check_edges(edges, num_devices)
+        parts, _ = _components(edges, num_devices)
+        if parts > 1:
+            raise ValueError(f"topology {name!r} must connect all {num_devices} devices, got {parts} parts")
     return Topology(name, int(num_devices), edges, positions)
 
 
@@ -165,13 +171,13 @@ def _edges_of(graph: nx.Graph) -> IntArray:
     return np.array(graph.edges, dtype=np.int64).reshape(-1, 2)
 
 
-def _ring(request: _Request) -> IntArray:
+def _ring(request: TopologyRequest) -> IntArray:
     if request.num_devices == 2:
         return np.array([[0, 1]])
     return _edges_of(nx.cycle_graph(request.num_devices))
 
 
-def _torus(request: _Request) -> IntArray:
+def _torus(request: TopologyRequest) -> IntArray:
     count = request.num_devices
     rows = next(r for r in range(math.isqrt(count), 0, -1) if count % r == 0)
     if rows == 1:
@@ -183,15 +189,15 @@ def _torus(request: _Request) -> IntArray:
     return _edges_of(nx.convert_node_labels_to_integers(grid, ordering="sorted"))
 
 
-def _star(request: _Request) -> IntArray:
+def _star(request: TopologyRequest) -> IntArray:
     return _edges_of(nx.star_graph(request.num_devices - 1))
 
 
-def _complete(request: _Request) -> IntArray:
+def _complete(request: TopologyRequest) -> IntArray:
     return np.stack(np.triu_indices(request.num_devices, k=1), axis=1).astype(np.int64)
 
 
-def _exponential(request: _Request) -> IntArray:
+def _exponential(request: TopologyRequest) -> IntArray:
     device = np.arange(request.num_devices)
     hops = 2 ** np.arange((request.num_devices - 1).bit_length())
     there = (device[:, None] + hops) % request.num_devices
@@ -199,7 +205,7 @@ def _exponential(request: _Request) -> IntArray:
     return np.stack([here.ravel(), there.ravel()], axis=1)
 
 
-def _erdos_renyi(request: _Request) -> IntArray:
+def _erdos_renyi(request: TopologyRequest) -> IntArray:
     for _ in range(_TRIES):
         graph = nx.fast_gnp_random_graph(request.num_devices, request.probability, seed=request.seed())
         edges = _edges_of(graph)
@@ -212,7 +218,7 @@ def _erdos_renyi(request: _Request) -> IntArray:
     )
 
 
-def _watts_strogatz(request: _Request) -> IntArray:
+def _watts_strogatz(request: TopologyRequest) -> IntArray:
     count, degree = request.num_devices, request.degree
     if degree < 2 or degree % 2 or degree >= count:
         raise ValueError(f"degree must be even, at least 2 and less than num_devices={count}, got {degree}")
@@ -226,7 +232,7 @@ def _watts_strogatz(request: _Request) -> IntArray:
     return _edges_of(graph)
 
 
-def _random_geometric(request: _Request) -> IntArray:
+def _random_geometric(request: TopologyRequest) -> IntArray:
     """Link all pairs within the radius, and the parts by the shortest links there are.
 
     Those are the edges of the Euclidean minimum spanning tree that are longer than the radius. The tree lies
@@ -250,7 +256,7 @@ def _random_geometric(request: _Request) -> IntArray:
     return np.concatenate([near, bridges])
 
 
-def _edge_list(request: _Request) -> IntArray:
+def _edge_list(request: TopologyRequest) -> IntArray:
     if request.path is None:
         raise ValueError("path must name the file of the links of an edge_list, got None")
     edges = []
@@ -281,17 +287,43 @@ def _parse_edge(words: list[str], num_devices: int, where: str) -> tuple[int, in
     return i, j
 
 
-_BUILDERS: dict[str, Callable[[_Request], IntArray]] = {
-    "ring": _ring,
-    "torus": _torus,
-    "star": _star,
-    "complete": _complete,
-    "exponential": _exponential,
-    "erdos_renyi": _erdos_renyi,
-    "watts_strogatz": _watts_strogatz,
-    "random_geometric": _random_geometric,
-    "edge_list": _edge_list,
-}
+TopologyBuilder = Callable[[TopologyRequest], IntArray]
+
+_BUILDERS: Registry[TopologyBuilder] = Registry(
+    "topology",
+    {
+        "ring": _ring,
+        "torus": _torus,
+        "star": _star,
+        "complete": _complete,
+        "exponential": _exponential,
+        "erdos_renyi": _erdos_renyi,
+        "watts_strogatz": _watts_strogatz,
+        "random_geometric": _random_geometric,
+        "edge_list": _edge_list,
+    },
+)
+
+
+def register_topology(name: str, builder: TopologyBuilder) -> None:
+    """Make a graph of one's own known as `topology.name`, by a file that `--module` names.
+
+    Args:
+        name: what configurations call it.
+        builder: from a `TopologyRequest` to links, integers [links, 2]; in any order, and each as often as it likes.
+            What it draws it takes from `request.generator`. The graph has to be connected.
+
+    Raises:
+        ValueError: the name is no word or one of the package's, or `builder` cannot be called.
+
+    Example:
+        >>> def path(request: TopologyRequest) -> IntArray:
+        ...     return np.stack([np.arange(request.num_devices - 1), np.arange(1, request.num_devices)], axis=1)
+        >>> register_topology("path", path)
+        >>> build_topology("path", 3, np.random.default_rng(0)).edges.tolist()
+        [[0, 1], [1, 2]]
+    """
+    _BUILDERS.add(name, builder)
 
 
 def metropolis_hastings(

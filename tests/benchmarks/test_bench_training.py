@@ -83,4 +83,4 @@ def test_count_right(benchmark, results, workload):
     }
     macs = np.array([population.network.forward_macs[name] for name in population.network.modalities])
     operations = 2 * float(population.holds.sum(axis=0) @ macs) * len(split)
-    compare(benchmark, results, "count_right", f"{workload}, {method}, 20 devices", functions, operations)
+    compare(benchmark, results, "count_right", f"{workload}, 20 devices", functions, operations)

@@ -235,7 +235,7 @@ PLACES = np.zeros((3, 2))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build("tree", 5), "name must be one of ring, .*; got 'tree'"),
+        (lambda: build("tree", 5), "topology must be one of ring, .*; got 'tree'"),
         (lambda: build("ring", 0), "num_devices must be an integer of at least 1, got 0"),
         (lambda: build("ring", 2.5), "num_devices must be an integer of at least 1, got 2.5"),
         (lambda: build("ring", 4, probability=1.5), "probability must be between 0 and 1, got 1.5"),
