@@ -138,7 +138,7 @@ def test_the_sdist_holds_all_sources(sdist):
     suffixes = {".cpp", ".h", ".inl", ".cu", ".cuh"}
     native = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.suffix in suffixes}
     python = {p.relative_to(ROOT).as_posix() for p in (ROOT / "dmmlkd_ext").rglob("*.py")}
-    assert native | python | {"LICENSE", "README.md", "setup.py", "dmmlkd_ext/py.typed"} <= held
+    assert native | python | {"LICENSE", "README.md", "setup.py", "dmmlkd_ext/METHOD.md", "dmmlkd_ext/py.typed"} <= held
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
@@ -208,7 +208,7 @@ def test_the_wheel_works_beside_torch_alone(sdist, environment, tmp_path_factory
         names = archive.namelist()
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
     assert all(name.startswith("dmmlkd_ext") for name in names)
-    assert "dmmlkd_ext/py.typed" in names
+    assert {"dmmlkd_ext/METHOD.md", "dmmlkd_ext/py.typed"} <= set(names)
     assert [name for name in names if name.startswith("dmmlkd_ext/_C.")]
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert {Requirement(line.partition(": ")[2]).name for line in needed} == {"torch", "numpy"}
