@@ -223,6 +223,23 @@ def test_waiting_costs_nothing():
     np.testing.assert_allclose(plan.energy_joule([[1.0, 3.0]]), [7.0])
 
 
+def test_a_plan_costs_what_trains_and_nothing_else():
+    joules = [[1.0, 3.0]]
+    assert Plan(np.array([[4, 1]]), np.array([[0, 0]])).energy_joule(joules).tolist() == [7.0]
+    assert Plan(np.array([[2, 2]]), np.array([[0, 2]])).energy_joule(joules).tolist() == [8.0]  # one waits
+    assert Plan(np.array([[2, 0]]), np.array([[0, 0]])).energy_joule(joules).tolist() == [2.0]  # one never trains
+
+
+@pytest.mark.parametrize(
+    ("policy", "common"),
+    [("balanced", 2), ("uniform", 2), ("reversed", 2), ("separate", 2), ("greedy", 6), ("none", 10)],
+)
+def test_greedy_looks_at_the_battery_and_the_others_at_the_rounds_share(policy, common):
+    ones, holds = np.ones((1, 2)), np.ones((1, 2), dtype=bool)
+    plan = plan_iterations(BalanceConfig(policy), ones, ones, [4.0], [12.0], 10, holds)
+    assert plan.iterations.tolist() == [[common, common]]
+
+
 def test_a_plan_without_modalities_or_devices_is_empty():
     assert Plan(np.zeros((2, 0), dtype=np.int64), np.zeros((2, 0), dtype=np.int64)).num_iterations == 0
     assert Plan(np.zeros((0, 2), dtype=np.int64), np.zeros((0, 2), dtype=np.int64)).num_iterations == 0

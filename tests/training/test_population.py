@@ -42,6 +42,17 @@ def test_a_blocks_beginning_depends_on_the_seed_and_its_name_alone():
     assert torch.equal(alone.blocks["right"].start[0], population.blocks["right"].start[0])
 
 
+def test_blocks_begin_with_numbers_of_their_own():
+    network = MultiModalNetwork({"left": (4,), "right": (4,)}, 3, 8, 5)
+    further = {"generator": BlockLayout({"weight": ParameterSpec((6, 8), 1.0)})}
+    starts = [block.start[0] for block in Population(network, HOLDS, 0, further).blocks.values()]
+    # Of one stream, the first numbers of all blocks would be the same but for their scale.
+    shortest = min(map(len, starts))
+    likeness = torch.corrcoef(torch.stack([start[:20] for start in starts]))
+    assert shortest >= 20
+    assert float((likeness - torch.eye(len(starts))).abs().max()) < 0.9
+
+
 def test_further_blocks_belong_to_every_device():
     further = {"generator": BlockLayout({"weight": ParameterSpec((2, 3), 1.0)})}
     block = Population(NETWORK, HOLDS, 0, further).blocks["generator"]

@@ -137,6 +137,14 @@ def test_an_overdraft_is_refused_and_spends_nothing():
     assert account.remaining_joule.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("excess", [1e-3, 1e-6, 1e-8])
+def test_an_overdraft_is_refused_however_small(excess):
+    account = EnergyAccount([2.0])
+    with pytest.raises(ValueError, match="cost_joule must be at most what is left"):
+        account.spend([2.0 * (1.0 + excess)])
+    assert account.remaining_joule.tolist() == [2.0]
+
+
 def test_a_cost_above_the_battery_by_rounding_empties_it():
     account = EnergyAccount([0.3])
     account.spend([0.1 + 0.2])

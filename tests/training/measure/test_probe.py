@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -73,3 +74,18 @@ def test_the_probe_is_taken_in_the_last_round_where_it_is_asked_for() -> None:
     last = rounds[-1][1]["probe_accuracy"]
     assert last.keys() == MIXED_SHAPES.keys()
     assert [value is not None for value in last["wave"]] == UNEVEN_HOLDS[:, 1].tolist()
+
+
+def test_a_rounds_probe_is_fitted_on_training_data_and_judged_on_test_data() -> None:
+    training = dataclasses.replace(SMALL_TRAINING, rounds=1, probe=True)
+    simulation = make_simulation(training=training)
+    recorded = simulation.run_round()["probe_accuracy"]
+    sides = {side: getattr(simulation.dataset, side) for side in ("train", "validation", "test")}
+    for fitted, judged in itertools.product(sides, sides):
+        probed = probe_accuracy(simulation.population, sides[fitted], sides[judged])
+        same = [recorded[name] == _values(probed[name]) for name in recorded]
+        assert all(same) == ((fitted, judged) == ("train", "test")), (fitted, judged)
+
+
+def _values(accuracy: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in accuracy.tolist()]
