@@ -55,7 +55,7 @@ class BalanceConfig:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The local iterations of a round: i is a modality's own iff start <= i < start + iterations.
+    """The local iterations of a round: a modality trains in iteration i iff start <= i < start + iterations.
 
     Attributes:
         iterations: int64 [devices, modalities], 0 where a modality does not train.
@@ -249,7 +249,7 @@ def allocate_iterations(
     For each device: maximize min_m b_m^p tau_m over the integers 1 <= tau_m <= T whose energy fits, and
     among the maximizers take the one of least energy. [C], under the paper's constraint of the remaining
     energy [P]. The best level is one of the products b_m^p t, t = 1..T, and what a level costs never falls
-    with the level, so that a binary search over t for each m finds it: O(M^2 log T) a device, all devices
+    with the level, so that a binary search over t for each m finds it: O(M^2 log T) per device, all devices
     at once. More energy never lowers the level, but may move iterations from one modality to another.
 
     Args:

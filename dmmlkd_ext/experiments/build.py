@@ -27,7 +27,7 @@ from dmmlkd_ext.training.guide import GENERATOR, make_guidance
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.round import Simulation
 from dmmlkd_ext.wireless.topology import Topology, build_topology
-from dmmlkd_ext.wireless.world import WirelessNetwork
+from dmmlkd_ext.wireless.world import WirelessWorld
 
 
 def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Simulation:
@@ -74,7 +74,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     population = Population(model, holds[part.devices], config.seed, further)
     everyone = np.ones(len(holds), dtype=np.bool_)
     held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
-    network = WirelessNetwork(
+    network = WirelessWorld(
         topology,
         {name: held.get(name, everyone) for name in population.blocks},
         {name: block.num_parameters for name, block in population.blocks.items()},

@@ -34,7 +34,7 @@ from dmmlkd_ext.training.measure.record import RoundOutcome, make_record
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.wireless.energy import EnergyAccount, initial_budget_joule
-from dmmlkd_ext.wireless.world import RoundLinks, WirelessNetwork
+from dmmlkd_ext.wireless.world import RoundLinks, WirelessWorld
 
 GUIDANCE = "state of the guidance"
 
@@ -63,7 +63,7 @@ class Simulation:
         dataset: MultiModalDataset,
         device_samples: Sequence[npt.NDArray[np.int64]],
         population: Population,
-        world: WirelessNetwork,
+        world: WirelessWorld,
         method: MethodConfig,
         config: TrainingConfig,
         seed: int,

@@ -35,17 +35,17 @@ class ChannelConfig:
     """Bandwidth of each link; channels are orthogonal, so that links do not disturb each other."""
     transmit_power_w: float = 0.1
     noise_dbm_per_hz: float = -174.0
-    """Spectral density of the noise, in decibels above a milliwatt a hertz."""
+    """Spectral density of the noise, in dBm per hertz."""
     path_loss_at_1_km_db: float = 128.1
     path_loss_per_decade_db: float = 37.6
     """Path loss added by ten times the distance."""
     shadowing_db: float = 8.0
-    """Standard deviation of the log-normal shadowing, drawn once a link: devices do not move."""
+    """Standard deviation of the log-normal shadowing, drawn once per link, because devices do not move."""
     fading: Fading = "rayleigh"
     """`rayleigh`: each link's power gain is multiplied by an exponential variable of mean 1, redrawn each
     round; `none` leaves it out."""
     min_distance_m: float = 1.0
-    """Shorter links have the path loss of this distance, below which the formula means nothing."""
+    """Links shorter than this have the path loss of this distance, below which the formula does not apply."""
     min_rate_bit_per_s: float = 1e5
     """A link below this rate is in outage for the round: waiting for a deep fade would drain the battery."""
 
@@ -69,7 +69,7 @@ class Links:
 
     Attributes:
         edges: int64 [edges, 2], those of the topology.
-        rates_bit_per_s: float64 [edges]; fading is reciprocal, so that a link has one rate both ways.
+        rates_bit_per_s: float64 [edges]; fading is reciprocal, so that a link has the same rate in both directions.
         alive: bool [edges], False for a link in outage.
     """
 
@@ -102,7 +102,7 @@ def path_loss_db(distance_m: npt.ArrayLike, config: ChannelConfig | None = None)
 
 
 def rate_bit_per_s(power_gain: npt.ArrayLike, config: ChannelConfig | None = None) -> FloatArray:
-    """Return the rate Bw log2(1 + p g / (N0 Bw)) of links, in bits a second (METHOD 6 [C]).
+    """Return the rate Bw log2(1 + p g / (N0 Bw)) of links, in bits per second (METHOD 6 [C]).
 
     Args:
         power_gain: g, received over transmitted power, any shape, without unit.

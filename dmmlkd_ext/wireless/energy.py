@@ -48,19 +48,18 @@ class EnergyConfig:
     """Energy of one iteration of one modality; used by `fixed` alone."""
     budget_fraction: float | None = None
     """Initial budget as a fraction of what all iterations of all held modalities in all rounds would cost the
-    device, with the exchanges of all rounds on top; None sets no limit unless `budget_joule` does. Were the fraction
-    one of the exchanges too, a small one would pay for no training at all where links are dear, and there would be
-    nothing to allot."""
+    device, with the exchanges of all rounds on top; None sets no limit unless `budget_joule` does. If the fraction
+    applied to the exchanges too, a small one would leave no energy for training where sending is expensive."""
     budget_joule: float | None = None
     """Initial budget of every device; excludes `budget_fraction`."""
     kappa: float = 1e-28
-    """Effective switched capacitance: joules a cycle and squared hertz."""
+    """Effective switched capacitance, in joules per cycle and squared hertz."""
     min_frequency_hz: float = 0.5e9
-    """Least processor frequency; a device's is drawn uniformly between the two."""
+    """Lowest processor frequency; each device's is drawn uniformly between lowest and highest."""
     max_frequency_hz: float = 1.5e9
     """Highest processor frequency."""
     cycles_per_mac: float = 1.0
-    """Processor cycles a multiply-accumulate."""
+    """Processor cycles per multiply-accumulate."""
 
     def __post_init__(self) -> None:
         if self.model not in get_args(EnergyModel):
@@ -101,8 +100,8 @@ def training_cycles(forward_macs: npt.ArrayLike, cycles_per_mac: float = 1.0) ->
     """Return the cycles that one sample takes in one training iteration: forward, and twice that backward.
 
     Args:
-        forward_macs: multiply-accumulates of each modality's encoder and heads a sample, any shape.
-        cycles_per_mac: processor cycles a multiply-accumulate.
+        forward_macs: multiply-accumulates of each modality's encoder and heads per sample, any shape.
+        cycles_per_mac: processor cycles per multiply-accumulate.
 
     Raises:
         ValueError: an argument is negative or not finite.
@@ -124,7 +123,7 @@ def computing_energy_joule(
     """Return the energy of an iteration, kappa f^2 cycles B, in joules (METHOD 6 [C]).
 
     Args:
-        cycles_per_sample: processor cycles a sample; the three arrays broadcast.
+        cycles_per_sample: processor cycles per sample; the three arrays broadcast.
         frequency_hz: processor frequency.
         batch_size: samples B of a batch.
         kappa: effective switched capacitance.
@@ -336,13 +335,13 @@ class EnergyAccount:
 
     @property
     def spent_joule(self) -> FloatArray:
-        """What each device has spent, float64 [devices]; known without a limit, too."""
+        """What each device has spent, float64 [devices]; also known where there is no limit."""
         return self._spent.copy()
 
     def round_budget_joule(self, remaining_rounds: int, exchange_energy_joule: npt.ArrayLike = 0.0) -> FloatArray:
         """Return what this round may cost in computing: remaining / rounds left - exchange (METHOD 5 [C]).
 
-        Energy that a round leaves stays with the device and is shared by the rounds that follow. The result
+        Energy that a round does not use stays with the device and is divided among the rounds that follow. The result
         is negative where the exchange alone costs more than the round's share.
 
         Args:
@@ -380,7 +379,7 @@ class EnergyAccount:
         A cost that exceeds what is left by no more than rounding empties the battery.
 
         Raises:
-            ValueError: a cost is negative or not finite, the shape is wrong, or a device has not that much;
+            ValueError: a cost is negative or not finite, the shape is wrong, or a device has less than that;
                 then nothing is spent.
         """
         cost = _per_device("cost_joule", cost_joule, len(self._remaining))

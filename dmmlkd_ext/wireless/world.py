@@ -46,12 +46,12 @@ class RoundLinks:
     sent_bits: FloatArray
 
 
-class WirelessNetwork:
+class WirelessWorld:
     """Topology, channel, failures and energy model of one run.
 
     Args:
         topology: who can hear whom at all.
-        holds_block: which devices have a block, bool [devices] a block.
+        holds_block: which devices have a block, bool [devices] for each block.
         block_parameters: parameters of each block.
         energy: model of the energy; with `fixed`, links never fade and the exchange is free.
         channel: model of the links; used with `wireless` alone.
@@ -121,7 +121,7 @@ class WirelessNetwork:
         )
 
     def computing_energy_joule(self, training_macs: float) -> FloatArray:
-        """Return the energy of further training a round, float64 [devices], in joules; free with the `fixed` model.
+        """Return the energy per round of further training, float64 [devices], in joules; 0 with the `fixed` model.
 
         Args:
             training_macs: multiply-accumulates of its forward passes.
@@ -134,7 +134,7 @@ class WirelessNetwork:
     def computing_time_s(self, training_macs: float) -> FloatArray:
         """Return the duration of what `computing_energy_joule` charges, float64 [devices], in seconds.
 
-        With the `fixed` model, too, as that of an iteration.
+        It is not 0 with the `fixed` model either, as the duration of an iteration is not.
         """
         return computing_time_s(training_cycles(training_macs, self.energy.cycles_per_mac), self._frequency_hz, 1)
 

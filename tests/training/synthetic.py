@@ -24,7 +24,7 @@ from dmmlkd_ext.wireless.channel import ChannelConfig
 from dmmlkd_ext.wireless.energy import EnergyConfig
 from dmmlkd_ext.wireless.failures import FailureConfig
 from dmmlkd_ext.wireless.topology import build_topology
-from dmmlkd_ext.wireless.world import WirelessNetwork
+from dmmlkd_ext.wireless.world import WirelessWorld
 
 MIXED_SHAPES: dict[str, tuple[int, ...]] = {"vector": (6,), "wave": (2, 11), "image": (1, 9, 7)}
 """One modality of each kind of encoder; odd sizes, so that strides do not divide them."""
@@ -122,7 +122,7 @@ def make_simulation(
     population = Population(model, holds[part.devices], seed, {GENERATOR: guidance.layout} if guidance else {})
     everyone = np.ones(len(holds), dtype=np.bool_)
     held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
-    network = WirelessNetwork(
+    network = WirelessWorld(
         build_topology(topology, len(holds), numpy_generator(seed, "topology")),
         {name: held.get(name, everyone) for name in population.blocks},
         {name: block.num_parameters for name, block in population.blocks.items()},

@@ -52,7 +52,7 @@ def test_a_plan_leaves_the_energy_of_the_exchange_and_of_the_generators_learning
         energy=EnergyConfig(model="wireless", budget_joule=1.0),
     )
     iteration = simulation.iteration_energy.sum(axis=1)
-    further = simulation.network.draw(0).cost.energy_joule + simulation.overhead
+    further = simulation.world.draw(0).cost.energy_joule + simulation.overhead
     assert (simulation.overhead > SMALL_TRAINING.local_iterations * iteration).all()
     simulation.energy = EnergyAccount(simulation.total_rounds * (further + 2.5 * iteration))
     record = simulation.run_round()

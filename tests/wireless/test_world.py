@@ -17,21 +17,19 @@ from dmmlkd_ext.wireless.energy import (
 )
 from dmmlkd_ext.wireless.failures import FailureConfig, Failures
 from dmmlkd_ext.wireless.topology import Topology, build_topology
-from dmmlkd_ext.wireless.world import WirelessNetwork
+from dmmlkd_ext.wireless.world import WirelessWorld
 
 WIRELESS = EnergyConfig(model="wireless")
 SIZES = {"shared": 100, "image": 5000, "audio": 3000}
 HOLDS = np.array([[True, True], [True, False], [True, True], [False, True], [True, True]])
 
 
-def make_network(
-    topology: str | Topology = "complete", holds: np.ndarray = HOLDS, **settings: object
-) -> WirelessNetwork:
+def make_network(topology: str | Topology = "complete", holds: np.ndarray = HOLDS, **settings: object) -> WirelessWorld:
     if isinstance(topology, str):
         topology = build_topology(topology, len(holds), numpy_generator(0, "topology"))
     blocks = {"shared": np.ones(len(holds), dtype=bool), "image": holds[:, 0], "audio": holds[:, 1]}
     arguments = {"energy": WIRELESS, "channel": ChannelConfig(), "failures": FailureConfig(), "seed": 0, **settings}
-    return WirelessNetwork(topology, blocks, SIZES, **arguments)
+    return WirelessWorld(topology, blocks, SIZES, **arguments)
 
 
 def test_a_fixed_exchange_is_free_and_never_fades():

@@ -34,7 +34,7 @@ def guided_simulation(kind: str, rounds: int = 4, **settings: object):
     from dmmlkd_ext.wireless.energy import EnergyConfig
     from dmmlkd_ext.wireless.failures import FailureConfig
     from dmmlkd_ext.wireless.topology import build_topology
-    from dmmlkd_ext.wireless.world import WirelessNetwork
+    from dmmlkd_ext.wireless.world import WirelessWorld
 
     dataset, training = make_dataset(), dataclasses.replace(SMALL_TRAINING, rounds=rounds)
     losses = LossWeights(classification=0.5, generator=0.3, rehearsal=0.1)
@@ -42,7 +42,7 @@ def guided_simulation(kind: str, rounds: int = 4, **settings: object):
     model = MultiModalNetwork(dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width)
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, seed=0)
     population = Population(model, UNEVEN_HOLDS, 0, {GENERATOR: guidance.layout})
-    network = WirelessNetwork(
+    network = WirelessWorld(
         build_topology("ring", len(UNEVEN_HOLDS), numpy_generator(0, "topology")),
         {name: np.isin(np.arange(len(UNEVEN_HOLDS)), block.devices) for name, block in population.blocks.items()},
         {name: block.num_parameters for name, block in population.blocks.items()},
