@@ -80,7 +80,9 @@ def test_parts_of_ones_own_work_in_a_sweep(folder):
     settings = ["data.num_devices=4", "topology.name=path", "training.rounds=2"]
     dmmlkd(
         folder,
-        ["sweep", "--methods", "dmml", "dmml-kd-confident", "--datasets", "toy", "--seeds", "0", "1"]
-        + ["--module", "parts.py", "--set", *settings],
+        [
+            *["sweep", "--methods", "dmml", "dmml-kd-confident", "--datasets", "toy", "--seeds", "0", "1"],
+            *["--module", "parts.py", "--set", *settings],
+        ],
     )
     assert len(results(folder)) == 4

@@ -63,7 +63,7 @@ def make_module_encoder(name: str, shape: tuple[int, ...]) -> ModuleEncoder:
     if not isinstance(module, nn.Module):
         raise ValueError(f"encoder {name!r} must return a torch.nn.Module, got {type(module).__name__}")
     _check_layers(name, module)
-    module.train()  # with neither dropout nor batch statistics the same, but for shortcuts that cannot be differentiated
+    module.train()  # not eval: shortcuts there cannot be differentiated, and nothing else differs
     inputs = torch.zeros(2, *shape)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -113,8 +113,8 @@ def build_topology(
         path: file of the links of `edge_list`.
 
     Raises:
-        ValueError: the name is not known, an argument is out of its range, the graph does not exist for `num_devices`, no
-            connected one was found, or the file is malformed (the message gives its line).
+        ValueError: the name is not known, an argument is out of its range, the graph does not exist for
+            `num_devices`, no connected one was found, or the file is malformed (the message gives its line).
 
     Example:
         >>> build_topology("exponential", 5, np.random.default_rng(0)).edges.tolist()
