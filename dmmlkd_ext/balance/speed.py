@@ -1,0 +1,137 @@
+"""How fast each modality trains, from the variation of its parameters, and how unlike their speeds are (METHOD 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dmmlkd_ext.balance.arrays import BoolArray, FloatArray, check_nonnegative, mask, matrix
+
+
+def training_speed(
+    variation_norm: npt.ArrayLike,
+    start_norm: npt.ArrayLike,
+    num_parameters: npt.ArrayLike,
+    iterations: npt.ArrayLike,
+    relative: bool = False,
+) -> FloatArray:
+    """Return how fast each modality trained: the variation an iteration and a parameter (METHOD 5).
+
+    v = ||w(after) - w(before)|| / (sqrt(P) tau), or / (||w(before)|| tau) when `relative`. A metric from the
+    parameter variation is the paper's [P], this formula is ours [C].
+
+    Args:
+        variation_norm: ||w(after local training) - w(before)||, [devices, modalities].
+        start_norm: ||w(before)||, [devices, modalities].
+        num_parameters: parameters of each modality's block, [modalities].
+        iterations: local iterations that each modality trained, [devices, modalities].
+        relative: see `BalanceConfig`.
+
+    Returns:
+        float64 [devices, modalities]; NaN where a modality did not train, or where the quotient is not a
+        finite number (a diverged block, or a relative variation from zero).
+
+    Raises:
+        ValueError: the shapes do not match, or a count is negative.
+
+    Example:
+        >>> training_speed([[8.0, 0.0]], [[1.0, 1.0]], [16, 4], [[2, 0]]).tolist()
+        [[1.0, nan]]
+    """
+    variation = matrix("variation_norm", variation_norm)
+    start = matrix("start_norm", start_norm, variation.shape)
+    counts = matrix("iterations", iterations, variation.shape)
+    sizes = matrix("num_parameters", num_parameters, variation.shape[1:])
+    if (counts < 0).any():
+        raise ValueError(f"iterations must be at least 0, got {counts.min():g}")
+    if (sizes < 1).any():
+        raise ValueError(f"num_parameters must be at least 1, got {sizes.min():g}")
+    scale = start if relative else np.broadcast_to(np.sqrt(sizes), start.shape)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        speeds = variation / (scale * counts)
+    return np.where((counts > 0) & np.isfinite(speeds), speeds, np.nan)
+
+
+def update_speeds(previous: npt.ArrayLike, current: npt.ArrayLike, smoothing: float = 0.5) -> FloatArray:
+    """Return the exponential moving average of the speeds (METHOD 5 [C]).
+
+    The average is smoothing * current + (1 - smoothing) * previous; NaN is "not observed": the first
+    observation is taken as it is, and a round without one keeps the average.
+
+    Args:
+        previous: the average so far, [devices, modalities].
+        current: this round's `training_speed`, [devices, modalities].
+        smoothing: weight of `current`, above 0 and at most 1.
+
+    Raises:
+        ValueError: the shapes differ or `smoothing` is out of range.
+
+    Example:
+        >>> update_speeds([[1.0, float("nan"), 4.0]], [[3.0, 5.0, float("nan")]]).tolist()
+        [[2.0, 5.0, 4.0]]
+    """
+    if not 0.0 < smoothing <= 1.0:
+        raise ValueError(f"smoothing must be above 0 and at most 1, got {smoothing}")
+    old = matrix("previous", previous)
+    new = matrix("current", current, old.shape)
+    average = smoothing * new + (1.0 - smoothing) * old
+    return np.where(np.isnan(new), old, np.where(np.isnan(old), new, average))
+
+
+def balance_metric(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> FloatArray:
+    """Return b = speed / mean speed of the device's modalities: 1 is balanced, more is fast (METHOD 5 [C]).
+
+    Args:
+        speeds: averaged speeds, [devices, modalities], at least 0; NaN where unknown.
+        holds: which modalities a device has, bool [devices, modalities].
+
+    Returns:
+        float64 [devices, modalities]; NaN where a modality is not held or its speed is unknown. A device
+        all of whose speeds are 0 is balanced.
+
+    Raises:
+        ValueError: the shapes differ, or a held modality's speed is negative.
+
+    Example:
+        >>> balance_metric([[1.0, 3.0, 9.0]], np.array([[True, True, False]])).tolist()
+        [[0.5, 1.5, nan]]
+    """
+    values, known = _known_speeds(speeds, holds)
+    mean = values.sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    metric = np.divide(values, mean, out=np.ones_like(values), where=mean > 0.0)
+    return np.where(known, metric, np.nan)
+
+
+def imbalance(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> FloatArray:
+    """Return each device's coefficient of variation of the speed over its modalities (METHOD 5 [C]).
+
+    Args:
+        speeds: averaged speeds, [devices, modalities], at least 0; NaN where unknown.
+        holds: which modalities a device has, bool [devices, modalities].
+
+    Returns:
+        float64 [devices]: standard deviation (of the population) / mean; 0 for one modality, NaN where no
+        speed is known.
+
+    Raises:
+        ValueError: the shapes differ, or a held modality's speed is negative.
+
+    Example:
+        >>> imbalance([[1.0, 3.0], [2.0, 7.0]], np.array([[True, True], [True, False]])).tolist()
+        [0.5, 0.0]
+    """
+    metric = balance_metric(speeds, holds)
+    count = (~np.isnan(metric)).sum(axis=1)
+    # The metric has mean 1, so its standard deviation is the coefficient of variation of the speeds.
+    squares = np.nan_to_num(metric - 1.0) ** 2
+    deviation = np.sqrt(squares.sum(axis=1) / np.maximum(count, 1))
+    return np.where(count > 0, deviation, np.nan)
+
+
+def _known_speeds(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
+    """Return the speeds with 0 where they do not count, and where they count."""
+    array = matrix("speeds", speeds)
+    known = mask("holds", holds, array.shape) & ~np.isnan(array)
+    values = np.where(known, array, 0.0)
+    check_nonnegative("speeds", values)
+    return values, known
