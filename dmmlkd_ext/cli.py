@@ -24,10 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows the program's name; None takes it from the process.
     """
+    _open_closed_streams()
     try:
         from dmmlkd_ext.experiments.commands import UserError
     except ModuleNotFoundError as error:
         return _complain(f"the package {error.name} is missing: pip install 'dmmlkd-ext[simulation]'", 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted before anything began", _INTERRUPTED)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         return _parse(list(sys.argv[1:] if arguments is None else arguments)).execute()
@@ -59,12 +62,12 @@ def _parse(arguments: list[str]) -> Command:
         UserError,
     )
     from dmmlkd_ext.experiments.presets import preset
-    from dmmlkd_ext.plugins import import_datasets
+    from dmmlkd_ext.plugins import import_modules
 
     names = _leading_names(arguments[1:]) if arguments[:1] == ["run"] else []
     try:
         if names:
-            import_datasets(_value_of("--data.module", arguments))
+            import_modules(_value_of("--data.module", arguments))
         config = preset(names[1], names[0]) if len(names) == 2 else preset("watch")
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -133,8 +136,25 @@ def _flatten(message: str) -> str:
     return re.sub(r"(__tyro-dummy-inner__|config)\.", "", text) or message.strip()
 
 
+def _open_closed_streams() -> None:
+    """Open what the caller closed of standard input, output and errors, into nothing.
+
+    Else the next file that is opened, of a run's records for instance, takes the number, and messages go into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's life
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def _complain(message: str, exit_code: int) -> int:
-    if exit_code == _WRONGLY and os.environ.get("RANK", "0") != "0":
+    rank = os.environ.get("RANK", "0")
+    if exit_code == _WRONGLY and rank.isdigit() and int(rank) > 0:
         return exit_code  # of many processes that are asked for the same, the first one complains
+    if rank != "0" and not message.startswith("rank "):
+        message = f"rank {rank}: {message}"
     print(f"dmmlkd: {' '.join(message.split())}", file=sys.stderr)
     return exit_code

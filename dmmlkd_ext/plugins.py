@@ -1,53 +1,152 @@
-"""Python code of the user that registers datasets, imported by the name that a configuration gives it."""
+"""Python code of the user, imported by the names that a configuration gives it, and what it consists of.
+
+Such code registers what a configuration then names, a dataset for instance. It is part of what a run is made from: the
+hash of a run's inputs covers the source of every module that is reached by imports, but for those of this package,
+whose version a run's name holds anyway, and those of Python and of installed packages.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 _SUFFIX = ".py"
 _NEEDED = "module must be a Python file or an importable module"
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+
+_imported: dict[str, str] = {}
+"""Module as it was named -> hash of its sources when this process imported it."""
 
 
-def import_datasets(module: str | None) -> None:
-    """Import what registers a user's datasets; a second time does nothing.
+def import_modules(*modules: str | None) -> None:
+    """Import code of the user; a second time does nothing.
 
     Args:
-        module: a Python file, such as `robots.py`, or the dotted name of a module that can be imported; None is none.
+        modules: Python files, such as `robots.py`, or dotted names of modules that can be imported; None is none.
 
     Raises:
-        ValueError: there is no such file or module, or its own code fails; the message names its error.
+        ValueError: there is no such file or module, its own code fails, or it was changed since this process imported
+            it; the message names what is wrong.
 
     Example:
-        >>> import_datasets("robots.py")
+        >>> import_modules("robots.py")
         Traceback (most recent call last):
         ...
         ValueError: module must be a Python file or an importable module, got 'robots.py': no such file
     """
-    if module is None:
-        return
+    for module in modules:
+        if module is not None:
+            _import(module)
+
+
+def _import(module: str) -> None:
     path = Path(module).resolve()
     if module.endswith(_SUFFIX) and not path.is_file():
         raise ValueError(f"{_NEEDED}, got {module!r}: no such file")
     try:
         _import_file(path) if module.endswith(_SUFFIX) else importlib.import_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(f"{_NEEDED}, got {module!r}: {type(error).__name__}: {error}") from error
+    version = hash_sources(module)
+    if _imported.setdefault(module, version) != version:
+        raise ValueError(f"module {module!r}, or one that it imports, was changed since this process imported it")
 
 
-def module_version(module: str | None) -> str:
-    """Return a hash of the file's content, so that a changed loader is another run; empty where there is no file.
+def hash_sources(*modules: str | None) -> str:
+    """Return a SHA-256 of the sources of modules and of what they import; empty where there is no source.
 
     Example:
-        >>> module_version(None)
+        >>> hash_sources(None)
         ''
     """
-    if module is None or not module.endswith(_SUFFIX) or not Path(module).is_file():
+    found: dict[str, Path] = {}
+    for module in modules:
+        if module is not None:
+            found.update(find_sources(module))
+    if not found:
         return ""
-    return hashlib.sha256(Path(module).read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    for name, path in sorted(found.items()):
+        total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def find_sources(module: str) -> dict[str, Path]:
+    """Return the Python files of a module of the user and of what it imports, by name.
+
+    Imports are those that the sources state, within functions, too.
+    """
+    found: dict[str, Path] = {}
+    top = module.partition(".")[0]
+    named = {module: Path(module)} if module.endswith(_SUFFIX) else {name: _locate(name) for name in _parents(module)}
+    waiting = list(named.items())
+    while waiting:
+        name, path = waiting.pop()
+        if name in found or path is None or not path.is_file():
+            continue
+        found[name] = path
+        for wanted in _imports(name, path):
+            first = wanted.partition(".")[0]
+            # Where a package is installed its modules are: to locate one would import the package.
+            if first == top or not _is_installed(_locate(first)):
+                waiting += [(parent, _locate(parent)) for parent in _parents(wanted)]
+    return found
+
+
+def _parents(name: str) -> list[str]:
+    """Return a module's packages and the module: `a`, `a.b`, `a.b.c`."""
+    words = name.split(".")
+    return [".".join(words[: count + 1]) for count in range(len(words))]
+
+
+def _imports(name: str, path: Path) -> Iterator[str]:
+    """Yield the absolute names that a source imports, of modules and of what may be modules."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # its import says what is wrong
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+                origin = ".".join([*above, origin] if origin else above)
+            if origin:
+                yield origin
+                yield from (f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
+
+
+def _locate(name: str) -> Path | None:
+    """Return the file of a module, or the folder of a package without one; None where there is neither."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (Exception, SystemExit):  # finding a submodule imports its package, whose code may raise anything
+        return None
+    if spec is None:
+        return None
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())]
+    return next((Path(place) for place in places if place and Path(place).exists()), None)
+
+
+@functools.cache
+def _installed_folders() -> tuple[Path, ...]:
+    here = Path(__file__).resolve().parent
+    return (here, *(Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED))
+
+
+def _is_installed(path: Path | None) -> bool:
+    """Return whether a file belongs to Python, to this package or to an installed one; where there is none, it does."""
+    return path is None or any(path.resolve().is_relative_to(folder) for folder in _installed_folders())
 
 
 def _import_file(path: Path) -> None:

@@ -16,10 +16,9 @@ from dmmlkd_ext.data.partition import (
     partition_iid,
     partition_natural,
 )
-from dmmlkd_ext.data.registry import load_dataset
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
+from dmmlkd_ext.experiments.inputs import hash_data, load_data
 from dmmlkd_ext.model.network import MultiModalNetwork
-from dmmlkd_ext.plugins import import_datasets
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.exchange.slices import slice_devices
@@ -48,8 +47,8 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         >>> simulation.population.num_devices, simulation.round, simulation.total_rounds
         (20, 0, 40)
     """
-    import_datasets(config.data.module)
-    dataset = load_dataset(config.data.dataset, config.seed, **config.data.options)
+    dataset = load_data(config)
+    data_sha256 = hash_data(dataset)  # before `centralize` puts another in its place
     device_samples = partition(dataset, config.data, config.seed)
     holds = assign_modalities(
         config.data.num_devices,
@@ -84,7 +83,9 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         config.seed,
         method.exchange,
     )
-    return Simulation(dataset, device_samples, population, network, method, training, config.seed, guidance, part)
+    simulation = Simulation(dataset, device_samples, population, network, method, training, config.seed, guidance, part)
+    simulation.data_sha256 = data_sha256
+    return simulation
 
 
 def slice_population(topology: Topology, holds: npt.NDArray[np.bool_], model: MultiModalNetwork, ranks: Ranks) -> Slice:

@@ -19,12 +19,17 @@ from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.loading import from_dict
 from dmmlkd_ext.experiments.presets import PRESETS, preset
 from dmmlkd_ext.experiments.provenance import describe_environment
-from dmmlkd_ext.experiments.run import ResumableSimulation, RunLockedError, run_experiment
+from dmmlkd_ext.experiments.run import ResumableSimulation, RunChangedError, RunLockedError, run_experiment
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
 from dmmlkd_ext.ops import build_info
-from dmmlkd_ext.plugins import import_datasets
+from dmmlkd_ext.plugins import import_modules
 from dmmlkd_ext.training.exchange.liveness import RankLostError
-from dmmlkd_ext.training.exchange.ranks import FailedElsewhereError, Ranks, joined_ranks, started_by_torchrun
+from dmmlkd_ext.training.exchange.ranks import (
+    FailedElsewhereError,
+    Ranks,
+    joined_ranks,
+    started_by_torchrun,
+)
 from dmmlkd_ext.training.exchange.slices import links_cut
 from dmmlkd_ext.training.methods import METHODS, UNIFORM, UNIMODAL
 
@@ -83,27 +88,40 @@ class RunCommand:
     def execute(self) -> int:
         """Run, and print the folder and the final accuracy."""
         try:
-            with joined_ranks(self.timeout_s) if started_by_torchrun() else nullcontext(Ranks()) as ranks:
+            with joined_ranks(self.timeout_s) if _started_by_torchrun() else nullcontext(Ranks()) as ranks:
                 folder = self._run(ranks)
         except FailedElsewhereError:
             return 1  # the rank that failed says why
-        except (DataUnavailableError, ChecksumError, RunLockedError, RankLostError, ImportError) as error:
+        except (
+            DataUnavailableError,
+            ChecksumError,
+            RunLockedError,
+            RunChangedError,
+            RankLostError,
+            ImportError,
+        ) as error:
             raise UnavailableError(str(error)) from error
         if ranks.rank == 0:
             self._print_result(folder)
         return 0
 
     def _run(self, ranks: Ranks) -> Path:
-        return run_experiment(
-            self.config,
-            self.runs,
-            threads=self.threads,
-            checkpoint_every=self.checkpoint_every,
-            progress=False if self.quiet else None,
-            tensorboard=self.tensorboard,
-            build=partial(_build, ranks=ranks, quiet=self.quiet),
-            ranks=ranks,
-        )
+        try:
+            return run_experiment(
+                self.config,
+                self.runs,
+                threads=self.threads,
+                checkpoint_every=self.checkpoint_every,
+                progress=False if self.quiet else None,
+                tensorboard=self.tensorboard,
+                build=partial(_build, ranks=ranks, quiet=self.quiet),
+                ranks=ranks,
+            )
+        except UserError as error:
+            if ranks.rank == 0:
+                raise
+            # The others are silent about it, so that this one must not be, whatever its number.
+            raise UnavailableError(str(error)) from error
 
     def _print_result(self, folder: Path) -> None:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -144,12 +162,12 @@ class SweepCommand:
 
     def execute(self) -> int:
         """Run all, name those that failed, and return 1 if any did."""
-        if started_by_torchrun():
+        if _started_by_torchrun():
             raise UserError(
                 "sweep must not be started by torchrun: it starts a process a run; share it out by --shard i/n"
             )
         try:
-            import_datasets(self.module)
+            import_modules(self.module)
             configs = [
                 override_settings(self._preset(dataset, method, seed), self.settings)
                 for dataset in self.datasets
@@ -213,7 +231,7 @@ class DataCommand:
     def execute(self) -> int:
         """List or fetch, and return 1 if a dataset could not be had."""
         try:
-            import_datasets(self.module)
+            import_modules(self.module)
         except ValueError as error:
             raise UserError(str(error)) from error
         known = available_datasets()
@@ -261,6 +279,13 @@ def _read_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _started_by_torchrun() -> bool:
+    try:
+        return started_by_torchrun()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimulation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.finished import is_finished, read_certified, read_json
 from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.experiments.own_parameter import get_own_parameter
-from dmmlkd_ext.experiments.run import is_finished
 
 PROVENANCE = (
     "run",
@@ -142,16 +141,12 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
         FileNotFoundError: the run is not finished.
         ValueError: the records are not those that it finished with.
     """
-    content = (folder / "metrics.jsonl").read_bytes()
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    if hashlib.sha256(content).hexdigest() != result["metrics_sha256"]:
-        raise ValueError(f"run {folder.name} has other records in metrics.jsonl than it finished with")
-    yield from map(json.loads, content.splitlines())
+    yield from map(json.loads, read_certified(folder).splitlines())
 
 
 def read_commit(folder: Path) -> str | None:
     """Return the commit that a run was begun at, None where it is not known."""
-    commit: str | None = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("commit")
+    commit: str | None = read_json(folder / "environment.json").get("commit")
     return commit
 
 

@@ -1,9 +1,10 @@
 """One run, one folder: started, killed and started again, it ends with the same bytes.
 
 A run's folder `<dataset>-<method>-<digest>` holds `config.json` (the resolved configuration),
-`environment.json` (software, commit, processor), `metrics.jsonl` (a record a round), `checkpoint.pt` and,
-written last, `result.json`: where it is, the run is finished. What differs from one time to the next, such
-as wall time, goes to `timings.csv` beside the folders.
+`environment.json` (software, commit, processor, hashes of what was read), `metrics.jsonl` (a record per round),
+`checkpoint.pt` and, written last, `result.json`: where it is, the run is finished. What differs from one time to the
+next, such as wall time, goes to `timings.csv` beside the folders. What cannot be trusted when a run goes on is set
+aside in the folder `.rejected` beside them.
 
 Several ranks may run it together (`dmmlkd_ext.training.exchange.ranks`), in a folder that all of them see. The first
 one writes all of these files; each leaves the rows of its devices beside `checkpoint.pt`. How many there are is no part
@@ -18,7 +19,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,23 +27,33 @@ from typing import Any, Protocol
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.determinism import deterministic
+from dmmlkd_ext.experiments.finished import is_finished, read_json, require_unchanged, summarize
+from dmmlkd_ext.experiments.inputs import hash_files_read, other_data
 from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.experiments.provenance import code_version, describe_environment
-from dmmlkd_ext.plugins import module_version
-from dmmlkd_ext.training.exchange.ranks import Ranks
+from dmmlkd_ext.training.exchange.ranks import Ranks, UnlikeRanksError
 from dmmlkd_ext.training.keep.callbacks import (
     Callback,
     Checkpoint,
     ProgressBar,
-    RecordWriter,
     RunningSimulation,
     TensorBoard,
 )
-from dmmlkd_ext.training.keep.checkpoints import load_checkpoint, remove_shards
-from dmmlkd_ext.training.keep.files import remove_temporary_files, write_text
+from dmmlkd_ext.training.keep.checkpoints import load_checkpoint, shard_paths
+from dmmlkd_ext.training.keep.divergence import DivergenceWarning
+from dmmlkd_ext.training.keep.files import RunChangedError, naming, remove_temporary_files, write_text
 from dmmlkd_ext.training.keep.locking import RunLockedError, run_lock
+from dmmlkd_ext.training.keep.records import RecordWriter, first_lines
 
-__all__ = ["RunLockedError", "code_version", "is_finished", "load_config", "run_experiment", "run_name"]
+__all__ = [
+    "RunChangedError",
+    "RunLockedError",
+    "code_version",
+    "is_finished",
+    "load_config",
+    "run_experiment",
+    "run_name",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -64,20 +75,16 @@ Builder = Callable[[ExperimentConfig], ResumableSimulation]
 
 
 def run_name(config: ExperimentConfig) -> str:
-    """Return the name of a run's folder under the current code.
+    """Return the name of a run's folder under the current code and files that the configuration names.
 
     Example:
         >>> run_name(ExperimentConfig()).startswith("watch-dmml-kd-")
         True
     """
     readable = f"{config.data.dataset}-{config.method.name}"
-    version = code_version() + module_version(config.data.module)
+    files = hash_files_read(config)
+    version = code_version() + (json.dumps(files, sort_keys=True) if files else "")
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)}-{config.digest(version)}"
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether a run's folder holds a finished run."""
-    return (folder / "result.json").exists()
 
 
 def run_experiment(
@@ -95,8 +102,9 @@ def run_experiment(
 ) -> Path:
     """Run one configuration to its end, or what is left of it, and return its folder; every rank calls it.
 
-    A finished run is reused. The folder's name holds a hash of configuration and code, so that a change of
-    either starts a new run. A run that was killed goes on from its checkpoint.
+    A finished run is reused. The folder's name holds a hash of the configuration, the code and the files that the
+    configuration names, so that a change of any of them starts a new run. A run that was killed goes on from its
+    checkpoint. Neither happens where the data changed, or files of the run.
 
     Args:
         config: what to run.
@@ -113,36 +121,59 @@ def run_experiment(
     Raises:
         ValueError: an argument is out of range, or the configuration does not fit its dataset or the ranks.
         RunLockedError: another process runs the same configuration, and `wait` is False.
+        RunChangedError: the data are not those that the run was begun with, or its files were changed by others.
+        OSError: a file cannot be read or written.
+        UnlikeRanksError: this rank has another configuration, environment or dataset than the first one.
         FailedElsewhereError: one of these happened on another rank.
     """
     ranks = ranks or Ranks()
     name = run_name(config)
     folder = Path(runs_folder) / name
-    environment = describe_environment(threads)
-    if ranks.first(lambda: is_finished(folder)):
-        return folder
-    following: list[Callback] = [Checkpoint(folder / "checkpoint.pt", checkpoint_every, ranks)]
-    if tensorboard and ranks.rank == 0:
-        following.append(TensorBoard(Path(runs_folder) / "tensorboard" / name))
-    following += callbacks
-    writing: list[Callback] = []
-    if ranks.rank == 0:
-        writing.append(RecordWriter(folder / "metrics.jsonl", checkpoint_every))
-        following.append(ProgressBar(f"{config.data.dataset} {config.method.name}", progress))
+    environment = {**describe_environment(threads), "inputs": hash_files_read(config)}
     lock = ExitStack()
     with deterministic(threads), lock:
-        first_environment = ranks.everyone(environment)[0]
-        ranks.together(lambda: _check_alike(environment, first_environment))
+        _require_alike(
+            ranks, {"config": config.to_dict(), "checkpoint_every": checkpoint_every, "environment": environment}
+        )
+        if ranks.first(lambda: _is_reusable(folder, config)):
+            return folder
+        records = RecordWriter(folder / "metrics.jsonl", checkpoint_every)
+        keeping = Checkpoint(folder / "checkpoint.pt", checkpoint_every, ranks, records)
         # Before anything is written: a configuration that does not fit its data is refused here.
         simulation = ranks.together(lambda: (build or partial(_build_simulation, ranks=ranks))(config))
-        ranks.first(lambda: lock.enter_context(run_lock(Path(runs_folder) / ".locks" / name, name, wait=wait)))
-        if ranks.first(lambda: is_finished(folder)):  # by a process that held the lock until now
+        _note_data(environment, simulation)
+        _require_alike(ranks, {"data": environment["inputs"].get("data")})
+
+        def take_lock() -> None:
+            path = Path(runs_folder) / ".locks" / name
+            records.may_write = lock.enter_context(run_lock(path, name, wait=wait))
+
+        ranks.first(take_lock)
+        if ranks.first(lambda: _is_reusable(folder, config)):  # by a process that held the lock until now
             return folder
         ranks.first(lambda: _prepare(folder, config, environment))
         _resume(folder, simulation, ranks)
-        _run_timed(simulation, [*writing, *following], folder, ranks)
-        ranks.first(lambda: _write_json(folder / "result.json", _summarize(folder, config)))
+        following = [keeping, *_observers(config, Path(runs_folder), name, ranks, progress, tensorboard), *callbacks]
+        _run_timed(simulation, [records, *following] if ranks.rank == 0 else following, folder, ranks)
+        ranks.first(lambda: _finish(folder, config, environment, simulation.total_rounds, records.sha256))
     return folder
+
+
+def _observers(
+    config: ExperimentConfig, runs_folder: Path, name: str, ranks: Ranks, progress: bool | None, tensorboard: bool
+) -> list[Callback]:
+    """Return what shows the training to people, on the first rank."""
+    if ranks.rank != 0:
+        return []
+    shown: list[Callback] = [TensorBoard(runs_folder / "tensorboard" / name)] if tensorboard else []
+    return [*shown, DivergenceWarning(), ProgressBar(f"{config.data.dataset} {config.method.name}", progress)]
+
+
+def _is_reusable(folder: Path, config: ExperimentConfig) -> bool:
+    if not is_finished(folder):
+        return False
+    require_unchanged(folder, config)
+    return True
 
 
 def _build_simulation(config: ExperimentConfig, ranks: Ranks) -> ResumableSimulation:
@@ -152,50 +183,88 @@ def _build_simulation(config: ExperimentConfig, ranks: Ranks) -> ResumableSimula
     return simulation
 
 
-def _check_alike(environment: dict[str, Any], first: dict[str, Any]) -> None:
-    """Refuse a rank whose software or processor differs from the first one's, which would change the bits."""
-    differing = [
-        key for key in sorted({*environment, *first} - {*_NO_MATTER}) if environment.get(key) != first.get(key)
-    ]
-    if differing:
-        shown = ", ".join(f"{key} {environment.get(key)!r} for {first.get(key)!r}" for key in differing)
-        raise ValueError(f"all ranks must have the same environment, got another {shown}")
+def _note_data(environment: dict[str, Any], simulation: ResumableSimulation) -> None:
+    """Add the hash of the data to what the run reads; a simulation of another builder may not tell it."""
+    data = getattr(simulation, "data_sha256", None)
+    if data is not None:
+        environment["inputs"] = {**environment["inputs"], "data": data}
+
+
+def _require_alike(ranks: Ranks, settings: dict[str, Any]) -> None:
+    """Refuse ranks that were started otherwise than the first one, which would change the bits.
+
+    Raises:
+        UnlikeRanksError: this rank was; the message names what differs.
+        FailedElsewhereError: another one was.
+    """
+    first = ranks.everyone(settings)[0]
+
+    def check() -> None:
+        differing = list(_differences(first, settings))
+        if differing:
+            raise UnlikeRanksError(f"rank {ranks.rank} must be started like rank 0, got another {', '.join(differing)}")
+
+    ranks.together(check)
+
+
+def _differences(first: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> list[str]:
+    """Return what differs in nested tables, such as `seed (1 for 0)`."""
+    found = []
+    for key in [*first, *(key for key in other if key not in first)]:
+        one, two = first.get(key), other.get(key)
+        if key in _NO_MATTER or one == two:
+            continue
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            found += _differences(one, two, f"{before}{key}.")
+        else:
+            found.append(f"{before}{key} ({two!r} for {one!r})")
+    return found
 
 
 def _prepare(folder: Path, config: ExperimentConfig, environment: dict[str, Any]) -> None:
-    """Write what is known before the first round, and drop rounds that another environment computed."""
+    """Write what is known before the first round, and set aside rounds that another environment computed.
+
+    Raises:
+        RunChangedError: the rounds that there are were computed from other data.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
-    if not (folder / "config.json").exists():
-        _write_json(folder / "config.json", config.to_dict())
+    write_text(folder / "config.json", _json(config.to_dict()))
     path = folder / "environment.json"
     if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        differing = [
-            key for key in sorted({*earlier, *environment} - {*_NO_MATTER}) if earlier.get(key) != environment.get(key)
-        ]
-        if not differing:
-            return
-        _start_over(folder, f"it was begun with another {', '.join(differing)}")
-    _write_json(path, environment)
+        try:
+            earlier = read_json(path)
+        except ValueError as error:
+            _start_over(folder, str(error))
+        else:
+            before, now = earlier.get("inputs", {}).get("data"), environment["inputs"].get("data")
+            if before is not None and now is not None and before != now:
+                raise other_data(folder.name, config.data.dataset, before, now)
+            differing = _differences(earlier, environment)
+            if not differing:
+                return
+            _start_over(folder, f"it was begun with another {', '.join(differing)}")
+    write_text(path, _json(environment))
 
 
 def _resume(folder: Path, simulation: ResumableSimulation, ranks: Ranks) -> None:
-    """Go to the round of the checkpoint, if there is one that every rank can trust."""
+    """Go to the round of the checkpoint, if there is one that every rank can trust.
+
+    Raises:
+        OSError: a file is there and cannot be read; whether it can be trusted is not known, so that it stays.
+    """
     path = folder / "checkpoint.pt"
     if not ranks.first(path.exists):
         return
-    reason: str | None = None
-    state: dict[str, Any] = {}
-    try:
-        state = load_checkpoint(path)
-    except (FileNotFoundError, ValueError) as error:
-        reason = str(error)
-    else:
-        metrics = folder / "metrics.jsonl"
-        written = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        if written < int(state["round"]):
-            reason = f"metrics.jsonl holds {written} of the checkpoint's {state['round']} rounds"
+
+    def load() -> tuple[dict[str, Any], str | None]:
+        try:
+            state = load_checkpoint(path, ranks)
+        except (FileNotFoundError, ValueError) as error:
+            return {}, str(error)
+        return state, _records_reason(folder / "metrics.jsonl", state)
+
+    state, reason = ranks.together(load)
     reasons = [reason for reason in ranks.everyone(reason) if reason is not None]
     if reasons:
         ranks.first(lambda: _start_over(folder, reasons[0]))
@@ -203,11 +272,47 @@ def _resume(folder: Path, simulation: ResumableSimulation, ranks: Ranks) -> None
         ranks.together(lambda: simulation.load_state_dict(state))
 
 
+def _records_reason(path: Path, state: dict[str, Any]) -> str | None:
+    """Return why the records do not belong to a checkpoint, None where they do."""
+    known = first_lines(path.read_bytes() if path.exists() else b"", state["round"])
+    if known.count(b"\n") < state["round"]:
+        return f"{path.name} holds {known.count(10)} of the checkpoint's {state['round']} rounds"
+    if hashlib.sha256(known).hexdigest() != state.get("records_sha256"):
+        return f"{path.name} holds other records than the checkpoint was made with"
+    return None
+
+
 def _start_over(folder: Path, reason: str) -> None:
-    _log.warning("run %s starts over: %s", folder.name, reason)
-    for name in ("checkpoint.pt", "metrics.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    remove_shards(folder / "checkpoint.pt")
+    """Set aside what a run has of its rounds."""
+    path = folder / "checkpoint.pt"
+    rejected = [file for file in (path, folder / "metrics.jsonl", *shard_paths(path)) if file.exists()]
+    if not rejected:
+        return
+    attempts = folder.parent / ".rejected"
+    number = 1 + sum(1 for _ in attempts.glob(f"{folder.name}-*"))
+    aside = attempts / f"{folder.name}-{number}"
+    aside.mkdir(parents=True)
+    for file in rejected:
+        file.rename(aside / file.name)
+    _log.warning("run %s starts over: %s; what it had is in %s", folder.name, reason, aside)
+
+
+def _finish(
+    folder: Path, config: ExperimentConfig, environment: dict[str, Any], rounds: int, records_sha256: str
+) -> None:
+    """Certify the run, if its folder holds what was written there.
+
+    Raises:
+        RunChangedError: a file was changed or removed while the run was on.
+    """
+    for name, written in (("config.json", config.to_dict()), ("environment.json", environment)):
+        try:
+            same = not _differences(read_json(folder / name), json.loads(_json(written)))
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise RunChangedError(f"{folder / name} was changed or removed while its run was on; start it again")
+    write_text(folder / "result.json", _json(summarize(folder, config, rounds, records_sha256)))
 
 
 def _run_timed(simulation: ResumableSimulation, callbacks: Sequence[Callback], folder: Path, ranks: Ranks) -> None:
@@ -222,28 +327,12 @@ def _run_timed(simulation: ResumableSimulation, callbacks: Sequence[Callback], f
 
 def append_timing(path: Path, run: str, first_round: int, last_round: int, seconds: float) -> None:
     """Append how long some rounds of a run took, in seconds of wall time, to a table that processes share."""
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, 2) == 0:
             file.write("run,first_round,last_round,seconds\n")
         file.write(f"{run},{first_round},{last_round},{seconds:.3f}\n")
 
 
-def _summarize(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
-    content = (folder / "metrics.jsonl").read_bytes()
-    last = json.loads(content.splitlines()[-1])
-    test = [value for value in (last.get("accuracy") or {}).get("test", []) if value is not None]
-    return {
-        "run": folder.name,
-        "dataset": config.data.dataset,
-        "method": config.method.name,
-        "seed": config.seed,
-        "rounds": last["round"],
-        "test_accuracy_mean": sum(test) / len(test) if test else None,
-        "test_accuracy_worst": min(test) if test else None,
-        "metrics_sha256": hashlib.sha256(content).hexdigest(),
-    }
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    write_text(path, json.dumps(data, indent=2) + "\n")
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"

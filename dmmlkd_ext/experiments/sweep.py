@@ -1,4 +1,4 @@
-"""Many runs over the cores of a machine: a process a run, so that one that crashes harms no other."""
+"""Many runs over the cores of a machine: a process per run, so that one that crashes harms no other."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ from typing import Any
 from typing_extensions import override
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.finished import is_finished, require_unchanged
 from dmmlkd_ext.experiments.provenance import Identity, adopt_identity, identity
-from dmmlkd_ext.experiments.run import Builder, is_finished, run_experiment, run_name
+from dmmlkd_ext.experiments.run import Builder, run_experiment, run_name
 from dmmlkd_ext.training.keep.callbacks import Callback, RunningSimulation
+from dmmlkd_ext.training.keep.files import RunChangedError
+
+_IMPORTED_AGAIN = 79
+"""Exit code of a process that came to `run_sweep` while it imported the script that called it."""
+_NO_GUARD = (
+    "run_sweep must be called below `if __name__ == '__main__':` in {}: the processes that it starts import that file"
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,10 @@ def run_sweep(
 
     Raises:
         ValueError: `workers` or `threads` is below 1.
+        RuntimeError: the script that calls this has no main guard.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(_IMPORTED_AGAIN)  # a process of a sweep, which imports the script before it runs anything
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     if workers is not None and workers < 1:
@@ -103,11 +114,31 @@ def run_sweep(
     runs_folder = Path(runs_folder)
     by_name = {run_name(config): config for config in configs}
     pending = {name: config for name, config in by_name.items() if not is_finished(runs_folder / name)}
+    failures = _check_finished({name: by_name[name] for name in by_name if name not in pending}, runs_folder)
+    reused = len(by_name) - len(pending) - len(failures)
     options = {"threads": threads, "checkpoint_every": checkpoint_every, "build": build}
     workers = workers or max(1, available_cores() // threads)
-    failures = _Sweep(pending, runs_folder, options, workers, progress).run() if pending else {}
+    if pending:
+        failures |= _Sweep(pending, runs_folder, options, workers, progress).run()
     folders = tuple(runs_folder / name for name in by_name if name not in failures)
-    return SweepReport(folders, len(by_name) - len(pending), failures)
+    return SweepReport(folders, reused, failures)
+
+
+def _check_finished(finished: dict[str, ExperimentConfig], runs_folder: Path) -> dict[str, Path]:
+    """Return the finished runs that must not be reused, each with the log that says why."""
+    failures = {}
+    for name, config in finished.items():
+        try:
+            require_unchanged(runs_folder / name, config)
+        except (RunChangedError, ValueError) as error:
+            failures[name] = _log_of(runs_folder, name)
+            failures[name].parent.mkdir(parents=True, exist_ok=True)
+            failures[name].write_text(f"{error}\n", encoding="utf-8")
+    return failures
+
+
+def _log_of(runs_folder: Path, name: str) -> Path:
+    return runs_folder / "logs" / f"{name}.log"
 
 
 @dataclass
@@ -166,9 +197,9 @@ class _Sweep:
 
     def _start(self, name: str, config: ExperimentConfig) -> None:
         receiver, sender = self.context.Pipe(duplex=False)
-        log = self._log(name)
+        log = _log_of(self.runs_folder, name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = (identity(), config, self.runs_folder, self.options, sender, log)
+        arguments = (identity(), name, config, self.runs_folder, self.options, sender, log)
         process = self.context.Process(  # type: ignore[attr-defined]
             target=_run_in_process, args=arguments, name=name, daemon=True
         )
@@ -202,7 +233,9 @@ class _Sweep:
         self._advance(job)
         job.process.join()
         self.running.remove(job)
-        log = self._log(job.name)
+        log = _log_of(self.runs_folder, job.name)
+        if job.process.exitcode == _IMPORTED_AGAIN:
+            raise RuntimeError(_NO_GUARD.format(getattr(sys.modules["__main__"], "__file__", "the script")))
         if job.process.exitcode != 0:
             _note_death(log, job.process.exitcode)
             self.failures[job.name] = log
@@ -212,9 +245,6 @@ class _Sweep:
         self.finished += 1
         failed = f", {len(self.failures)} failed" if self.failures else ""
         self.bar.set_description(f"{self.finished}/{self.count} runs{failed}")
-
-    def _log(self, name: str) -> Path:
-        return self.runs_folder / "logs" / f"{name}.log"
 
 
 def _context() -> BaseContext:
@@ -231,6 +261,7 @@ def _context() -> BaseContext:
 
 def _run_in_process(
     code: Identity,
+    name: str,
     config: ExperimentConfig,
     runs_folder: Path,
     options: dict[str, Any],
@@ -243,6 +274,8 @@ def _run_in_process(
         for stream in (1, 2):  # also what native code prints
             os.dup2(file.fileno(), stream)
         try:
+            if run_name(config) != name:
+                raise RunChangedError(f"a file or module that run {name} reads was changed since the sweep began")
             # Another sweep may be at it, or a process of one that was killed a moment ago.
             run_experiment(config, runs_folder, callbacks=[_TellRounds(rounds)], wait=True, **options)
         except BaseException:

@@ -58,6 +58,9 @@ class Simulation:
             so that links, plans and records are those of one process.
     """
 
+    data_sha256: str | None = None
+    """Hash of the dataset that the simulation was built from, where the builder tells it."""
+
     def __init__(
         self,
         dataset: MultiModalDataset,

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -34,16 +34,20 @@ def torchrun(ranks: int, module: str, *arguments: str, options: tuple[str, ...] 
 
 
 def start_ranks(
-    ranks: int, module: str, *arguments: str, further: Mapping[str, str] | None = None
+    ranks: int,
+    module: str,
+    *arguments: str,
+    further: Mapping[str, str] | None = None,
+    of_rank_1: Sequence[str] = (),
 ) -> list[subprocess.Popen]:
-    """Start a module on some ranks with nobody to watch over them."""
+    """Start a module on some ranks with nobody to watch over them; rank 1 may get further arguments."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(further or {})}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", module, *arguments, *(of_rank_1 if rank == 1 else ())],
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group),
             cwd=ROOT,
             stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.failing import OPTIONS
 from tests.distributed.processes import start_ranks, torchrun
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
@@ -59,6 +60,7 @@ def say_farewell(process: subprocess.Popen, deadline: float) -> str:
     ("ranks", "how", "said"),
     [
         (3, "SIGSTOP", "rank 1 is lost: killed or stopped, last heard in round 3"),
+        (3, "SIGTERM", "rank 1 was told to end by SIGTERM in round 3"),
         (2, "sleep", "rank 1 hangs in round 3"),
         (2, "memory", "rank 1 failed in round 3: MemoryError: no memory left for 4 GiB"),
     ],
@@ -91,6 +93,32 @@ def test_what_cannot_work_is_refused_by_name_before_anything_is_written(tmp_path
     assert outputs[0].count("\n") == 1
     assert "nproc-per-node and nnodes must make at most 1 ranks, one a device; got 2" in outputs[0]
     assert outputs[1] == ""
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "of_rank_1", "said"),
+    [
+        ("synthetic", ("--seed", "1"), "rank 1 must be started like rank 0, got another config.seed (1 for 0)"),
+        ("synthetic", ("--training.learning-rate", "0.5"), "got another config.training.learning_rate (0.5 for "),
+        ("synthetic", ("--checkpoint-every", "3"), "got another checkpoint_every (3 for 2)"),
+        ("synthetic", ("--threads", "2"), "got another environment.threads (2 for 1)"),
+        ("unseeded", (), "rank 1 must be started like rank 0, got another data ("),
+        ("on-rank-0", (), "rank 1: the data folder must exist, got '/nope'"),
+    ],
+)
+def test_a_rank_that_is_not_like_the_first_says_so_in_one_line_before_anything_is_written(
+    dataset: str, of_rank_1: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    arguments = "run", "dmml-kd", dataset, "--runs", str(runs)
+    failing = "sleep", "2", "99", str(tmp_path / "marker")
+    processes = start_ranks(2, MODULE, *failing, *arguments, *OPTIONS, of_rank_1=of_rank_1)
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert outputs[0] == ""
+    assert outputs[1].count("\n") == 1
+    assert said in outputs[1]
     assert not runs.exists()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fake_simulation import FakeSimulation, build_fake, build_slow_fake
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
 from dmmlkd_ext.experiments.run import (
+    RunChangedError,
     RunLockedError,
     is_finished,
     load_config,
@@ -24,7 +26,6 @@ from dmmlkd_ext.experiments.run import (
 )
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.keep.callbacks import Callback
-from dmmlkd_ext.training.keep.locking import run_lock
 
 FILES = {"config.json", "environment.json", "metrics.jsonl", "checkpoint.pt", "result.json"}
 
@@ -172,34 +173,117 @@ def test_the_second_of_two_processes_is_told_who_has_the_run(tmp_path: Path) -> 
         process.wait()
 
 
-def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
-    for _ in range(2):
-        with run_lock(tmp_path / "lock", "a"):
-            pass
-
-
 def break_off(runs: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         run_experiment(small_config(), runs, build=build_fake, checkpoint_every=2, callbacks=[KillAfter(5)])
     return runs / run_name(small_config())
 
 
-@pytest.mark.parametrize("damage", ["checkpoint", "records", "environment"])
-def test_what_cannot_be_trusted_is_computed_again(
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+def replace_earlier_lines(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([b"garbage\n"] * (len(lines) - 1) + lines[-1:]))
+
+
+def change_torch(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "0.0"}))
+
+
+DAMAGES = {
+    "checkpoint.pt is torn": ("checkpoint.pt", lambda path: path.write_bytes(b"torn")),
+    "checkpoint.pt has another bit": ("checkpoint.pt", flip_a_bit),
+    "records are cut": ("metrics.jsonl", lambda path: path.write_bytes(b'{"round": 1}\n{"rou')),
+    "records are gone": ("metrics.jsonl", lambda path: path.unlink()),
+    "earlier records are others": ("metrics.jsonl", replace_earlier_lines),
+    "environment is another": ("environment.json", change_torch),
+    "environment is damaged": ("environment.json", lambda path: path.write_bytes(b"\xff{")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_cannot_be_trusted_is_set_aside_and_computed_again(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = run_experiment(small_config(), tmp_path / "a", build=build_fake)
     folder = break_off(tmp_path / "b")
-    if damage == "checkpoint":
-        (folder / "checkpoint.pt").write_bytes(b"torn")
-    elif damage == "records":
-        (folder / "metrics.jsonl").write_bytes(b'{"round": 1}\n{"rou')
-    else:
-        environment = json.loads((folder / "environment.json").read_text())
-        (folder / "environment.json").write_text(json.dumps({**environment, "torch": "0.0"}))
+    name, harm = DAMAGES[damage]
+    harm(folder / name)
+    before = read_all(folder)
     run_experiment(small_config(), tmp_path / "b", build=build_fake)
     assert "starts over" in caplog.text
     assert read_all(whole) == read_all(folder)
+    aside = tmp_path / "b" / ".rejected" / f"{folder.name}-1"
+    assert str(aside) in caplog.text
+    assert read_all(aside) == {key: before[key] for key in ("checkpoint.pt", "metrics.jsonl") if key in before}
+
+
+def test_nothing_that_is_set_aside_is_written_over(tmp_path: Path) -> None:
+    for _ in range(2):
+        folder = break_off(tmp_path)
+        (folder / "checkpoint.pt").write_bytes(b"torn")
+    run_experiment(small_config(), tmp_path, build=build_fake)
+    assert sorted(path.name for path in (tmp_path / ".rejected").iterdir()) == [f"{folder.name}-1", f"{folder.name}-2"]
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_the_run_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = break_off(tmp_path)
+    before = read_all(folder)
+    real = Path.open
+
+    def fail(path: Path, mode: str = "r", *arguments, **options):
+        if path.name == "checkpoint.pt" and mode == "rb":
+            raise OSError(5, "Input/output error", str(path))
+        return real(path, mode, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        with pytest.raises(OSError, match=r"Input/output error: .*checkpoint.pt"):
+            run_experiment(small_config(), tmp_path, build=build_fake)
+    assert read_all(folder) == before
+    assert not (tmp_path / ".rejected").exists()
+
+
+class Meddle(Callback):
+    """Does something to the run's files after its third round."""
+
+    def __init__(self, meddle) -> None:
+        self.meddle = meddle
+
+    def on_round_end(self, simulation, record) -> None:
+        if simulation.round == 3:
+            self.meddle()
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl"])
+def test_a_file_that_goes_while_a_run_is_on_is_missed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / run_name(small_config())
+    meddle = Meddle(lambda: (folder / name).unlink())
+    with pytest.raises(RunChangedError, match=rf"{name} was changed"):
+        run_experiment(small_config(), tmp_path, build=build_fake, callbacks=[meddle])
+    assert not is_finished(folder)
+    run_experiment(small_config(), tmp_path, build=build_fake)
+    assert is_finished(folder)
+
+
+def test_a_lock_that_is_removed_while_a_run_is_on_is_missed(tmp_path: Path) -> None:
+    meddle = Meddle(lambda: shutil.rmtree(tmp_path / ".locks"))
+    with pytest.raises(RunChangedError, match="was removed while run"):
+        run_experiment(small_config(), tmp_path, build=build_fake, callbacks=[meddle])
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json", "environment.json"])
+def test_a_finished_run_that_was_changed_is_not_reused(tmp_path: Path, name: str) -> None:
+    folder = run_experiment(small_config(), tmp_path, build=build_fake)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+    with pytest.raises(RunChangedError, match=rf"run {folder.name} is finished, but was changed since: .*{name}"):
+        run_experiment(small_config(), tmp_path, build=build_fake)
 
 
 def test_another_commit_with_the_same_code_does_not_start_over(tmp_path: Path) -> None:

@@ -107,3 +107,38 @@ def test_bad_numbers_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         run_sweep(make_configs(0), tmp_path / "runs", **{name: 0})
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_that_was_changed_is_named_and_the_others_are_reused(tmp_path: Path) -> None:
+    configs = make_configs(0, 1)
+    folders = run_sweep(configs, tmp_path, workers=2, build=build_fake).folders
+    (folders[1] / "metrics.jsonl").write_bytes(b"garbage\n")
+    report = run_sweep(configs, tmp_path, build=build_fake)
+    assert report.folders == folders[:1]
+    assert report.reused == 1
+    assert "was changed since" in report.failures[folders[1].name].read_text()
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from fake_simulation import build_fake
+from test_sweep import make_configs
+from dmmlkd_ext.experiments.sweep import run_sweep
+try:
+    run_sweep(make_configs(0, 1), Path(sys.argv[1]), workers=2, build=build_fake)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_so_in_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(path=[str(Path(__file__).parent), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "runs")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("\n") == 1
+    assert f"run_sweep must be called below `if __name__ == '__main__':` in {script}" in done.stdout
+    assert done.stderr == ""

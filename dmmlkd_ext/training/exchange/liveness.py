@@ -46,6 +46,8 @@ class _Sign:
     """The error that it ended with, unless that was the loss of another rank."""
     because: str | None = None
     """Whom it missed when it left."""
+    told: bool = False
+    """It was told to end by SIGTERM. torchrun tells all as soon as one is lost: this explains only where none is."""
 
 
 class Liveness:
@@ -65,7 +67,7 @@ class Liveness:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._keep_beating, name="liveness", daemon=True)
-        self._at_end = False
+        self._at_end = self._told = False
 
     def __enter__(self) -> Liveness:
         self._publish()
@@ -108,6 +110,9 @@ class Liveness:
     def explain(self, reason: object, told_to_end: bool = False) -> RankLostError:
         """Return the error that names the ranks that are missing, and the round; takes some seconds."""
         self._at_end = True
+        if told_to_end:
+            self._told = True
+            self._publish()  # at once: the others may read it before this rank has listened
         before, now = self._read(), {}
         if before:
             time.sleep(LISTEN_S)
@@ -133,8 +138,13 @@ class Liveness:
             if not sign.left and sign == before.get(rank)
         ]
         silent = [f"rank {rank} never joined" for rank in range(self.size) if rank not in now]
-        told = sorted({sign.because for sign in others.values() if sign.because})
-        return failed + lost + silent or told
+        told = [
+            f"rank {rank} was told to end by SIGTERM in round {sign.round}"
+            for rank, sign in others.items()
+            if sign.told and not self._told
+        ]
+        passed_on = sorted({sign.because for sign in others.values() if sign.because})
+        return failed + lost + silent or passed_on or told
 
     def _hanging(self, now: dict[int, _Sign]) -> list[str]:
         others = {rank: sign for rank, sign in now.items() if rank != self.rank and not sign.left}
@@ -154,7 +164,7 @@ class Liveness:
     def _publish(self, **further: Any) -> None:
         with self._lock, suppress(RuntimeError):  # a store that is gone is reported where an operation fails
             self._beat += 1
-            sign = {"round": self._round, "step": self._step, "beat": self._beat, **further}
+            sign = {"round": self._round, "step": self._step, "beat": self._beat, "told": self._told, **further}
             if not self._stop.is_set():
                 self._store.set(_key(self.rank), json.dumps(sign))
             if further:

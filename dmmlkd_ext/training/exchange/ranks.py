@@ -33,6 +33,10 @@ class FailedElsewhereError(RuntimeError):
     """Another rank failed at a step that all take together, and has said why."""
 
 
+class UnlikeRanksError(ValueError):
+    """This rank was started otherwise than the first one."""
+
+
 def _nothing() -> None:
     """Wait for nothing."""
 
@@ -221,9 +225,31 @@ def alone(num_devices: int) -> Slice:
 
 
 def started_by_torchrun() -> bool:
-    """Return whether the environment names this process one of several of a group, as torchrun sets it."""
-    named = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    return named and int(os.environ["WORLD_SIZE"]) > 1
+    """Return whether the environment names this process one of several of a group, as torchrun sets it.
+
+    Raises:
+        ValueError: it names one, but not as torchrun does.
+    """
+    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return False
+    rank, size, port = (_whole_number(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if size < 1 or not 0 <= rank < size:
+        raise ValueError(f"RANK must be from 0 to WORLD_SIZE - 1, got RANK={rank} and WORLD_SIZE={size}")
+    if port > 65535:
+        raise ValueError(f"MASTER_PORT must be at most 65535, got {port}")
+    return size > 1
+
+
+def _whole_number(name: str, default: str = "") -> int:
+    """Read a number that torchrun sets.
+
+    Raises:
+        ValueError: the variable of the environment is no whole number of at least 0.
+    """
+    text = os.environ.get(name, default)
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{name} must be a whole number, as torchrun sets it; got {text!r}")
+    return int(text)
 
 
 @contextmanager
@@ -247,7 +273,7 @@ def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
     if torch.cuda.is_available() and not dist.is_nccl_available():
         raise ImportError("several ranks on GPUs need torch.distributed with nccl, which this torch was built without")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_whole_number("LOCAL_RANK", "0"))
         backend = "cpu:gloo,cuda:nccl"
     from torch.distributed.rendezvous import rendezvous
 

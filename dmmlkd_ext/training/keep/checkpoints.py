@@ -1,9 +1,9 @@
 """Checkpoints: one file of one process, or a file a rank and one that makes them valid.
 
-`checkpoint.pt` holds the state. Of several ranks it holds what all know, and the names of the files in which each left
-the rows of its devices: they carry the round, so that none is written over, and `checkpoint.pt` is renamed into place
-when all are on the disk. A death at any moment leaves the last checkpoint or the new one whole. Any number of ranks
-loads it: each takes the rows of its devices, whoever wrote them.
+`checkpoint.pt` holds the state. Of several ranks it holds what all know, and the names and hashes of the files in
+which each left the rows of its devices: they carry the round, so that none is written over, and `checkpoint.pt` is
+renamed into place when all are on the disk. A death at any moment leaves the last checkpoint or the new one whole. Any
+number of ranks loads it: each takes the rows of its devices, whoever wrote them.
 
 torch.distributed.checkpoint was left aside: it writes over its files and pickles its metadata, so that neither an
 interrupted save nor equal bytes of equal states are covered.
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.training.exchange.ranks import Ranks
-from dmmlkd_ext.training.keep.files import load_state, save_state
+from dmmlkd_ext.training.keep.files import check_state, load_state, read_seal, save_state
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], ranks: Ranks | None = None) -> None:
@@ -41,29 +41,53 @@ def save_checkpoint(path: Path, state: dict[str, Any], ranks: Ranks | None = Non
     names = [f"{path.stem}-{state['round']}-{rank + 1}-of-{ranks.size}{path.suffix}" for rank in range(ranks.size)]
     ranks.together(lambda: save_state(path.with_name(names[ranks.rank]), {"rows": state["rows"]}))
     if ranks.rank == 0:
-        save_state(path, {**state, "rows": [], "shards": names})
+        shards = {name: read_seal(path.with_name(name)) for name in names}
+        save_state(path, {**state, "rows": [], "shards": shards})
         remove_shards(path, names)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, ranks: Ranks | None = None) -> dict[str, Any]:
     """Return what was saved, the rows of all ranks that saved it; of large rows, only what is used is read.
 
+    Args:
+        path: the file that makes the checkpoint valid.
+        ranks: the processes that load it. They share out the comparing of hashes, which reads all rows: what is
+            returned may be used when none of them has raised. None is this one alone.
+
     Raises:
-        FileNotFoundError: there is no file `path`.
-        ValueError: the file, or one that it names, does not hold a state.
+        OSError: a file cannot be read.
+        ValueError: the file, or one that it names, does not hold the state that was saved.
     """
+    ranks = ranks or Ranks()
     state = load_state(path)
-    for name in state.pop("shards", []):
+    shards = state.pop("shards", {})
+    for number, name in enumerate(shards):
+        shard = path.with_name(name)
         try:
-            state["rows"] += load_state(path.with_name(name), mapped=True)["rows"]
+            if number % ranks.size == ranks.rank:
+                _check_shard(shard, shards)
+            state["rows"] += load_state(shard, mapped=True)["rows"]
         except FileNotFoundError as error:
             raise ValueError(f"path holds no saved state: {path} (it names {name}, which is missing)") from error
     return state
 
 
+def _check_shard(shard: Path, shards: Mapping[str, str] | Sequence[str]) -> None:
+    """Refuse a damaged shard, and a whole one of another state."""
+    found = check_state(shard)
+    # Before shards had hashes, `checkpoint.pt` held a list of names.
+    if isinstance(shards, Mapping) and found != shards[shard.name]:
+        raise ValueError(f"path holds no saved state: {shard} (it is of another checkpoint)")
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """Return the files of ranks that are there, whether `checkpoint.pt` names them or not."""
+    return sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+
+
 def remove_shards(path: Path, kept: Sequence[str] = ()) -> None:
     """Remove the files of ranks, but those that `checkpoint.pt` names."""
-    for shard in path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"):
+    for shard in shard_paths(path):
         if shard.name not in kept:
             shard.unlink()
 

@@ -1,10 +1,12 @@
-"""Files that are either whole or not there, and states that are saved as the same bytes every time."""
+"""Files that are either whole or not there, and states saved as the same bytes every time, with their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,17 @@ TEMPORARY_SUFFIX = ".tmp"
 _ARRAY = "numpy.ndarray"
 """Marks an array in a saved state: arrays are stored as tensors, which load without running code."""
 
+# A state is a zip archive. Its comment, which ends the file, is the SHA-256 of all before it: one file, so that state
+# and hash cannot come apart, and other programs read it as before.
+_SEAL = b"sha256:"
+_SEAL_SIZE = len(_SEAL) + 64
+_END_OF_ARCHIVE, _END_SIZE = b"PK\5\6", 22
+_CHUNK = 1 << 20
+
+
+class RunChangedError(RuntimeError):
+    """What a run was made from, or what it left, is not what it was."""
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file such that a reader, or a process that starts after a crash, sees all of it or none.
@@ -26,17 +39,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Args:
         path: where the file is to be; its folder must exist.
-        write: receives the open binary file.
+        write: receives the file, open for writing and reading.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; the message names it and the reason.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
-        write(file)
-        wait_for_disk(file)
-    temporary.replace(path)
-    _sync_folder(path.parent)
+    with naming(path):
+        try:
+            with temporary.open("w+b") as file:
+                write(file)
+                wait_for_disk(file)
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()  # a full disk needs the space
+            raise
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,8 +63,25 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Save a state of plain values, tensors and arrays; equal states give equal bytes.
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system that writing a file meets name the file, which they do not by themselves.
+
+    Example:
+        >>> with naming(Path("metrics.jsonl")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        OSError: cannot write metrics.jsonl: No space left on device
+    """
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save_state(path: Path, state: dict[str, Any]) -> str:
+    """Save a state of plain values, tensors and arrays, and return its SHA-256; equal states give equal bytes.
 
     Pickle writes a second mention of one object as a reference, so that its bytes tell whether two equal
     strings are one object, which differs between a run and its resumption. The state is therefore rebuilt
@@ -57,10 +93,24 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
     Raises:
         TypeError: the state holds a value of another type; the message names where.
+        OSError: the file cannot be written.
     """
     canonical = _encode(state, "state")
-    # To a file object, not to a path: torch names the archive inside after the path.
-    write_atomically(path, lambda file: torch.save(canonical, file))
+    digest = ""
+
+    def write(file: BinaryIO) -> None:
+        nonlocal digest
+        sink = _Sink(file)
+        try:
+            torch.save(canonical, sink)  # not to a path: torch names the archive inside after the path
+        except RuntimeError:
+            if sink.error is None:
+                raise
+            raise sink.error from None
+        digest = _seal(file)
+
+    write_atomically(path, write)
+    return digest
 
 
 def load_state(path: Path, mapped: bool = False) -> dict[str, Any]:
@@ -68,21 +118,46 @@ def load_state(path: Path, mapped: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        mapped: leave tensors in the file until they are used; the file must stay as it is for that time.
+        mapped: leave tensors in the file until they are used; the file must stay as it is for that time. Its hash is
+            not compared, since that reads all of it: see `check_state`.
 
     Raises:
-        FileNotFoundError: there is no file `path`.
-        ValueError: the file does not hold a state.
+        OSError: the file cannot be read, or is not there.
+        ValueError: the file does not hold a state, or not the one that was saved.
     """
+    if not mapped:
+        check_state(path)
     try:
         state = _decode(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # torch raises many types for a damaged file
         raise ValueError(f"path holds no saved state: {path} ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict):
         raise ValueError(f"path holds no saved state: {path} (it holds a {type(state).__name__})")
     return state
+
+
+def check_state(path: Path) -> str | None:
+    """Return the SHA-256 of a saved state, compared with its content; None for a state saved before they carried one.
+
+    Raises:
+        OSError: the file cannot be read, or is not there.
+        ValueError: the content is not what was saved.
+    """
+    with path.open("rb") as file:
+        seal = _read_seal(file)
+        if seal is None:
+            return None
+        if not seal or _hash_until(file, -_SEAL_SIZE) != seal:
+            raise ValueError(f"path holds no saved state: {path} (its content and its SHA-256 differ)")
+    return seal
+
+
+def read_seal(path: Path) -> str:
+    """Return the SHA-256 that a saved state carries, without comparing it; empty where there is none."""
+    with path.open("rb") as file:
+        return _read_seal(file) or ""
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -95,6 +170,55 @@ def wait_for_disk(file: BinaryIO) -> None:
     """Return when all that was written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+class _Sink:
+    """Passes on what torch writes, and keeps the error of the system that torch puts one of its own in place of."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _seal(file: BinaryIO) -> str:
+    """Append the hash of an archive as its comment, and return it."""
+    file.seek(-2, os.SEEK_END)  # the length of the comment, until now none
+    file.write(_SEAL_SIZE.to_bytes(2, "little"))
+    digest = _hash_until(file, 0)
+    file.seek(0, os.SEEK_END)
+    file.write(_SEAL + digest.encode())
+    return digest
+
+
+def _read_seal(file: BinaryIO) -> str | None:
+    """Return the hash that an archive ends with, empty where it is none; None for an archive without a comment."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _SEAL_SIZE))
+    end = file.read()
+    if end.startswith(_SEAL):
+        return end[len(_SEAL) :].decode(errors="replace")
+    return None if end[-_END_SIZE:].startswith(_END_OF_ARCHIVE) else ""
+
+
+def _hash_until(file: BinaryIO, end: int) -> str:
+    """Return the SHA-256 of an open file up to a position, counted from the file's end."""
+    left = file.seek(end, os.SEEK_END)
+    file.seek(0)
+    digest = hashlib.sha256()
+    while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+        digest.update(chunk)
+        left -= len(chunk)
+    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,13 +1,17 @@
-"""One process a run."""
+"""One process per run."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TextIO
+
+from dmmlkd_ext.training.keep.files import RunChangedError
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +21,7 @@ class RunLockedError(RuntimeError):
 
 
 @contextmanager
-def run_lock(path: Path, run: str, *, wait: bool = False) -> Iterator[None]:
+def run_lock(path: Path, run: str, *, wait: bool = False) -> Iterator[Callable[[], None]]:
     """Hold a lock for the time of a run; it ends with the process, however that ends.
 
     Args:
@@ -25,22 +29,59 @@ def run_lock(path: Path, run: str, *, wait: bool = False) -> Iterator[None]:
         run: the run's name, for the message.
         wait: wait for another process that holds the lock instead of raising.
 
+    Yields:
+        What to call before anything is written: it raises `RunChangedError` where the file of the lock was removed, so
+        that another process may have begun the same run.
+
     Raises:
         RunLockedError: another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            message = f"run {run} is being run by another process (id {holder})"
-            if not wait:
-                raise RunLockedError(f"{message}; wait for it, or end it") from None
-            _log.warning("%s; waiting for it", message)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    file = _acquire(path, run, wait)
+    with file:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        yield partial(_require_held, file, path, run)
+
+
+def _acquire(path: Path, run: str, wait: bool) -> TextIO:
+    """Return the open and locked file that lies at `path`: while it was waited for, it may have been removed."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            _lock(file, run, wait)
+            if _lies_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: TextIO, run: str, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        message = f"run {run} is being run by another process (id {holder})"
+        if not wait:
+            raise RunLockedError(f"{message}; wait for it, or end it") from None
+        _log.warning("%s; waiting for it", message)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _lies_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _require_held(file: TextIO, path: Path, run: str) -> None:
+    if not _lies_at(file, path):
+        raise RunChangedError(
+            f"the lock {path} was removed while run {run} was on, so that another process may have begun it, too; "
+            "the same command goes on from the last checkpoint"
+        )

@@ -133,6 +133,25 @@ def test_sigterm_ends_the_block_and_names_the_cause(store) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_rank_that_was_told_to_end_is_named_by_the_others(store, stack) -> None:
+    (own,) = join(stack, store, 2, [4])
+    told = Liveness(store, 1, 2)
+    told.enter_round(3)
+    with pytest.raises(RankLostError, match="rank 1 of 2, round 3: it was told to end by SIGTERM"), told:
+        os.kill(os.getpid(), signal.SIGTERM)
+    message = "rank 0 of 2, round 4: rank 1 was told to end by SIGTERM in round 3"
+    assert str(own.explain("Connection closed by peer")) == message
+
+
+def test_where_all_are_told_to_end_because_one_was_lost_that_one_is_named(store, stack) -> None:
+    ranks = join(stack, store, 3, [4, 4, 4])
+    fall_silent(ranks[1])
+    told = "it was told to end by SIGTERM"
+    lost = "round 4: rank 1 is lost: killed or stopped, last heard in round 4"
+    assert lost in str(ranks[2].explain(told, told_to_end=True))
+    assert lost in str(ranks[0].explain(told, told_to_end=True))
+
+
 def test_sigterm_does_not_cut_an_explanation_short(store) -> None:
     with Liveness(store, 0, 1) as own:
         own.enter_round(1)

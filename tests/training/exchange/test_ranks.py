@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -60,6 +61,28 @@ def test_torchrun_is_known_by_what_it_sets(monkeypatch: pytest.MonkeyPatch) -> N
     assert started_by_torchrun()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not started_by_torchrun()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WORLD_SIZE", "abc", "WORLD_SIZE must be a whole number, as torchrun sets it; got 'abc'"),
+        ("WORLD_SIZE", "", "WORLD_SIZE must be a whole number, as torchrun sets it; got ''"),
+        ("WORLD_SIZE", "0", "RANK must be from 0 to WORLD_SIZE - 1, got RANK=1 and WORLD_SIZE=0"),
+        ("RANK", "-1", "RANK must be a whole number, as torchrun sets it; got '-1'"),
+        ("RANK", "2", "RANK must be from 0 to WORLD_SIZE - 1, got RANK=2 and WORLD_SIZE=2"),
+        ("MASTER_PORT", "1.5", "MASTER_PORT must be a whole number, as torchrun sets it; got '1.5'"),
+        ("MASTER_PORT", "70000", "MASTER_PORT must be at most 65535, got 70000"),
+    ],
+)
+def test_an_environment_that_torchrun_does_not_set_is_refused(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", name: value}
+    for variable, text in group.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        started_by_torchrun()
 
 
 def test_a_torch_without_a_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,12 @@ def test_a_rank_that_cannot_save_leaves_the_last_checkpoint(path: Path, monkeypa
 
 def test_the_file_that_makes_it_valid_comes_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr(checkpoints_module, "save_state", lambda target, _: written.append(target.name))
+
+    def note(target: Path, state: dict[str, Any]) -> str:
+        written.append(target.name)
+        return save_state(target, state)
+
+    monkeypatch.setattr(checkpoints_module, "save_state", note)
     save(path, 4)
     assert written == ["checkpoint-4-3-of-3.pt", "checkpoint-4-2-of-3.pt", "checkpoint-4-1-of-3.pt", "checkpoint.pt"]
 
@@ -152,3 +158,57 @@ def test_what_a_part_lacks_is_lacking() -> None:
     found = select_rows(parts, "shared", np.array([0, 1]))
     assert found["pool"] is None
     assert found["count"].tolist() == [0.0, 1.0]
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint-3-2-of-3.pt"])
+def test_no_flipped_bit_is_accepted(path: Path, name: str) -> None:
+    save(path, 3)
+    file = path.with_name(name)
+    whole = file.read_bytes()
+    chance = random.Random(0)
+    last = range(len(whole) * 8 - 8 * 100, len(whole) * 8)  # the end of the archive and its hash
+    for bit in [*chance.sample(range(len(whole) * 8), 100), *last]:
+        flip(file, bit)
+        with pytest.raises(ValueError, match="path holds no saved state"):
+            load_checkpoint(path)
+        flip(file, bit)
+    assert_holds(load_checkpoint(path), 3)
+
+
+def test_a_whole_shard_of_another_checkpoint_is_refused(path: Path) -> None:
+    save(path, 3)
+    save_state(path.with_name("checkpoint-3-2-of-3.pt"), {"rows": state_of(OWNED[1], 2)["rows"]})
+    with pytest.raises(ValueError, match=r"checkpoint-3-2-of-3.pt \(it is of another checkpoint\)"):
+        load_checkpoint(path)
+
+
+def test_ranks_share_out_the_comparing_and_leave_nothing_out(path: Path) -> None:
+    save(path, 3)
+    for name in ("checkpoint-3-1-of-3.pt", "checkpoint-3-2-of-3.pt", "checkpoint-3-3-of-3.pt"):
+        whole = path.with_name(name).read_bytes()
+        path.with_name(name).write_bytes(whole.replace(b"sha256:", b"sha256:0", 1)[: len(whole)])
+        refused = 0
+        for rank in range(2):
+            try:
+                load_checkpoint(path, Numbered(rank, 2))
+            except ValueError:
+                refused += 1
+        assert refused == 1
+        path.with_name(name).write_bytes(whole)
+
+
+def test_checkpoints_from_before_there_were_hashes_are_loaded(path: Path) -> None:
+    names = []
+    for rank, devices in enumerate(OWNED):
+        names.append(f"checkpoint-3-{rank + 1}-of-3.pt")
+        rows = {name: rows for name, rows in state_of(devices, 3)["rows"][0]["shared"].items() if name != "devices"}
+        numbers = {"numpy.ndarray": torch.tensor(devices)}
+        torch.save({"rows": [{"shared": {"devices": numbers, **rows}}]}, path.with_name(names[-1]))
+    torch.save({"round": 3, "energy": {"spent": 7.5}, "rows": [], "shards": names}, path)
+    assert_holds(load_checkpoint(path), 3)

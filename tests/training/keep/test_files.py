@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +11,16 @@ import pytest
 import torch
 
 from dmmlkd_ext.training.keep.files import (
+    check_state,
     load_state,
+    read_seal,
     remove_temporary_files,
     save_state,
     write_atomically,
     write_text,
 )
+
+ROOT = Path(__file__).parents[3]
 
 
 def example_state() -> dict:
@@ -83,6 +91,51 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cut"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 2  # as after a death
     remove_temporary_files(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+SCRIPT = """
+import resource, sys, torch
+from pathlib import Path
+from dmmlkd_ext.training.keep.files import save_state
+resource.setrlimit(resource.RLIMIT_FSIZE, (60 * 1024, 60 * 1024))
+try:
+    save_state(Path(sys.argv[1]), {"rows": torch.zeros(100_000)})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full_is_named_with_the_file_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, {"round": 1})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == f"cannot write {path}: File too large\n"
+    assert load_state(path) == {"round": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_state_carries_the_hash_of_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    digest = save_state(path, example_state())
+    assert check_state(path) == read_seal(path) == digest
+    assert hashlib.sha256(path.read_bytes()[: -len(f"sha256:{digest}")]).hexdigest() == digest
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment == f"sha256:{digest}".encode()
+
+
+def test_a_state_from_before_there_were_hashes_is_loaded(tmp_path: Path) -> None:
+    torch.save({"round": 4}, tmp_path / "state.pt")
+    assert check_state(tmp_path / "state.pt") is None
+    assert load_state(tmp_path / "state.pt") == {"round": 4}
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        load_state(tmp_path / "state.pt")

@@ -1,0 +1,135 @@
+"""The records of a run: a line of JSON per round, in a file that is watched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from typing_extensions import override
+
+from dmmlkd_ext.training.keep.callbacks import Callback, RunningSimulation
+from dmmlkd_ext.training.keep.files import RunChangedError, naming, wait_for_disk, write_atomically
+
+
+class RecordWriter(Callback):
+    """Writes one line of JSON per round; a number that is not finite becomes null.
+
+    A run that is resumed cuts the file back to the rounds that its state knows of, so that no round stands
+    twice, also when the last line was cut short. That the file is still what was written is noticed.
+
+    Args:
+        path: the file of the records; its folder must exist.
+        every: rounds between two waits for the disk; those between two checkpoints have to be a multiple of them, lest
+            a checkpoint outlives its records. What comes after the last one is computed again, so that the same number
+            is enough: a process that dies loses nothing in between, a machine that does may.
+
+    Attributes:
+        may_write: called before each line is written, and raises where it must not be.
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    def __init__(self, path: Path, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.path = path
+        self.every = every
+        self.may_write: Callable[[], None] | None = None
+        self._written = hashlib.sha256()
+        self._size = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of all records up to the last one."""
+        return self._written.hexdigest()
+
+    @override
+    def on_start(self, simulation: RunningSimulation) -> None:
+        """Cut the file back to the completed rounds.
+
+        Raises:
+            ValueError: the file holds fewer rounds than the simulation has completed.
+        """
+        content = self.path.read_bytes() if self.path.exists() else b""
+        kept = first_lines(content, simulation.round)
+        if kept.count(b"\n") < simulation.round:
+            raise ValueError(
+                f"{self.path.name} must hold the {simulation.round} completed rounds, it holds {kept.count(10)}"
+            )
+        if kept != content or not self.path.exists():
+            write_atomically(self.path, lambda file: file.write(kept))
+        self._written, self._size = hashlib.sha256(kept), len(kept)
+
+    @override
+    def on_round_end(self, simulation: RunningSimulation, record: dict[str, Any]) -> None:
+        """Append the record, and if it is the round for it wait until all of them are on the disk.
+
+        Raises:
+            RunChangedError: the file is not there any more, or has another size than was written.
+            OSError: the file cannot be written.
+        """
+        if self.may_write is not None:
+            self.may_write()
+        line = (json.dumps(_without_nonfinite(record), allow_nan=False) + "\n").encode()
+        with self._opened() as file, naming(self.path):
+            file.write(line)
+            if simulation.round % self.every == 0:
+                wait_for_disk(file)
+        self._written.update(line)
+        self._size += len(line)
+
+    @override
+    def on_end(self, simulation: RunningSimulation) -> None:
+        """Wait until all records are on the disk.
+
+        Raises:
+            RunChangedError: they are not those that were written.
+        """
+        with self._opened() as file, naming(self.path):
+            wait_for_disk(file)
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                raise self._changed("it holds other records than were written")
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """Open the file at its end, if that is where the last record ended."""
+        try:
+            file = self.path.open("r+b")  # unlike "ab" it makes no new file
+        except FileNotFoundError:
+            raise self._changed("it is not there any more") from None
+        with file:
+            size = file.seek(0, os.SEEK_END)
+            if size != self._size:
+                raise self._changed(f"it holds {size} bytes where {self._size} were written")
+            yield file
+
+    def _changed(self, what: str) -> RunChangedError:
+        return RunChangedError(f"{self.path} was changed while its run was on: {what}")
+
+
+def first_lines(content: bytes, count: int) -> bytes:
+    r"""Return the first lines of a file, without a last one that was cut short.
+
+    Example:
+        >>> first_lines(b"1\n2\n3", 5)
+        b'1\n2\n'
+    """
+    return b"".join(line + b"\n" for line in content.split(b"\n")[:-1][:count])
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(item) for item in value]
+    return value
