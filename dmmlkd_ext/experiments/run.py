@@ -138,6 +138,7 @@ def run_experiment(
         if ranks.first(lambda: _is_reusable(folder, config)):
             return folder
         records = RecordWriter(folder / "metrics.jsonl", checkpoint_every)
+        shown = _observers(config, Path(runs_folder), name, ranks, progress, tensorboard)
         keeping = Checkpoint(folder / "checkpoint.pt", checkpoint_every, ranks, records)
         # Before anything is written: a configuration that does not fit its data is refused here.
         simulation = ranks.together(lambda: (build or partial(_build_simulation, ranks=ranks))(config))
@@ -153,7 +154,7 @@ def run_experiment(
             return folder
         ranks.first(lambda: _prepare(folder, config, environment))
         _resume(folder, simulation, ranks)
-        following = [keeping, *_observers(config, Path(runs_folder), name, ranks, progress, tensorboard), *callbacks]
+        following = [keeping, *shown, *callbacks]
         _run_timed(simulation, [records, *following] if ranks.rank == 0 else following, folder, ranks)
         ranks.first(lambda: _finish(folder, config, environment, simulation.total_rounds, records.sha256))
     return folder

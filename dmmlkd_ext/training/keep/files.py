@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,8 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
         nonlocal digest
         sink = _Sink(file)
         try:
-            torch.save(canonical, sink)  # not to a path: torch names the archive inside after the path
+            # Not to a path: torch names the archive inside after the path.
+            torch.save(canonical, cast(BinaryIO, sink))
         except RuntimeError:
             if sink.error is None:
                 raise

@@ -59,6 +59,7 @@ def test_torchrun_is_known_by_what_it_sets(monkeypatch: pytest.MonkeyPatch) -> N
         assert not started_by_torchrun()
         monkeypatch.setenv(name, value)
     assert started_by_torchrun()
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not started_by_torchrun()
 
