@@ -98,6 +98,7 @@ class RunCommand:
             RunLockedError,
             RunChangedError,
             RankLostError,
+            UnlikeRanksError,
             ImportError,
         ) as error:
             raise UnavailableError(str(error)) from error

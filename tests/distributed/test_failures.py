@@ -60,7 +60,7 @@ def say_farewell(process: subprocess.Popen, deadline: float) -> str:
     ("ranks", "how", "said"),
     [
         (3, "SIGSTOP", "rank 1 is lost: killed or stopped, last heard in round 3"),
-        (3, "SIGTERM", "rank 1 was told to end by SIGTERM in round 3"),
+        (2, "SIGTERM", "rank 1 was told to end by SIGTERM in round 3"),
         (2, "sleep", "rank 1 hangs in round 3"),
         (2, "memory", "rank 1 failed in round 3: MemoryError: no memory left for 4 GiB"),
     ],

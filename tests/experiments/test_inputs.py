@@ -180,4 +180,5 @@ def test_divergence_is_named_with_its_round_and_devices(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         folder = run_experiment(config, tmp_path)
     assert (folder / "result.json").exists()
-    assert "round 1: the loss of devices 0, 1, 2, 3 is not finite: the training diverged there" in caplog.text
+    # The first round has one step, whose loss is from before it.
+    assert "round 2: the loss of devices 0, 1, 2, 3 is not finite: the training diverged there" in caplog.text
