@@ -27,6 +27,7 @@ from dmmlkd_ext.training.exchange.liveness import RankLostError
 from dmmlkd_ext.training.exchange.ranks import (
     FailedElsewhereError,
     Ranks,
+    UnlikeRanksError,
     joined_ranks,
     started_by_torchrun,
 )
