@@ -119,7 +119,9 @@ class MultiModalDataset:
         _require_names("class_names", self.class_names)
         for taken in RESERVED_MODALITIES:
             if taken in self.modalities:
-                raise ValueError(f"modalities must not be named {taken!r}, which names a part of every model; rename it")
+                raise ValueError(
+                    f"modalities must not be named {taken!r}, which names a part of every model; rename it"
+                )
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if len(self.class_names) != self.num_classes:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dmmlkd_ext.data.sources.audio import add_white_noise, fit_clip, log_mel, mel_filters, read_wav
 
@@ -37,6 +39,31 @@ def test_other_waves_are_refused(make_wav: MakeWav, options: dict[str, object], 
 def test_other_files_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="content must be a wave file"):
         read_wav(content)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_wave() -> None:
+    with pytest.raises(ValueError, match="got a pointer of Git LFS to one; fetch it by git lfs pull"):
+        read_wav(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7])
+def test_a_cut_wave_is_refused(make_wav: MakeWav, cut: int) -> None:
+    with pytest.raises(ValueError, match=rf"content must be a whole wave file, got {8 - cut} of its 8 bytes"):
+        read_wav(make_wav(np.zeros(4))[:-cut])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 255)), max_size=4), st.integers(0, 60))
+def test_a_damaged_wave_is_read_or_refused(make_wav: MakeWav, changes: list[tuple[int, int]], kept: int) -> None:
+    content = bytearray(make_wav(np.arange(8)))
+    for position, value in changes:
+        content[position] = value
+    try:
+        samples, _ = read_wav(bytes(content[:kept]))
+    except ValueError as error:
+        assert str(error).startswith("content must be ")
+    else:
+        assert samples.size
 
 
 def test_clip_has_unit_power_and_its_middle_is_kept() -> None:
