@@ -12,40 +12,43 @@ _SUFFIX = ".py"
 _NEEDED = "module must be a Python file or an importable module"
 
 
-def import_datasets(module: str | None) -> None:
-    """Import what registers a user's datasets; a second time does nothing.
+def import_modules(*modules: str) -> None:
+    """Import code of the user; a second time does nothing.
 
     Args:
-        module: a Python file, such as `robots.py`, or the dotted name of a module that can be imported; None is none.
+        modules: Python files, such as `robots.py`, or dotted names of modules that can be imported.
 
     Raises:
         ValueError: there is no such file or module, or its own code fails; the message names its error.
 
     Example:
-        >>> import_datasets("robots.py")
+        >>> import_modules("robots.py")
         Traceback (most recent call last):
         ...
         ValueError: module must be a Python file or an importable module, got 'robots.py': no such file
     """
-    if module is None:
-        return
+    for module in modules:
+        _import(module)
+
+
+def _import(module: str) -> None:
     path = Path(module).resolve()
     if module.endswith(_SUFFIX) and not path.is_file():
         raise ValueError(f"{_NEEDED}, got {module!r}: no such file")
     try:
         _import_file(path) if module.endswith(_SUFFIX) else importlib.import_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(f"{_NEEDED}, got {module!r}: {type(error).__name__}: {error}") from error
 
 
-def module_version(module: str | None) -> str:
+def module_version(module: str) -> str:
     """Return a hash of the file's content, so that a changed loader is another run; empty where there is no file.
 
     Example:
-        >>> module_version(None)
+        >>> module_version("dmmlkd_ext.data")
         ''
     """
-    if module is None or not module.endswith(_SUFFIX) or not Path(module).is_file():
+    if not module.endswith(_SUFFIX) or not Path(module).is_file():
         return ""
     return hashlib.sha256(Path(module).read_bytes()).hexdigest()
 

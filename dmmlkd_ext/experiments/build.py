@@ -19,7 +19,7 @@ from dmmlkd_ext.data.partition import (
 from dmmlkd_ext.data.registry import load_dataset
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
 from dmmlkd_ext.model.network import MultiModalNetwork
-from dmmlkd_ext.plugins import import_datasets
+from dmmlkd_ext.plugins import import_modules
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.exchange.slices import slice_devices
@@ -48,7 +48,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         >>> simulation.population.num_devices, simulation.round, simulation.total_rounds
         (20, 0, 40)
     """
-    import_datasets(config.data.module)
+    import_modules(*config.module)
     dataset = load_dataset(config.data.dataset, config.seed, **config.data.options)
     device_samples = partition(dataset, config.data, config.seed)
     holds = assign_modalities(

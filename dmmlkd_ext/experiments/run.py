@@ -71,7 +71,7 @@ def run_name(config: ExperimentConfig) -> str:
         True
     """
     readable = f"{config.data.dataset}-{config.method.name}"
-    version = code_version() + module_version(config.data.module)
+    version = code_version() + "".join(map(module_version, config.module))
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)}-{config.digest(version)}"
 
 
