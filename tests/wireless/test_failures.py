@@ -51,6 +51,20 @@ def test_the_mean_is_kept_under_failures(count, link_probability, device_probabi
     np.testing.assert_allclose(values.sum(), mean, atol=1e-12)
 
 
+def test_links_and_devices_fail_apart():
+    ring = graph("ring", 400)  # as many links as devices
+    links, devices = Failures(FailureConfig(0.5, 0.0), ring, seed=3), Failures(FailureConfig(0.0, 0.5), ring, seed=3)
+    alike = [np.mean(links.draw(index).links == devices.draw(index).devices) for index in range(5)]
+    assert 0.4 < min(alike) <= max(alike) < 0.6
+
+
+def test_whether_a_device_fails_does_not_depend_on_the_links_there_are():
+    config = FailureConfig(0.3, 0.5)
+    first, second = (Failures(config, graph(name, 30), seed=3) for name in ("ring", "complete"))
+    for index in range(5):
+        assert first.draw(index).devices.tolist() == second.draw(index).devices.tolist()
+
+
 def test_failures_have_their_probabilities():
     topology = graph("complete", 60)
     failures = Failures(FailureConfig(0.2, 0.1), topology, seed=5)

@@ -176,6 +176,14 @@ def test_a_malformed_edge_list_is_refused_with_its_line(tmp_path, text, message)
         build("edge_list", 3, path=path)
 
 
+@pytest.mark.parametrize("side", [3, 250])
+def test_a_negative_eigenvalue_counts_in_the_gap(side):
+    """The two sides of a complete bipartite graph take turns: 1 / (side + 1) - side / (side + 1) is its least."""
+    edges = [[i, side + j] for i in range(side) for j in range(side)]
+    gap = spectral_gap(metropolis_hastings(edges, 2 * side))
+    assert gap == pytest.approx(2 / (side + 1), rel=1e-6)  # 0.5 for K33; 0.75 without its negative eigenvalues
+
+
 def test_an_edge_list_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "edges.txt"
     path.write_bytes(codecs.BOM_UTF8 + "# où\r\n0 1\r\n1 2\r\n".encode())
