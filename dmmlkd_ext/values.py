@@ -17,9 +17,9 @@ _ORDER: tuple[Any, ...] = (type(None), int, float, bool)
 def read_value(hint: Any, text: str, where: str) -> Any:
     """Return what a word means where a type is due.
 
-    Truth is `true`, `yes` or `1`, in any case; a list is `1,2` or `[1, 2]`; a table is JSON. Where text is due, any word
-    is text, also one that looks like a number. Where the type is not known, the word is taken for a number, a truth or
-    None if it looks like one; in quotes it is text.
+    Truth is `true`, `yes` or `1`, in any case; a list is `1,2` or `[1, 2]`; a table is JSON. Where text is due, any
+    word is text, also one that looks like a number. Where the type is not known, the word is taken for a number, a
+    truth or None if it looks like one; in quotes it is text.
 
     Args:
         hint: the type, as annotations state it.

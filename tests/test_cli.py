@@ -60,7 +60,7 @@ def test_run_takes_the_preset_of_its_names_and_the_options_over_it(tmp_path: Pat
         (["run", "dmml", "watch", "--training.rounds", "0"], "training: rounds must be at least 1, got 0"),
         (["run", "dmml", "watch", "--threads", "0"], "threads must be at least 1, got 0"),
         (["run", "dmml", "watch", "--seed", "-1"], "seed must be at least 0, got -1"),
-        (["run", "dmml", "watch", "--method.name", "local"], "method.name must be the one that the command names, dmml"),
+        (["run", "dmml", "watch", "--method.name", "local"], "method.name must be the one that the command names, dm"),
         (["run", "dmml", "watch", "--data.dataset", "mfeat"], "data.dataset must be the one that the command names"),
         (["run", "dmml", "watch", "--data.options", "seed", "3"], "seed is not an option of dataset 'watch'"),
         (["run", "dmml", "watch", "--data.options", "fold", "one"], "fold must be int, got 'one' (an option of"),

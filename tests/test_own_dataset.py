@@ -20,7 +20,9 @@ OWN_DATASET = """
 import torch
 from dmmlkd_ext.data import MultiModalDataset, Split, register_dataset
 
-def load_robots(seed: int = 0, samples: int = 60, tests: int = 24, mark: str = "", flag: bool = False) -> MultiModalDataset:
+def load_robots(
+    seed: int = 0, samples: int = 60, tests: int = 24, mark: str = "", flag: bool = False
+) -> MultiModalDataset:
     generator = torch.Generator().manual_seed(seed)
     def part(count):
         features = {"camera": torch.randn(count, 1, 8, 8, generator=generator),
@@ -81,7 +83,8 @@ def test_a_dataset_without_test_samples_is_trained(tmp_path, capsys):
     module = tmp_path / "robots.py"
     module.write_text(OWN_DATASET)
     sizes = ["--data.num-devices", "4", "--training.rounds", "1", "--data.options", "tests", "0"]
-    assert cli.main(["run", "dmml-kd", "drones", "--module", str(module), *sizes, "--runs", str(tmp_path / "runs")]) == 0
+    own = ["--module", str(module), "--runs", str(tmp_path / "runs")]
+    assert cli.main(["run", "dmml-kd", "drones", *own, *sizes]) == 0
     assert "test accuracy none, worst device none, 1 rounds" in capsys.readouterr().out
 
 

@@ -84,7 +84,12 @@ def test_options_are_read_by_the_loaders_signature(monkeypatch: pytest.MonkeyPat
     seen: dict[str, Any] = {}
 
     def load(
-        seed: int = 0, flag: "bool" = True, rate=1.5, name: str = "", odd: "Unknown" = None, **others: Any  # noqa: F821
+        seed: int = 0,
+        flag: bool = True,
+        rate=1.5,
+        name: str = "",
+        odd: Unknown = None,
+        **others: Any,  # noqa: F821
     ) -> None:
         seen.update(flag=flag, rate=rate, name=name, odd=odd, **others)
 
@@ -95,5 +100,5 @@ def test_options_are_read_by_the_loaders_signature(monkeypatch: pytest.MonkeyPat
     assert seen == {"flag": False, "rate": 2.0, "name": "5", "odd": 3, "more": 7}
     with pytest.raises(ValueError, match=r"rate must be float, got 'x' \(an option of dataset 'own'\)"):
         read_options("own", {"rate": "x"})
-    with pytest.raises(ValueError, match="seed is not an option of dataset 'own'.*the run's seed is a setting"):
+    with pytest.raises(ValueError, match=r"seed is not an option of dataset 'own'.*the run's seed is a setting"):
         read_options("own", {"seed": 1})

@@ -16,8 +16,9 @@ class Split:
     """Samples of one side of a dataset (training, validation or test).
 
     Attributes:
-        features: one float32 tensor ``[samples, *shape]`` a modality, all values finite, at least one a sample. Where a sample lacks
-            a modality the row is there, holds any finite values (zeros by custom) and is masked by `present`.
+        features: one float32 tensor ``[samples, *shape]`` per modality, all values finite, at least one per sample.
+            Where a sample lacks a modality the row is there, holds any finite values (zeros by custom) and is masked by
+            `present`.
         labels: int64 ``[samples]``, the class of each sample.
         present: bool ``[samples, modalities]``, columns in the order of ``MultiModalDataset.modalities``;
             every sample has at least one modality.
@@ -119,9 +120,7 @@ class MultiModalDataset:
         _require_names("class_names", self.class_names)
         for taken in RESERVED_MODALITIES:
             if taken in self.modalities:
-                raise ValueError(
-                    f"modalities must not be named {taken!r}, which names a part of every model; rename it"
-                )
+                raise ValueError(f"modalities must not be named {taken!r}, a part of every model; rename it")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if len(self.class_names) != self.num_classes:

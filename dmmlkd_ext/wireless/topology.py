@@ -269,8 +269,8 @@ def _edge_list(request: TopologyRequest) -> IntArray:
     if parts > 1:
         apart = int(np.flatnonzero(label != label[0])[0])
         raise ValueError(
-            f"path: the links of {request.path} must connect all num_devices={request.num_devices}; there are {parts} parts, "
-            f"and no way from device 0 to device {apart}"
+            f"path: the links of {request.path} must connect all num_devices={request.num_devices}; there are {parts} "
+            f"parts, and no way from device 0 to device {apart}"
         )
     return array
 

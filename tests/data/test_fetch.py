@@ -135,7 +135,7 @@ def test_without_a_home_the_missing_setting_is_named(monkeypatch: pytest.MonkeyP
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
-    with pytest.raises(DataUnavailableError, match="the cache is not known .*; set XDG_CACHE_HOME"):
+    with pytest.raises(DataUnavailableError, match=r"the cache is not known .*; set XDG_CACHE_HOME"):
         cache_folder()
 
 

@@ -64,7 +64,10 @@ def data_folders() -> tuple[Path, ...]:
     named = os.environ.get("DMMLKD_DATA", "")
     if not named:
         return (cache_folder(),)
-    folder = Path(os.path.expanduser(named))  # noqa: PTH111: which leaves an unknown user's home as it is
+    try:
+        folder = Path(named).expanduser()
+    except RuntimeError:  # of an unknown user's home
+        folder = Path(named)
     if not folder.is_dir():
         raise ValueError(f"DMMLKD_DATA must name a folder that exists, got {named!r}")
     return folder, cache_folder()

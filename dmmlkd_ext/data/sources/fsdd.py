@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,9 +96,10 @@ def _archive(path: Path) -> dict[str, bytes]:
     """
     files = {}
     with path.open("rb") as file:
-        packed = file.peek(2).startswith(_GZIP)
-        unpacked = gzip.GzipFile(fileobj=file) if packed else lzma.LZMAFile(file)
-        with tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as archive:
+        unpack = gzip.open if file.read(len(_GZIP)) == _GZIP else lzma.open
+    with unpack(path) as unpacked:
+        bounded: Any = _Bounded(unpacked)  # all that a stream of an archive is asked for
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if not (member.isreg() and name.suffix == ".wav" and name.parent.name == "recordings"):
