@@ -51,11 +51,11 @@ def test_methods_of_a_seed_meet_the_same_world(method: str) -> None:
     one, other = build_simulation(configure("dmml")), build_simulation(configure(method))
     assert samples_of(one) == samples_of(other)
     assert np.array_equal(one.holds, other.holds)
-    assert np.array_equal(one.network.topology.edges, other.network.topology.edges)
-    assert np.array_equal(one.network.topology.positions_m, other.network.topology.positions_m)
+    assert np.array_equal(one.world.topology.edges, other.world.topology.edges)
+    assert np.array_equal(one.world.topology.positions_m, other.world.topology.positions_m)
     assert np.array_equal(one.iteration_time, other.iteration_time)  # by each device's processor
     for number in range(3):
-        links, others = one.network.draw(number), other.network.draw(number)
+        links, others = one.world.draw(number), other.world.draw(number)
         assert np.array_equal(links.devices, others.devices)
         if other.method.exchange:
             assert np.array_equal(links.edges, others.edges)
@@ -88,7 +88,7 @@ def test_seeds_differ() -> None:
     one = build_simulation(configure("dmml"))
     other = build_simulation(dataclasses.replace(configure("dmml"), seed=6))
     assert samples_of(one) != samples_of(other)
-    assert not np.array_equal(one.network.topology.positions_m, other.network.topology.positions_m)
+    assert not np.array_equal(one.world.topology.positions_m, other.world.topology.positions_m)
     assert not np.array_equal(one.iteration_time, other.iteration_time)
     assert not torch.equal(one.population.blocks["shared"].start, other.population.blocks["shared"].start)
     assert not torch.equal(one.sampler.draw(0, 3).indices, other.sampler.draw(0, 3).indices)

@@ -85,7 +85,7 @@ def _hash(arrays: Arrays) -> str:
     for name in sorted(arrays):
         values = np.ascontiguousarray(arrays[name])
         total.update(f"{name}\0{values.dtype.str}\0{arrays[name].shape}\0".encode())
-        total.update(values.reshape(-1).view(np.uint8))
+        total.update(values.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
