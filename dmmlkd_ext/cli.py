@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import os
 import re
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 _WRONGLY = 2
 _INTERRUPTED = 130
+_MODULE = ("--module", "--data.module")  # the second is what it was called when it was of `run` alone
+_LEAST_WIDTH, _NO_WIDTH = 40, 10_000
+_REPLACED = "dmmlkd_replaced"
+_FRAMES = {"─": "-", "│": "|", **dict.fromkeys("╭╮╰╯", "+"), "•": "*"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"the package {error.name} is missing: pip install 'dmmlkd-ext[simulation]'", 1)
     except KeyboardInterrupt:
         return _complain("interrupted before anything began", _INTERRUPTED)
+    _print_whatever_comes()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         return _parse(list(sys.argv[1:] if arguments is None else arguments)).execute()
@@ -64,10 +71,11 @@ def _parse(arguments: list[str]) -> Command:
     from dmmlkd_ext.experiments.presets import preset
     from dmmlkd_ext.plugins import import_modules
 
+    arguments, modules = _gather_modules(arguments)
     names = _leading_names(arguments[1:]) if arguments[:1] == ["run"] else []
     try:
         if names:
-            import_modules(_value_of("--data.module", arguments))
+            import_modules(*modules)
         config = preset(names[1], names[0]) if len(names) == 2 else preset("watch")
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -78,18 +86,22 @@ def _parse(arguments: list[str]) -> Command:
         | Annotated[InfoCommand, tyro.conf.subcommand("info")]
         | Annotated[DataCommand, tyro.conf.subcommand("data")]
     )
+    if modules:
+        arguments += ["--module", *modules]
     messages = io.StringIO()
     try:
-        with redirect_stderr(messages):
+        with redirect_stderr(messages), _wide_enough(arguments):
             command: Command = tyro.cli(commands, prog="dmmlkd", description=__doc__, args=arguments)
     except SystemExit as end:
         if not end.code:
             raise
         raise UserError(_flatten(messages.getvalue())) from None
+    except ValueError as error:  # what tyro passes on of a configuration's own checks
+        raise UserError(str(error)) from error
     if isinstance(command, RunCommand) and names != [command.method, command.dataset]:
         # The defaults were chosen before the options were read.
         raise UserError("METHOD and DATASET must come right after run, before any option")
-    return command
+    return command.checked() if isinstance(command, RunCommand) else command
 
 
 def _leading_names(arguments: list[str]) -> list[str]:
@@ -101,19 +113,64 @@ def _leading_names(arguments: list[str]) -> list[str]:
     return names
 
 
-def _value_of(option: str, arguments: list[str]) -> str | None:
-    """Return the value of an option that is needed before the others can be read.
+def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without the user's modules, which are imported before the others can be read, and these.
+
+    Raises:
+        UserError: an option names no module.
 
     Example:
-        >>> _value_of("--data.module", ["run", "--data.module=robots.py"])
-        'robots.py'
+        >>> _gather_modules(["sweep", "--module=a.py,b.py", "--quiet", "--module", "c"])
+        (['sweep', '--quiet'], ['a.py', 'b.py', 'c'])
     """
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == option:
-            return following
-        if argument.startswith(option + "="):
-            return argument.removeprefix(option + "=")
-    return None
+    from dmmlkd_ext.experiments.commands import UserError
+
+    others, found, waiting = [], [], list(arguments)
+    while waiting:
+        option, equals, value = waiting.pop(0).partition("=")
+        if option not in _MODULE:
+            others.append(option + equals + value)
+            continue
+        if not equals:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("-") else ""
+        names = value.split(",")
+        if not all(names):
+            raise UserError(f"{option} must be followed by Python files or modules, got {value!r}")
+        found += names
+    return others, found
+
+
+@contextmanager
+def _wide_enough(arguments: list[str]) -> Iterator[None]:
+    """Let tyro, which breaks lines to the terminal's width, keep messages whole, and help readable.
+
+    It reads the width from the environment, where the user may have set it.
+    """
+    helps = any(argument in ("-h", "--help") for argument in arguments)
+    width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns) if helps else _NO_WIDTH
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _print_whatever_comes() -> None:
+    """Let what the output's encoding lacks be printed all the same: frames of the help as ASCII, the rest by number."""
+    codecs.register_error(_REPLACED, _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
+            stream.reconfigure(errors=_REPLACED)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_FRAMES.get(character) or ascii(character)[1:-1] for character in lacking), error.end
 
 
 def _flatten(message: str) -> str:

@@ -25,11 +25,11 @@ _imported: dict[str, str] = {}
 """Module as it was named -> hash of its sources when this process imported it."""
 
 
-def import_modules(*modules: str | None) -> None:
+def import_modules(*modules: str) -> None:
     """Import code of the user; a second time does nothing.
 
     Args:
-        modules: Python files, such as `robots.py`, or dotted names of modules that can be imported; None is none.
+        modules: Python files, such as `robots.py`, or dotted names of modules that can be imported.
 
     Raises:
         ValueError: there is no such file or module, its own code fails, or it was changed since this process imported
@@ -42,8 +42,7 @@ def import_modules(*modules: str | None) -> None:
         ValueError: module must be a Python file or an importable module, got 'robots.py': no such file
     """
     for module in modules:
-        if module is not None:
-            _import(module)
+        _import(module)
 
 
 def _import(module: str) -> None:
@@ -59,17 +58,16 @@ def _import(module: str) -> None:
         raise ValueError(f"module {module!r}, or one that it imports, was changed since this process imported it")
 
 
-def hash_sources(*modules: str | None) -> str:
+def hash_sources(*modules: str) -> str:
     """Return a SHA-256 of the sources of modules and of what they import; empty where there is no source.
 
     Example:
-        >>> hash_sources(None)
+        >>> hash_sources()
         ''
     """
     found: dict[str, Path] = {}
     for module in modules:
-        if module is not None:
-            found.update(find_sources(module))
+        found.update(find_sources(module))
     if not found:
         return ""
     total = hashlib.sha256()

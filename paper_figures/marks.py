@@ -45,6 +45,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "data.partition": (OURS, "how samples are split; that data are non-IID is [P]"),
     "data.num_devices": (OURS, "the paper's number is not known"),
     "data.module": (OURS, "code that registers a dataset of one's own"),
+    "module": (OURS, "code of one's own, for instance of a dataset; `data.module` in earlier results"),
     "data.dirichlet_alpha": (OURS, "how unlike devices' labels are"),
     "data.missing_rate": (OURS, "share of incomplete devices; that devices' modalities differ is [P]"),
     "data.modalities_per_device": (OURS, "least and most modalities of an incomplete device"),

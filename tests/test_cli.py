@@ -1,22 +1,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dmmlkd_ext import cli
 from dmmlkd_ext.experiments import build as world
-from dmmlkd_ext.experiments.commands import override_settings
 from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.settings import override_settings
 
 sys.path.insert(0, str(Path(__file__).parent / "experiments"))
 
-from fake_simulation import build_fake
+from fake_simulation import FakeSimulation, build_fake
 
 Captured = pytest.CaptureFixture[str]
 
@@ -57,6 +59,23 @@ def test_run_takes_the_preset_of_its_names_and_the_options_over_it(tmp_path: Pat
         (["run", "dmml", "watch", "--training.rounds", "x"], "Error parsing --training.rounds: invalid literal"),
         (["run", "dmml", "watch", "--training.rounds", "0"], "training: rounds must be at least 1, got 0"),
         (["run", "dmml", "watch", "--threads", "0"], "threads must be at least 1, got 0"),
+        (["run", "dmml", "watch", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["run", "dmml", "watch", "--method.name", "local"], "method.name must be the one that the command names, dm"),
+        (["run", "dmml", "watch", "--data.dataset", "mfeat"], "data.dataset must be the one that the command names"),
+        (["run", "dmml", "watch", "--data.options", "seed", "3"], "seed is not an option of dataset 'watch'"),
+        (["run", "dmml", "watch", "--data.options", "fold", "one"], "fold must be int, got 'one' (an option of"),
+        (["run", "dmml", "watch", "--timeout-s", "nan"], "timeout_s must be at least 1 and finite, got nan"),
+        (["run", "dmml", "watch", "--module"], "--module must be followed by Python files or modules, got ''"),
+        (["sweep", "--methods"], "methods must be at least one, got none"),
+        (["sweep", "--datasets"], "datasets must be at least one, got none"),
+        (["sweep", "--seeds"], "seeds must be at least one, got none"),
+        (["sweep", "--set", "seed=-1"], "seed must be at least 0, got -1"),
+        (["sweep", "--set", "seed=5"], "set must not change seed, which --seeds gives"),
+        (["sweep", "--set", "module=a.py"], "set must not change module, which --module gives"),
+        (["sweep", "--set", "method.name=local"], "method.name must be the one that the command names"),
+        (["sweep", "--set", "data.dataset=avdigits"], "data.dataset must be the one that the command names"),
+        (["sweep", "--set", "training.probe=maybe"], "set: training.probe must be bool, got 'maybe'"),
+        (["sweep", "--set", "data.options.fold=1e3"], "fold must be int, got '1e3' (an option of dataset 'watch')"),
         (["sweep", "--shard", "3/2"], "shard must be i/n with 1 <= i <= n, such as 1/2; got '3/2'"),
         (["sweep", "--methods", "dml"], "method must be one of"),
         (["sweep", "--set", "training.round=3"], "set must be like training.rounds=5"),
@@ -172,6 +191,113 @@ def test_settings_reach_every_depth() -> None:
     for wrong in ("training.rounds", "training=3=4", "training.x.y=1", "nothing=1"):
         with pytest.raises(ValueError, match=r"set must be like|must be a table"):
             override_settings(config, (wrong,))
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("pairs=2", "image_energy=.5", "snr_db=inf"), {"pairs": 2, "image_energy": 0.5, "snr_db": math.inf}),
+        (("pairs=02", "image_energy=1", "snr_db=-3e0"), {"pairs": 2, "image_energy": 1.0, "snr_db": -3.0}),
+    ],
+)
+def test_run_and_sweep_read_the_same_words_alike(
+    words: tuple[str, ...], values: dict, tmp_path: Path, capsys: Captured
+) -> None:
+    pairs = [word for setting in words for word in setting.split("=")]
+    assert run(capsys, "run", "dmml", "avdigits", "--data.options", *pairs, "--runs", str(tmp_path), "--quiet")[0] == 0
+    (folder,) = tmp_path.glob("avdigits-dmml-*")
+    told = load_config(folder).data.options
+    swept = override_settings(preset("avdigits", "dmml"), tuple(f"data.options.{word}" for word in words)).data.options
+    assert told == swept == values
+    assert [type(value) for value in told.values()] == [int, float, float]
+
+
+def test_a_dataset_without_test_samples_has_no_accuracy(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Untested(FakeSimulation):
+        def make_record(self) -> dict[str, Any]:
+            return {**super().make_record(), "accuracy": {"test": [None], "validation": [None]}}
+
+    monkeypatch.setattr(world, "build_simulation", Untested)
+    code, out, err = run(capsys, "run", "dmml", "watch", "--runs", str(tmp_path), "--quiet")
+    assert (code, err) == (0, "")
+    assert out.endswith("test accuracy none, worst device none, 40 rounds\n")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"test_accuracy_mean": "x"}'])
+def test_a_damaged_result_is_one_line(content: str, tmp_path: Path, capsys: Captured) -> None:
+    arguments = ("run", "dmml", "watch", "--training.rounds", "1", "--runs", str(tmp_path), "--quiet")
+    assert run(capsys, *arguments)[0] == 0
+    (path,) = tmp_path.glob("watch-dmml-*/result.json")
+    path.write_text(content)
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert str(path) in err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("DMMLKD_DATA", "/no/such/folder", "DMMLKD_DATA must name a folder that exists, got '/no/such/folder'"),
+        ("HOME", None, "set XDG_CACHE_HOME"),
+    ],
+)
+def test_info_names_a_folder_that_is_not_there(
+    variable: str, value: str | None, message: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", _nobodys_home)
+    else:
+        monkeypatch.setenv(variable, value)
+    code, out, err = run(capsys, "info")
+    assert code
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def _nobodys_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("error", [ValueError("not as published"), OSError("unreadable"), ImportError("no Pillow")])
+def test_whatever_a_loader_says_of_its_files_is_one_line(
+    error: Exception, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str):
+        raise error
+
+    monkeypatch.setattr("dmmlkd_ext.experiments.commands.load_dataset", fail)
+    assert run(capsys, "data", "fetch", "watch") == (1, "", f"watch: {error}\n")
+
+
+def test_a_narrow_terminal_loses_nothing_of_a_message(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = []
+    for columns in ("5", "80", "500"):
+        monkeypatch.setenv("COLUMNS", columns)
+        messages.append(run(capsys, "run", "dmml", "watch", "--training.rounds", "a_rather_long_word" * 9)[2])
+        assert os.environ["COLUMNS"] == columns
+    assert messages[0] == messages[1] == messages[2]
+    assert "a_rather_long_word" * 9 in messages[0]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_that_an_encoding_lacks_is_printed_all_the_same(encoding: str, tmp_path: Path) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "5"}
+        command = [sys.executable, "-m", "dmmlkd_ext", *arguments]
+        cwd = Path(__file__).parents[1]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+    shown = call("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\u" not in shown.stdout
+    refused = call("run", "dmml", "watch", "--training.rounds", "ΔE")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "'\\u0394E'" in refused.stderr
 
 
 def test_a_reader_that_has_had_enough_gets_no_complaint() -> None:

@@ -20,7 +20,9 @@ OWN_DATASET = """
 import torch
 from dmmlkd_ext.data import MultiModalDataset, Split, register_dataset
 
-def load_robots(seed: int = 0, samples: int = 60) -> MultiModalDataset:
+def load_robots(
+    seed: int = 0, samples: int = 60, tests: int = 24, mark: str = "", flag: bool = False
+) -> MultiModalDataset:
     generator = torch.Generator().manual_seed(seed)
     def part(count):
         features = {"camera": torch.randn(count, 1, 8, 8, generator=generator),
@@ -28,7 +30,7 @@ def load_robots(seed: int = 0, samples: int = 60) -> MultiModalDataset:
         labels = torch.randint(3, (count,), generator=generator)
         return Split(features, labels, torch.ones(count, 2, dtype=torch.bool), torch.arange(count) % 5)
     names = ("cup", "box", "ball")
-    return MultiModalDataset("drones", ("camera", "torque"), 3, names, part(samples), part(12), part(24))
+    return MultiModalDataset("drones", ("camera", "torque"), 3, names, part(samples), part(12), part(tests))
 
 register_dataset("drones", load_robots, replace=True)
 """
@@ -38,7 +40,7 @@ def test_a_dataset_of_ones_own_is_trained_from_its_file(tmp_path, capsys):
     module, runs = tmp_path / "robots.py", tmp_path / "runs"
     module.write_text(OWN_DATASET)
     sizes = ["--data.num-devices", "4", "--training.rounds", "2", "--data.options", "samples", "80"]
-    run = ["run", "dmml", "drones", f"--data.module={module}", *sizes, "--runs", str(runs), "--quiet"]
+    run = ["run", "dmml", "drones", f"--module={module}", *sizes, "--runs", str(runs), "--quiet"]
     assert cli.main(run) == 0
     [folder] = runs.glob("drones-dmml-*")
     assert json.loads((folder / "config.json").read_text())["data"]["options"] == {"samples": 80}
@@ -57,7 +59,57 @@ def test_the_processes_of_a_sweep_know_a_dataset_of_ones_own(tmp_path, capsys):
     assert len(list(runs.glob("drones-uniform-*/result.json"))) == 1
 
 
-MODULE_OPTIONS = (["run", "dmml", "x", "--data.module"], ["data", "--module"], ["sweep", "--module"])
+@pytest.mark.parametrize("false", ["false", "False", "0"])
+def test_options_are_of_the_types_that_the_loader_states(false, tmp_path):
+    module, runs = tmp_path / "robots.py", tmp_path / "runs"
+    module.write_text(OWN_DATASET)
+    own = ["--module", str(module), "--runs", str(runs), "--quiet"]
+    words = {"flag": false, "mark": "007", "samples": "80"}
+    told = [word for pair in words.items() for word in pair]
+    sizes = ["--data.num-devices", "4", "--training.rounds", "1"]
+    assert cli.main(["run", "uniform", "drones", *own, *sizes, "--data.options", *told]) == 0
+    [folder] = runs.glob("drones-uniform-*")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["data"]["options"] == {"flag": False, "mark": "007", "samples": 80}
+    assert config["module"] == [str(module)]
+    settings = [f"data.options.{name}={word}" for name, word in words.items()]
+    settings += ["data.num_devices=4", "training.rounds=1"]
+    methods = ["--methods", "uniform", "--datasets", "drones", "--seeds", "0"]
+    assert cli.main(["sweep", *methods, *own, "--set", *settings]) == 0
+    assert list(runs.glob("drones-uniform-*")) == [folder]  # the same run
+
+
+def test_a_dataset_without_test_samples_is_trained(tmp_path, capsys):
+    module = tmp_path / "robots.py"
+    module.write_text(OWN_DATASET)
+    sizes = ["--data.num-devices", "4", "--training.rounds", "1", "--data.options", "tests", "0"]
+    own = ["--module", str(module), "--runs", str(tmp_path / "runs")]
+    assert cli.main(["run", "dmml-kd", "drones", *own, *sizes]) == 0
+    assert "test accuracy none, worst device none, 1 rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--module", "{a},{b}"], ["--module={a}", "--module", "{b}"]])
+def test_several_modules_are_imported(given, tmp_path, capsys):
+    paths = {name: tmp_path / f"{name}.py" for name in "ab"}
+    for name, path in paths.items():
+        path.write_text(OWN_DATASET.replace('"drones"', f'"drones {name}"'))
+    assert cli.main(["data", *(word.format(**paths) for word in given), "list"]) == 0
+    assert {"drones a", "drones b"} <= set(capsys.readouterr().out.splitlines())
+
+
+def test_a_module_that_ends_the_program_is_refused(tmp_path, capsys):
+    module = tmp_path / "robots.py"
+    module.write_text("import sys\nsys.exit(3)\n")
+    assert cli.main(["run", "dmml", "drones", "--module", str(module)]) == 2
+    assert "SystemExit: 3" in capsys.readouterr().err
+
+
+MODULE_OPTIONS = (
+    ["run", "dmml", "x", "--module"],
+    ["run", "dmml", "x", "--data.module"],  # its name in earlier versions
+    ["data", "--module"],
+    ["sweep", "--module"],
+)
 
 
 @pytest.mark.parametrize("command", MODULE_OPTIONS)
@@ -70,7 +122,7 @@ def test_a_module_that_is_not_there_is_named(command, capsys):
 def test_a_module_that_fails_is_named_with_its_error(text, tmp_path, capsys):
     module = tmp_path / "broken.py"
     module.write_text(text)
-    assert cli.main(["run", "dmml", "drones", "--data.module", str(module)]) == 2
+    assert cli.main(["run", "dmml", "drones", "--module", str(module)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert f"got '{module}': " in message

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
+RESERVED_MODALITIES = ("shared", "generator", "state of the guidance")
+"""What checkpoints, records and links name beside the modalities: no modality can be called so."""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Samples of one side of a dataset (training, validation or test).
 
     Attributes:
-        features: one float32 tensor ``[samples, *shape]`` a modality, all values finite. Where a sample lacks
-            a modality the row is there, holds any finite values (zeros by custom) and is masked by `present`.
+        features: one float32 tensor ``[samples, *shape]`` per modality, all values finite, at least one per sample.
+            Where a sample lacks a modality the row is there, holds any finite values (zeros by custom) and is masked by
+            `present`.
         labels: int64 ``[samples]``, the class of each sample.
         present: bool ``[samples, modalities]``, columns in the order of ``MultiModalDataset.modalities``;
             every sample has at least one modality.
@@ -53,6 +57,8 @@ class Split:
         for modality, values in self.features.items():
             name = f"features[{modality!r}]"
             _require_tensor(name, values, torch.float32, None, samples)
+            if 0 in values.shape[1:]:
+                raise ValueError(f"{name} must hold at least one value a sample, got shape {tuple(values.shape)}")
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"{name} must be finite (zeros where a sample lacks the modality), got nan or inf")
         if samples and not bool(self.present.any(dim=1).all()):
@@ -80,7 +86,7 @@ class MultiModalDataset:
 
     Attributes:
         name: the name that it is registered under.
-        modalities: names, in the order of the columns of ``Split.present``.
+        modalities: names, in the order of the columns of ``Split.present``; none of `RESERVED_MODALITIES`.
         num_classes: number of classes C; labels lie in 0..C-1.
         class_names: C names.
         train: what devices hold and learn from. At least one sample.
@@ -112,6 +118,9 @@ class MultiModalDataset:
             raise ValueError("name must not be empty")
         _require_names("modalities", self.modalities)
         _require_names("class_names", self.class_names)
+        for taken in RESERVED_MODALITIES:
+            if taken in self.modalities:
+                raise ValueError(f"modalities must not be named {taken!r}, a part of every model; rename it")
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if len(self.class_names) != self.num_classes:

@@ -6,10 +6,14 @@ away from a fixed number of devices (METHOD 1 and 8).
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 import numpy.typing as npt
 
 IndexArray = npt.NDArray[np.int64]
+
+_LEAST_ALPHA, _MOST_ALPHA = 1e-300, 1e100
 
 
 def partition_natural(groups: npt.ArrayLike) -> list[IndexArray]:
@@ -109,23 +113,46 @@ def partition_dirichlet(
             f"min_samples * num_devices must not exceed the {len(classes)} samples, "
             f"got min_samples = {min_samples}, num_devices = {num_devices}"
         )
-    held: list[list[int]] = [[] for _ in range(num_devices)]
+    samples, owners = [], []
     for label in np.unique(classes):
         members = generator.permutation(np.flatnonzero(classes == label))
-        shares = generator.dirichlet(np.full(num_devices, alpha))
+        shares = _draw_shares(num_devices, alpha, generator)
         cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-        for device, part in enumerate(np.split(members, cuts)):
-            held[device].extend(part.tolist())
-    _fill_up(held, min_samples, generator)
-    return [np.sort(np.asarray(part, dtype=np.int64)) for part in held]
+        samples.append(members)
+        owners.append(np.repeat(np.arange(num_devices), np.diff(cuts, prepend=0, append=len(members))))
+    owner = np.concatenate(owners)
+    # Stable: a device's samples stay in the order in which they were dealt, which the filling up draws from.
+    dealt = np.concatenate(samples)[np.argsort(owner, kind="stable")]
+    parts = np.split(dealt, np.cumsum(np.bincount(owner, minlength=num_devices))[:-1])
+    _fill_up(parts, min_samples, generator)
+    return [np.sort(part) for part in parts]
 
 
-def _fill_up(held: list[list[int]], min_samples: int, generator: np.random.Generator) -> None:
-    """Move random samples from the fullest device to those below ``min_samples``, in place."""
-    for part in held:
-        while len(part) < min_samples:
-            donor = max(held, key=len)
-            part.append(donor.pop(int(generator.integers(len(donor)))))
+def _draw_shares(num_devices: int, alpha: float, generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw how a class is shared out, float64 ``[devices]``, which sums to one."""
+    # Within the limits shares become one device's, or even, to the last bit; beyond them the draw overflows.
+    return generator.dirichlet(np.full(num_devices, np.clip(alpha, _LEAST_ALPHA, _MOST_ALPHA)))
+
+
+def _fill_up(parts: list[IndexArray], min_samples: int, generator: np.random.Generator) -> None:
+    """Move random samples from the fullest device, the first of several, to those below ``min_samples``, in place.
+
+    Whoever gives has more than ``min_samples``: else all devices together would have too few.
+    """
+    donors = [(-len(part), device) for device, part in enumerate(parts) if len(part) > min_samples]
+    heapq.heapify(donors)
+    left: dict[int, list[int]] = {}
+    for needy in [device for device, part in enumerate(parts) if len(part) < min_samples]:
+        taken = []
+        for _ in range(min_samples - len(parts[needy])):
+            size, donor = donors[0]
+            heapq.heapreplace(donors, (size + 1, donor))
+            if donor not in left:
+                left[donor] = parts[donor].tolist()
+            taken.append(left[donor].pop(int(generator.integers(-size))))
+        parts[needy] = np.concatenate([parts[needy], np.asarray(taken, dtype=np.int64)])
+    for donor, kept in left.items():
+        parts[donor] = np.asarray(kept, dtype=np.int64)
 
 
 def assign_modalities(

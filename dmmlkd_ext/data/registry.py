@@ -34,9 +34,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from dmmlkd_ext.data.dataset import MultiModalDataset
+from dmmlkd_ext.values import fit_value, is_scalar
 
 Loader = Callable[..., MultiModalDataset]
 
@@ -66,14 +68,15 @@ def register_dataset(name: str, loader: Loader, *, replace: bool = False) -> Non
     _LOADERS[name] = loader
 
 
-def load_dataset(name: str, seed: int = 0, **options: object) -> MultiModalDataset:
+def load_dataset(name: str, /, seed: int = 0, **options: object) -> MultiModalDataset:
     """Load the dataset registered as ``name``.
 
     Args:
         name: one of `available_datasets`.
         seed: the run's seed, at least 0. The datasets of this package keep their splits and features the same
             for every seed, so that runs are comparable; a dataset of your own may draw from it.
-        **options: options of that dataset, such as ``split="subject"`` of ``watch``.
+        **options: options of that dataset, such as ``split="subject"`` of ``watch``; text is read as the type that the
+            loader states.
 
     Raises:
         ValueError: the name, an option or the seed is not valid.
@@ -85,21 +88,59 @@ def load_dataset(name: str, seed: int = 0, **options: object) -> MultiModalDatas
         ...
         ValueError: name must be one of ..., got 'wacht'; did you mean 'watch'?
     """
+    loader = _find_loader(name)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    dataset = loader(seed=seed, **read_options(name, options))
+    if not isinstance(dataset, MultiModalDataset):
+        raise ValueError(f"loader of dataset {name!r} must return a MultiModalDataset, got {type(dataset).__name__}")
+    return dataset
+
+
+def read_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """Return options of a dataset's loader as the types that its signature states, by annotation or else by default.
+
+    Raises:
+        ValueError: there is no such dataset or option, or a value does not fit.
+
+    Example:
+        >>> read_options("avdigits", {"pairs": "2", "snr_db": "inf"})
+        {'pairs': 2, 'snr_db': inf}
+    """
+    loader, read = _find_loader(name), {}
+    for option, value in options.items():
+        if option == "seed" or not _accepts(loader, option):
+            known = [parameter for parameter in inspect.signature(loader).parameters if parameter != "seed"]
+            instead = "; the run's seed is a setting of its own" if option == "seed" else ""
+            raise ValueError(f"{option} is not an option of dataset {name!r}, which takes {known or 'none'}{instead}")
+        try:
+            read[option] = fit_value(_type_of(loader, option), value, option)
+        except ValueError as error:
+            raise ValueError(f"{error} (an option of dataset {name!r})") from None
+    return read
+
+
+def _type_of(loader: Loader, option: str) -> Any:
+    """Return the type that a loader states for an option; Any where it states none."""
+    try:
+        parameter = inspect.signature(loader, eval_str=True).parameters.get(option)
+    except Exception:  # an annotation may be any expression, of names that are there for type checkers alone
+        parameter = inspect.signature(loader).parameters.get(option)
+    if parameter is None:
+        return Any
+    if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
+        return parameter.annotation if is_scalar(parameter.annotation) else Any
+    stated = type(parameter.default)
+    return stated if stated in (bool, int, float, str) else Any
+
+
+def _find_loader(name: str) -> Loader:
     loader = _LOADERS.get(name)
     if loader is None:
         close = difflib.get_close_matches(str(name), _LOADERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"name must be one of {', '.join(available_datasets())}, got {name!r}{hint}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-    for option in options:
-        if not _accepts(loader, option):
-            known = [parameter for parameter in inspect.signature(loader).parameters if parameter != "seed"]
-            raise ValueError(f"{option} is not an option of dataset {name!r}, which takes {known or 'none'}")
-    dataset = loader(seed=seed, **options)
-    if not isinstance(dataset, MultiModalDataset):
-        raise ValueError(f"loader of dataset {name!r} must return a MultiModalDataset, got {type(dataset).__name__}")
-    return dataset
+    return loader
 
 
 def available_datasets() -> tuple[str, ...]:

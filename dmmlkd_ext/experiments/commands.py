@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ import tyro
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
 from dmmlkd_ext.data.sources.fetch import data_folders
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.loading import from_dict
 from dmmlkd_ext.experiments.presets import PRESETS, preset
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunChangedError, RunLockedError, run_experiment
+from dmmlkd_ext.experiments.settings import override_settings, read_loader_options
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
 from dmmlkd_ext.ops import build_info
 from dmmlkd_ext.plugins import import_modules
@@ -50,8 +51,18 @@ class UnavailableError(UserError):
 def _require_positive(command: Any, *names: str) -> None:
     for name in names:
         value = getattr(command, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and not 1 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 1{'' if value < 1 else ' and finite'}, got {value}")
+
+
+def _require_named(config: ExperimentConfig, method: str, dataset: str) -> None:
+    """Refuse what would run something else than it is called."""
+    for setting, got, asked in (
+        ("method.name", config.method.name, method),
+        ("data.dataset", config.data.dataset, dataset),
+    ):
+        if got != asked:
+            raise ValueError(f"{setting} must be the one that the command names, {asked}; got {got}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,18 @@ class RunCommand:
 
     def __post_init__(self) -> None:
         _require_positive(self, "threads", "checkpoint_every", "timeout_s")
+
+    def checked(self) -> RunCommand:
+        """Return the command with the options of the dataset's loader as the types that the loader states.
+
+        Raises:
+            UserError: the options do not fit, or make another method or dataset of it than its name says.
+        """
+        try:
+            _require_named(self.config, self.method, self.dataset)
+            return dataclasses.replace(self, config=read_loader_options(self.config))
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def execute(self) -> int:
         """Run, and print the folder and the final accuracy."""
@@ -126,9 +149,14 @@ class RunCommand:
             raise UnavailableError(str(error)) from error
 
     def _print_result(self, folder: Path) -> None:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        mean, worst = result["test_accuracy_mean"], result["test_accuracy_worst"]
-        print(f"{folder}: test accuracy {mean:.4f}, worst device {worst:.4f}, {result['rounds']} rounds")
+        path = folder / "result.json"
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            mean, worst = (_accuracy(result[f"test_accuracy_{name}"]) for name in ("mean", "worst"))
+            line = f"{folder}: test accuracy {mean}, worst device {worst}, {result['rounds']} rounds"
+        except (ValueError, TypeError, KeyError) as error:
+            raise UnavailableError(f"{path} is damaged ({error}); remove {folder}, so that it is run again") from error
+        print(line)
 
 
 @dataclass(frozen=True)
@@ -141,8 +169,8 @@ class SweepCommand:
     """Names of datasets."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; all methods of a seed see the same data, split and links."""
-    module: str | None = None
-    """Python file or module to import first, which registers a dataset of your own."""
+    module: tuple[str, ...] = ()
+    """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """Settings that differ from the recommended ones, in all runs: `training.rounds=5 data.partition=iid`."""
     runs: Path = Path("runs")
@@ -160,6 +188,9 @@ class SweepCommand:
 
     def __post_init__(self) -> None:
         _require_positive(self, "workers", "threads", "checkpoint_every")
+        for name in ("methods", "datasets", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be at least one, got none")
         parse_shard(self.shard)
 
     def execute(self) -> int:
@@ -169,9 +200,9 @@ class SweepCommand:
                 "sweep must not be started by torchrun: it starts a process a run; share it out by --shard i/n"
             )
         try:
-            import_modules(self.module)
+            import_modules(*self.module)
             configs = [
-                override_settings(self._preset(dataset, method, seed), self.settings)
+                self._configure(dataset, method, seed)
                 for dataset in self.datasets
                 for method in self.methods
                 for seed in self.seeds
@@ -184,9 +215,19 @@ class SweepCommand:
             print(f"failed: {name}, see {log}", file=sys.stderr)
         return 1 if report.failures else 0
 
-    def _preset(self, dataset: str, method: str, seed: int) -> ExperimentConfig:
-        config = preset(dataset, method, seed)
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, module=self.module))
+    def _configure(self, dataset: str, method: str, seed: int) -> ExperimentConfig:
+        """Return one configuration.
+
+        Raises:
+            ValueError: a setting does not fit, or is one that the sweep goes through itself.
+        """
+        config = dataclasses.replace(preset(dataset, method, seed), module=self.module)
+        changed = override_settings(config, self.settings)
+        _require_named(changed, method, dataset)
+        for setting, instead in (("seed", "seeds"), ("module", "module")):
+            if getattr(changed, setting) != getattr(config, setting):
+                raise ValueError(f"set must not change {setting}, which --{instead} gives")
+        return changed
 
     def _sweep(self, configs: list[ExperimentConfig]) -> SweepReport:
         return run_sweep(
@@ -206,12 +247,18 @@ class InfoCommand:
     def execute(self) -> int:
         """Print it."""
         environment = describe_environment(threads=1)
+        try:
+            folders = data_folders()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        except DataUnavailableError as error:
+            raise UnavailableError(str(error)) from error
         lines = {
             **{key: value for key, value in environment.items() if key not in ("build", "threads")},
             **build_info(),
             "methods": ", ".join((*METHODS, UNIFORM, f"{UNIMODAL}<modality>")),
             "datasets": ", ".join(available_datasets()),
-            "data folders": ", ".join(map(str, data_folders())),
+            "data folders": ", ".join(map(str, folders)),
         }
         width = max(map(len, lines)) + 2
         for name, value in lines.items():
@@ -227,13 +274,13 @@ class DataCommand:
     """What to do."""
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of datasets to fetch."""
-    module: str | None = None
-    """Python file or module to import first, which registers a dataset of your own."""
+    module: tuple[str, ...] = ()
+    """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
 
     def execute(self) -> int:
         """List or fetch, and return 1 if a dataset could not be had."""
         try:
-            import_modules(self.module)
+            import_modules(*self.module)
         except ValueError as error:
             raise UserError(str(error)) from error
         known = available_datasets()
@@ -250,37 +297,9 @@ class DataCommand:
 Command = RunCommand | SweepCommand | InfoCommand | DataCommand
 
 
-def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> ExperimentConfig:
-    """Return the configuration with some settings changed, such as ``training.rounds=5``.
-
-    Raises:
-        ValueError: a setting is not of that form, unknown, or its value does not fit.
-
-    Example:
-        >>> override_settings(ExperimentConfig(), ("training.rounds=5", "data.partition=iid")).training.rounds
-        5
-    """
-    data = config.to_dict()
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        *parents, name = path.strip().replace("-", "_").split(".")
-        table: Any = data
-        for parent in parents:
-            table = table.get(parent) if isinstance(table, dict) else None
-        free = parents == ["data", "options"]  # which each loader names for itself
-        if not (equals and isinstance(table, dict) and name and (name in table or free)):
-            raise ValueError(f"set must be like training.rounds=5, a setting that there is; got {setting!r}")
-        table[name] = _read_value(text)
-    return from_dict(type(config), data) if settings else config
-
-
-def _read_value(text: str) -> Any:
-    if text == "None":
-        return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def _accuracy(accuracy: float | None) -> str:
+    """Return an accuracy for a line; a dataset without test samples has none."""
+    return "none" if accuracy is None else f"{accuracy:.4f}"
 
 
 def _started_by_torchrun() -> bool:
@@ -310,7 +329,7 @@ def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimu
 def _fetch(name: str) -> int:
     try:
         dataset = load_dataset(name)
-    except (DataUnavailableError, ChecksumError) as error:
+    except (DataUnavailableError, ChecksumError, ImportError, OSError, ValueError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     counts = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)}

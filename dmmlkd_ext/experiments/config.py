@@ -28,9 +28,7 @@ class DataConfig:
     """Share of the devices that lack at least one modality."""
     modalities_per_device: tuple[int, int] | None = None
     """Least and most modalities of an incomplete device; None draws any proper subset."""
-    module: str | None = None
-    """Python file or module to import first, which registers a dataset of your own."""
-    options: dict[str, bool | int | float | str] = field(default_factory=dict, hash=False)
+    options: dict[str, str | bool | int | float | None] = field(default_factory=dict, hash=False)
     """Options of the dataset's loader, such as `split: subject` of `watch`."""
 
 
@@ -61,6 +59,12 @@ class ExperimentConfig:
     failures: FailureConfig = field(default_factory=FailureConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+    module: tuple[str, ...] = ()
+    """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as nested dictionaries of plain values."""

@@ -43,12 +43,8 @@ def hash_files_read(config: ExperimentConfig) -> dict[str, str]:
             found[setting] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         except OSError:
             continue
-    sources = hash_sources(*_modules(config))
+    sources = hash_sources(*config.module)
     return {**found, "module": sources} if sources else found
-
-
-def _modules(config: ExperimentConfig) -> tuple[str, ...]:
-    return () if config.data.module is None else (config.data.module,)
 
 
 def _paths(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -67,7 +63,7 @@ def load_data(config: ExperimentConfig) -> MultiModalDataset:
         ValueError: there is no such module, dataset or option.
         DataUnavailableError: the dataset is neither at hand nor to be had.
     """
-    import_modules(*_modules(config))
+    import_modules(*config.module)
     return load_dataset(config.data.dataset, config.seed, **config.data.options)
 
 
@@ -107,7 +103,7 @@ def require_same_data(config: ExperimentConfig, run: str, recorded: str) -> None
         ValueError: the dataset cannot be loaded as the configuration says.
     """
     data = config.data
-    known = _known_data.setdefault(json.dumps([_modules(config), data.dataset, data.options], sort_keys=True), set())
+    known = _known_data.setdefault(json.dumps([config.module, data.dataset, data.options], sort_keys=True), set())
     if recorded in known:
         return
     try:

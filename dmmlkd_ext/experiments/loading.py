@@ -38,7 +38,16 @@ def load_config(path: Path) -> ExperimentConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"path must be a JSON file, {path} is not: {error}") from error
-    return from_dict(ExperimentConfig, data)
+    return from_dict(ExperimentConfig, _modernize(data))
+
+
+def _modernize(data: Any) -> Any:
+    """Return the table of an earlier version as it would be now: code of the user was one module, of the data."""
+    if not isinstance(data, dict) or not isinstance(data.get("data"), dict) or "module" not in data["data"]:
+        return data
+    inner = dict(data["data"])
+    module = inner.pop("module")
+    return {"module": [] if module is None else [module], **data, "data": inner}
 
 
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:

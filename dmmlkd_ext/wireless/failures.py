@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmmlkd_ext.seeding import numpy_generator
+from dmmlkd_ext.wireless.lines import place, read_lines
 from dmmlkd_ext.wireless.topology import Topology
 
 IntArray = npt.NDArray[np.int64]
@@ -168,18 +170,18 @@ def read_schedule(path: str | os.PathLike[str]) -> list[ScheduledFailure]:
     Raises:
         ValueError: the file is malformed; the message gives the line.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = _json_rows(lines) if Path(path).suffix == ".jsonl" else _csv_rows(lines)
-    return [_parse(row, f"schedule_path: line {number}") for number, row in rows]
+    lines, where = read_lines(path, "schedule_path"), partial(place, "schedule_path", path=path)
+    rows = _json_rows(lines, where) if Path(path).suffix == ".jsonl" else _csv_rows(lines, where)
+    return [_parse(row, where(number)) for number, row in rows]
 
 
-def _csv_rows(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(lines: list[str], place_of: Callable[[int], str]) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(lines)
     header = [word.strip() for word in next(reader, [])]
     if header != ["round", "kind", "ids"]:
-        raise ValueError(f"schedule_path: line 1 must be round,kind,ids; got {','.join(header)!r}")
+        raise ValueError(f"{place_of(1)} must be round,kind,ids; got {','.join(header)!r}")
     for words in reader:
-        where = f"schedule_path: line {reader.line_num}"
+        where = place_of(reader.line_num)
         if not any(word.strip() for word in words):
             continue
         if len(words) != 3:
@@ -188,11 +190,11 @@ def _csv_rows(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         yield reader.line_num, {"round": words[0].strip(), "kind": words[1].strip(), "ids": ids}
 
 
-def _json_rows(lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(lines: list[str], place_of: Callable[[int], str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"schedule_path: line {number}"
+        where = place_of(number)
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -16,6 +15,7 @@ from scipy.sparse import csgraph
 from scipy.sparse import linalg as sparse_linalg
 
 from dmmlkd_ext.registry import Registry
+from dmmlkd_ext.wireless.lines import place, read_lines
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -260,17 +260,17 @@ def _edge_list(request: TopologyRequest) -> IntArray:
     if request.path is None:
         raise ValueError("path must name the file of the links of an edge_list, got None")
     edges = []
-    for number, line in enumerate(Path(request.path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(request.path, "path"), start=1):
         words = line.partition("#")[0].split()
         if words:
-            edges.append(_parse_edge(words, request.num_devices, f"path: line {number}"))
+            edges.append(_parse_edge(words, request.num_devices, place("path", number, request.path)))
     array = np.array(edges, dtype=np.int64).reshape(-1, 2)
     parts, label = _components(array, request.num_devices)
     if parts > 1:
         apart = int(np.flatnonzero(label != label[0])[0])
         raise ValueError(
-            f"path: the links must connect all num_devices={request.num_devices}; there are {parts} parts, "
-            f"and no way from device 0 to device {apart}"
+            f"path: the links of {request.path} must connect all num_devices={request.num_devices}; there are {parts} "
+            f"parts, and no way from device 0 to device {apart}"
         )
     return array
 

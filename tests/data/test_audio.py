@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dmmlkd_ext.data.sources.audio import add_white_noise, fit_clip, log_mel, mel_filters, read_wav
 
@@ -37,6 +40,46 @@ def test_other_waves_are_refused(make_wav: MakeWav, options: dict[str, object], 
 def test_other_files_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="content must be a wave file"):
         read_wav(content)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_wave() -> None:
+    with pytest.raises(ValueError, match="got a pointer of Git LFS to one; fetch it by git lfs pull"):
+        read_wav(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7])
+def test_a_cut_wave_is_refused(make_wav: MakeWav, cut: int) -> None:
+    with pytest.raises(ValueError, match=rf"content must be a whole wave file, got {8 - cut} of its 8 bytes"):
+        read_wav(make_wav(np.zeros(4))[:-cut])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 255)), max_size=4), st.integers(0, 60))
+def test_a_damaged_wave_is_read_or_refused(make_wav: MakeWav, changes: list[tuple[int, int]], kept: int) -> None:
+    content = bytearray(make_wav(np.arange(8)))
+    for position, value in changes:
+        content[position] = value
+    samples = np.ones(1)
+    with suppress(ValueError):  # and nothing else
+        samples, _ = read_wav(bytes(content[:kept]))
+    assert samples.size
+
+
+def test_sounds_do_not_depend_on_the_defaults_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen() -> list[torch.Tensor]:
+        noisy = add_white_noise(torch.ones(2, 600, dtype=torch.float32), 3.0, torch.Generator().manual_seed(0))
+        return [noisy, mel_filters(8000, 8, 256), log_mel(noisy, 8000, 8, 256, 128)]
+
+    expected = listen()
+    monkeypatch.setattr("dmmlkd_ext.data.sources.audio._kept_filters", mel_filters)
+    torch.set_default_dtype(torch.float64)
+    try:
+        heard = listen()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for before, after in zip(expected, heard, strict=True):
+        assert after.dtype == torch.float32
+        assert torch.equal(before, after)
 
 
 def test_clip_has_unit_power_and_its_middle_is_kept() -> None:

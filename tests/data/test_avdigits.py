@@ -87,6 +87,28 @@ def test_image_keeps_the_energy_asked_for() -> None:
     assert np.array_equal(weaken_images(other, train, 0.25)[train], weaken_images(images, train, 0.25)[train])
 
 
+def test_what_is_learned_from_does_not_depend_on_the_images_of_other_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, digits = np.random.default_rng(1).integers(0, 256, (400, 6, 6)).astype(np.uint8), np.arange(400) % 10
+    recordings = make_recordings()
+    others = np.setdiff1d(np.arange(400), pair_up(recordings, digits, 2)["train"][:, 1])
+    monkeypatch.setattr(avdigits_module, "read_fsdd", lambda: recordings)
+    monkeypatch.setattr(avdigits_module, "read_mnist", lambda: (images, digits))
+    before = compute_avdigits(2, 0.5, 0.0)
+    changed = images.copy()
+    changed[others] = 255 * (changed[others] > 200)
+    monkeypatch.setattr(avdigits_module, "read_mnist", lambda: (changed, digits))
+    after = compute_avdigits(2, 0.5, 0.0)
+    assert np.array_equal(before["train_image"], after["train_image"])
+    assert not np.array_equal(before["test_image"], after["test_image"])
+
+
+def test_every_side_has_noise_of_its_own() -> None:
+    silence, rows = torch.zeros(1, avdigits_module._CLIP), np.zeros(2, dtype=np.int64)
+    sounds = [avdigits_module._spectrograms(silence, rows, 0.0, side) for side in avdigits_module.SIDES]
+    for one, other in combinations(sounds, 2):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.2
+
+
 def test_features_are_kept_and_the_same_again(small: list[int], cache: Path) -> None:
     first = load_dataset("avdigits", image_energy=1)
     second = load_dataset("avdigits", image_energy=1.0, seed=7)

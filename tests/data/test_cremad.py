@@ -122,6 +122,31 @@ def test_another_rate_is_refused(placed: Path, make_wav: Callable[..., bytes]) -
         load_dataset("cremad")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "content must be a wave file, got an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a pointer of Git LFS"),
+        (-1001, "content must be a whole wave file"),
+    ],
+)
+def test_a_wave_that_cannot_be_read_is_named(placed: Path, content: bytes | int, reason: str) -> None:
+    wave = placed / f"AudioWAV/{CLIPS[0]}.wav"
+    wave.write_bytes(wave.read_bytes()[:content] if isinstance(content, int) else content)
+    with pytest.raises(ValueError, match=rf"AudioWAV/1001_DFA_ANG_XX\.wav cannot be read: .*{reason}"):
+        load_dataset("cremad")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 40, -30])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "pgm"])
+def test_a_frame_that_cannot_be_read_is_named(tmp_path: Path, suffix: str, kept: int) -> None:
+    frame = tmp_path / f"a.{suffix}"
+    save_frame(frame, np.random.default_rng(0).integers(0, 256, (36, 48)))
+    frame.write_bytes(frame.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=rf"a\.{suffix} must be a whole image"):
+        read_frame(frame)
+
+
 def test_too_few_actors_are_named() -> None:
     with pytest.raises(ValueError, match="actors must be at least 3"):
         split_actors(np.asarray([1, 1, 2]))

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
 from dmmlkd_ext.data import MultiModalDataset, Split
+from dmmlkd_ext.data.dataset import RESERVED_MODALITIES
+from dmmlkd_ext.experiments.build import build_simulation
+from dmmlkd_ext.experiments.presets import preset
 
 
 def make_split(samples: int = 4, width: int = 3) -> Split:
@@ -55,6 +59,12 @@ def test_valid_dataset_reports_shapes() -> None:
             r"features\['a'\] must have at least 1 dim",
         ),
         ("features", {"a": torch.full((4, 3), torch.nan), "b": torch.zeros(4)}, "must be finite"),
+        (
+            "features",
+            {"a": torch.zeros(4, 0), "b": torch.zeros(4)},
+            r"features\['a'\] must hold at least one value a sample, got shape \(4, 0\)",
+        ),
+        ("features", {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2, 0)}, r"features\['b'\] must hold at least one"),
         ("labels", torch.zeros(4), "labels must be torch.int64"),
         ("labels", [0, 1, 0, 1], "labels must be a torch.Tensor"),
         ("labels", torch.zeros(4, 1, dtype=torch.int64), "labels must have 1 dim"),
@@ -86,6 +96,22 @@ def test_split_refuses(field: str, value: object, message: str) -> None:
 def test_dataset_refuses(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_dataset(**{field: value})
+
+
+def test_no_modality_takes_the_name_of_an_inner_part() -> None:
+    inner = set(_inner_names())
+    assert inner == set(RESERVED_MODALITIES)
+    for name in inner:
+        split = replace(make_split(), features={name: torch.zeros(4, 3), "b": torch.zeros(4, 2, 5)})
+        with pytest.raises(ValueError, match=f"modalities must not be named '{name}'"):
+            make_dataset(modalities=(name, "b"), train=split, validation=split, test=split)
+
+
+def _inner_names() -> Iterator[str]:
+    """Yield the names beside the modalities' in a simulation's checkpoint, where the method has a generator."""
+    simulation = build_simulation(preset("mfeat", "dmml-kd"))
+    (rows,) = simulation.state_dict()["rows"]
+    yield from set(rows) - set(simulation.dataset.modalities)
 
 
 def test_select_takes_rows_in_order() -> None:

@@ -116,6 +116,38 @@ def test_a_cut_archive_is_refused(cache: Path, waves: dict[str, bytes]) -> None:
         read_fsdd()
 
 
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_what_is_no_file_in_an_archive_is_passed_over(cache: Path, waves: dict[str, bytes], kind: bytes) -> None:
+    target = cache / "fsdd/recordings.tar.xz"
+    target.parent.mkdir(parents=True)
+    with tarfile.open(target, "w:xz") as archive:
+        for name, content in waves.items():
+            member = tarfile.TarInfo(f"recordings/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("recordings/8_theo_1.wav")
+        link.type, link.linkname = kind, "../../nowhere.wav"
+        archive.addfile(link)
+    assert_is_read()
+
+
+@pytest.mark.parametrize("suffix", ["xz", "gz"])
+@pytest.mark.parametrize("name", ["recordings/0_theo_0.wav", "padding.bin"])
+def test_an_archive_that_unpacks_to_more_than_the_recordings_is_refused(
+    cache: Path, name: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsdd_module, "_MOST_BYTES", 2**20)
+    target = cache / f"fsdd/recordings.tar.{suffix}"
+    target.parent.mkdir(parents=True)
+    with tarfile.open(target, f"w:{suffix}") as archive:  # type: ignore[call-overload]
+        member = tarfile.TarInfo(name)
+        member.size = 2**22
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(ChecksumError, match=rf"recordings\.tar\.{suffix} is not a .*: it unpacks to more than 1048576"):
+        read_fsdd()
+
+
 def test_other_recordings_are_refused(cache: Path, waves: dict[str, bytes]) -> None:
     write_archive(cache / "fsdd/recordings.tar.xz", waves, "w:xz", "recordings")
     with pytest.raises(ChecksumError, match=r"holds 2 recordings whose SHA-256 is .*expected the 3000"):

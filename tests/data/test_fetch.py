@@ -129,6 +129,39 @@ def test_a_cache_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, t
         pytest.fail("nothing can be written here")
 
 
+def test_without_a_home_the_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(DataUnavailableError, match=r"the cache is not known .*; set XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_the_home_of_nobody_is_no_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMMLKD_DATA", "~no-such-user/data")
+    with pytest.raises(ValueError, match="DMMLKD_DATA must name a folder that exists, got '~no-such-user/data'"):
+        data_folders()
+
+
+def test_what_a_killed_process_left_is_removed(cache: Path) -> None:
+    code = """
+import os, signal
+from dmmlkd_ext.data.sources.fetch import placing
+with placing("set/file.bin") as path:
+    path.write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(files_below(cache)) == 1
+    with placing("set/file.bin") as held, placing("set/file.bin") as path:  # this one leaves what is in use
+        held.write_bytes(b"held")
+        path.write_bytes(CONTENT)
+    assert files_below(cache) == [cache / "set/file.bin"]
+    assert (cache / "set/file.bin").read_bytes() == b"held"
+
+
 WRITER = """
 import hashlib, sys, time
 from dmmlkd_ext.data.sources.fetch import obtain, verify

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from itertools import combinations
 
 import numpy as np
@@ -56,6 +57,61 @@ def test_dirichlet_is_a_partition(seed: int, labels: list[int], devices: int, al
     parts = partition_dirichlet(labels, devices, alpha, np.random.default_rng(seed), min_samples=least)
     assert_partition(parts, len(labels))
     assert min(len(part) for part in parts) >= least
+
+
+def partition_plainly(
+    labels: npt.NDArray[np.int64], devices: int, alpha: float, generator: np.random.Generator, least: int
+) -> list[list[int]]:
+    """Deal and fill up as it is defined, looking at all devices for each sample that is moved."""
+    held: list[list[int]] = [[] for _ in range(devices)]
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        shares = generator.dirichlet(np.full(devices, alpha))
+        cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+        for own, part in zip(held, np.split(members, cuts), strict=True):
+            own.extend(part.tolist())
+    for own in held:
+        while len(own) < least:
+            donor = max(held, key=len)
+            own.append(donor.pop(int(generator.integers(len(donor)))))
+    return [sorted(own) for own in held]
+
+
+@settings(deadline=None, max_examples=200)
+@given(SEEDS, st.integers(1, 30), st.integers(0, 6), st.integers(0, 60), st.floats(-4, 3))
+def test_dirichlet_deals_as_it_is_defined(seed: int, devices: int, least: int, extra: int, exponent: float) -> None:
+    labels = np.random.default_rng(seed).integers(0, 5, max(least, 1) * devices + extra)
+    alpha = 10**exponent
+    fast, plain = np.random.default_rng(seed), np.random.default_rng(seed)
+    parts = partition_dirichlet(labels, devices, alpha, fast, min_samples=least)
+    assert [part.tolist() for part in parts] == partition_plainly(labels, devices, alpha, plain, least)
+    assert fast.random() == plain.random()  # whatever else is drawn stays as it was
+
+
+def test_many_devices_are_filled_up_without_a_look_at_all_of_them() -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 200_000)
+    begun = time.process_time()
+    parts = partition_dirichlet(labels, 10_000, 0.05, np.random.default_rng(0))
+    assert time.process_time() - begun < 5  # 0.2 s; a look at all devices for each sample takes 20 s
+    assert_partition(parts, len(labels))
+    assert min(map(len, parts)) == 10
+
+
+@pytest.mark.parametrize("devices", [5, 1000])
+@pytest.mark.parametrize("alpha", [1e20, 1e307, 1.7e308])
+def test_the_largest_alpha_shares_out_evenly(alpha: float, devices: int) -> None:
+    labels = np.repeat([0, 1], 50 * devices)
+    parts = partition_dirichlet(labels, devices, alpha, np.random.default_rng(0))
+    assert {len(part) for part in parts} <= {98, 99, 100, 101, 102}
+
+
+def test_the_smallest_alpha_prefers_no_device() -> None:
+    labels = np.zeros(10, dtype=np.int64)
+    owners = [
+        int(np.argmax([len(part) for part in partition_dirichlet(labels, 4, 5e-324, np.random.default_rng(seed), 0)]))
+        for seed in range(400)
+    ]
+    assert np.bincount(owners, minlength=4).max() < 140  # 100 on average; more than 200 where the draw underflows
 
 
 def test_dirichlet_skew_grows_as_alpha_falls() -> None:

@@ -130,6 +130,30 @@ def test_wrapped_archive_is_downloaded_checked_and_unwrapped(
         load_dataset("ucihar")
 
 
+def test_a_wrapped_archive_of_another_size_is_not_unpacked(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = tmp_path / "published.zip"
+    with zipfile.ZipFile(wrapper, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("UCI HAR Dataset.zip", bytes(2**20))
+    monkeypatch.setattr(ucihar_module, "_WRAPPERS", (wrapper.as_uri(),))
+    monkeypatch.setattr(ucihar_module, "_MOST_BYTES", 2**19)
+    with pytest.raises(DataUnavailableError, match="it unpacks to more than 524288 bytes"):
+        load_dataset("ucihar")
+
+
+@pytest.mark.parametrize(("before", "length"), [(0, 20), (7, 40), (3, 25)])
+def test_windows_of_different_sides_lie_more_than_the_gap_apart(before: int, length: int) -> None:
+    """Half-overlapping windows share samples with the next one; GAP lie between, so that a whole window would fit."""
+    labels = np.concatenate([np.zeros(before, dtype=np.int64), np.ones(length, dtype=np.int64)])
+    rows = sides_by_time(labels, np.ones_like(labels))
+    train, validation, test = (rows[side][labels[rows[side]] == 1] for side in ("train", "validation", "test"))
+    assert validation.min() - train.max() == 4
+    assert test.min() - validation.max() == 4
+    assert test.max() == before + length - 1
+    assert GAP == 3
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", None])
 def test_another_answer_is_refused(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None

@@ -58,6 +58,15 @@ def test_missing_keys_wrong_ranges_and_bad_files_are_named(tmp_path: Path) -> No
         load_config(tmp_path / "absent.json")
 
 
+@pytest.mark.parametrize(("module", "now"), [(None, ()), ("robots.py", ("robots.py",))])
+def test_the_module_of_an_earlier_configuration_is_read(tmp_path: Path, module: str | None, now: tuple) -> None:
+    earlier = ExperimentConfig(seed=4).to_dict()
+    del earlier["module"]
+    earlier["data"]["module"] = module
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    assert load_config(tmp_path) == ExperimentConfig(seed=4, module=now)
+
+
 @dataclass(frozen=True)
 class Odd:
     kind: Literal["a", "b"] = "a"

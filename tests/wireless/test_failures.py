@@ -51,6 +51,20 @@ def test_the_mean_is_kept_under_failures(count, link_probability, device_probabi
     np.testing.assert_allclose(values.sum(), mean, atol=1e-12)
 
 
+def test_links_and_devices_fail_apart():
+    ring = graph("ring", 400)  # as many links as devices
+    links, devices = Failures(FailureConfig(0.5, 0.0), ring, seed=3), Failures(FailureConfig(0.0, 0.5), ring, seed=3)
+    alike = [np.mean(links.draw(index).links == devices.draw(index).devices) for index in range(5)]
+    assert 0.4 < min(alike) <= max(alike) < 0.6
+
+
+def test_whether_a_device_fails_does_not_depend_on_the_links_there_are():
+    config = FailureConfig(0.3, 0.5)
+    first, second = (Failures(config, graph(name, 30), seed=3) for name in ("ring", "complete"))
+    for index in range(5):
+        assert first.draw(index).devices.tolist() == second.draw(index).devices.tolist()
+
+
 def test_failures_have_their_probabilities():
     topology = graph("complete", 60)
     failures = Failures(FailureConfig(0.2, 0.1), topology, seed=5)
@@ -141,16 +155,16 @@ def test_a_partitioned_network_heals(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "when,kind,ids\n", "schedule_path: line 1 must be round,kind,ids; got 'when,kind,ids'"),
-        ("a.csv", "", "schedule_path: line 1 must be round,kind,ids; got ''"),
-        ("a.csv", "round,kind,ids\n1,device\n", "schedule_path: line 2 must have 3 fields, got 2"),
-        ("a.csv", "round,kind,ids\n1,device,x\n", "schedule_path: line 2 must have numbers .* got 'x'"),
-        ("a.csv", "round,kind,ids\n\n-1,device,0\n", "schedule_path: line 3 must have numbers .* got ''"),
-        ("a.csv", "round,kind,ids\n5-2,device,0\n", "schedule_path: line 2: round must be .* got '5-2'"),
-        ("a.csv", "round,kind,ids\n1,flood,0\n", "schedule_path: line 2: kind must be one of link.*'flood'"),
-        ("a.csv", "round,kind,ids\n1,link,0\n", "schedule_path: line 2: ids must be pairs of devices"),
-        ("a.csv", "round,kind,ids\n1,device,0-1\n", "schedule_path: line 2: ids must be devices"),
-        ("a.csv", "round,kind,ids\n1,device,\n", "schedule_path: line 2: ids must be devices"),
+        ("a.csv", "when,kind,ids\n", "schedule_path: line 1 of .* must be round,kind,ids; got 'when,kind,ids'"),
+        ("a.csv", "", "schedule_path: line 1 of .* must be round,kind,ids; got ''"),
+        ("a.csv", "round,kind,ids\n1,device\n", "schedule_path: line 2 of .* must have 3 fields, got 2"),
+        ("a.csv", "round,kind,ids\n1,device,x\n", "schedule_path: line 2 of .* must have numbers .* got 'x'"),
+        ("a.csv", "round,kind,ids\n\n-1,device,0\n", "schedule_path: line 3 of .* must have numbers .* got ''"),
+        ("a.csv", "round,kind,ids\n5-2,device,0\n", "schedule_path: line 2 of .*: round must be .* got '5-2'"),
+        ("a.csv", "round,kind,ids\n1,flood,0\n", "schedule_path: line 2 of .*: kind must be one of link.*'flood'"),
+        ("a.csv", "round,kind,ids\n1,link,0\n", "schedule_path: line 2 of .*: ids must be pairs of devices"),
+        ("a.csv", "round,kind,ids\n1,device,0-1\n", "schedule_path: line 2 of .*: ids must be devices"),
+        ("a.csv", "round,kind,ids\n1,device,\n", "schedule_path: line 2 of .*: ids must be devices"),
         (
             "a.csv",
             "round,kind,ids\n1,device,6\n",
@@ -161,20 +175,34 @@ def test_a_partitioned_network_heals(tmp_path):
             "round,kind,ids\n1,link,0-3\n",
             "schedule_path: link must be one of the topology's, got 0-3",
         ),
-        ("a.jsonl", "{\n", "schedule_path: line 1 must be a JSON object"),
-        ("a.jsonl", '\n{"round": 1}\n', "schedule_path: line 2 must be an object with round, kind"),
+        ("a.jsonl", "{\n", "schedule_path: line 1 of .* must be a JSON object"),
+        ("a.jsonl", '\n{"round": 1}\n', "schedule_path: line 2 of .* must be an object with round, kind"),
         (
             "a.jsonl",
             '{"round": 1, "kind": "device", "ids": [true]}',
-            "line 1 must have numbers .* got 'True'",
+            "line 1 of .* must have numbers .* got 'True'",
         ),
-        ("a.jsonl", '{"round": 1.5, "kind": "device", "ids": [1]}', "line 1 must have numbers .* got '1.5'"),
-        ("a.jsonl", '{"round": 1, "kind": ["link"], "ids": [1]}', "line 1: kind must be one of link"),
+        ("a.jsonl", '{"round": 1.5, "kind": "device", "ids": [1]}', "line 1 of .* must have numbers .* got '1.5'"),
+        ("a.jsonl", '{"round": 1, "kind": ["link"], "ids": [1]}', "line 1 of .*: kind must be one of link"),
     ],
 )
 def test_a_malformed_schedule_is_refused_with_its_line(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message):
         scheduled(tmp_path, text, graph("ring", 6), name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_schedule_may_begin_with_a_byte_order_mark(tmp_path, name):
+    text = "round,kind,ids\n2,device,1\n" if name == "a.csv" else '{"round": 2, "kind": "device", "ids": [1]}'
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_schedule(path) == [ScheduledFailure(2, 2, "device", ((1,),))]
+    path.write_text(text.replace("device", "devicé"), encoding="latin-1")
+    line = 2 if name == "a.csv" else 1
+    with pytest.raises(
+        ValueError, match=rf"schedule_path: line {line} of .*{name} must be UTF-8 text, got the byte 0xe9"
+    ):
+        read_schedule(path)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 
 import networkx as nx
@@ -160,18 +161,40 @@ def test_an_edge_list_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 1\n1 x\n", "path: line 2 must hold two device numbers, got '1 x'"),
-        ("0 1 2\n", "path: line 1 must hold two device numbers"),
-        ("# no\n0 1\n0 3\n", "path: line 3 must hold device numbers from 0 to 2, got 0 3"),
-        ("1 1\n", "path: line 1 must link two different devices, got 1 1"),
-        ("0 1\n", "path: the links must connect all num_devices=3; there are 2 parts.* device 0 to device 2"),
-        ("", "path: the links must connect all num_devices=3"),
+        ("0 1\n1 x\n", "path: line 2 of .* must hold two device numbers, got '1 x'"),
+        ("0 1 2\n", "path: line 1 of .* must hold two device numbers"),
+        ("# no\n0 1\n0 3\n", "path: line 3 of .* must hold device numbers from 0 to 2, got 0 3"),
+        ("1 1\n", "path: line 1 of .* must link two different devices, got 1 1"),
+        ("0 1\n", "path: the links of .* must connect all num_devices=3; there are 2 parts.* device 0 to device 2"),
+        ("", "path: the links of .* must connect all num_devices=3"),
     ],
 )
 def test_a_malformed_edge_list_is_refused_with_its_line(tmp_path, text, message):
     path = tmp_path / "edges.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
+        build("edge_list", 3, path=path)
+
+
+@pytest.mark.parametrize("side", [3, 250])
+def test_a_negative_eigenvalue_counts_in_the_gap(side):
+    """The two sides of a complete bipartite graph take turns: 1 / (side + 1) - side / (side + 1) is its least."""
+    edges = [[i, side + j] for i in range(side) for j in range(side)]
+    gap = spectral_gap(metropolis_hastings(edges, 2 * side))
+    assert gap == pytest.approx(2 / (side + 1), rel=1e-6)  # 0.5 for K33; 0.75 without its negative eigenvalues
+
+
+def test_an_edge_list_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "edges.txt"
+    path.write_bytes(codecs.BOM_UTF8 + "# où\r\n0 1\r\n1 2\r\n".encode())
+    assert build("edge_list", 3, path=path).edges.tolist() == [[0, 1], [1, 2]]
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 2), ("utf-16", 1)])
+def test_an_edge_list_in_another_encoding_is_refused_with_its_line(tmp_path, encoding, line):
+    path = tmp_path / "edges.txt"
+    path.write_bytes("0 1\n1 2  # où\n".encode(encoding))
+    with pytest.raises(ValueError, match=rf"path: line {line} of .*edges\.txt must be UTF-8 text, got the byte 0xf"):
         build("edge_list", 3, path=path)
 
 

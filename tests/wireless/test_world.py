@@ -143,6 +143,15 @@ def test_a_failed_device_pays_for_no_broadcast():
         assert not links.cost.energy_joule[~links.devices].any()
 
 
+def test_computing_costs_what_its_capacitance_says():
+    once, thrice = (make_network(energy=EnergyConfig(model="wireless", kappa=kappa)) for kappa in (1e-28, 3e-28))
+    iteration, further = once.iteration_energy_joule(HOLDS, [10, 20], 32), once.computing_energy_joule(1e9)
+    assert iteration[HOLDS].all()
+    assert further.all()
+    np.testing.assert_allclose(thrice.iteration_energy_joule(HOLDS, [10, 20], 32), 3 * iteration)
+    np.testing.assert_allclose(thrice.computing_energy_joule(1e9), 3 * further)
+
+
 def test_computing_follows_the_processor_of_each_device():
     network = make_network()
     frequency = draw_frequencies_hz(WIRELESS, 5, seed=0)

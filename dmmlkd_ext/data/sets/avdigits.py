@@ -189,6 +189,6 @@ def _split(arrays: dict[str, npt.NDArray[Any]], side: str) -> Split:
     return Split(
         features={name: torch.from_numpy(arrays[f"{side}_{name}"]) for name in MODALITIES},
         labels=labels,
-        present=torch.ones(len(labels), len(MODALITIES), dtype=torch.bool),
+        present=torch.ones(len(labels), len(MODALITIES), dtype=torch.bool, device="cpu"),
         groups=torch.from_numpy(arrays[f"{side}_groups"]),
     )

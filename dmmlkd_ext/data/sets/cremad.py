@@ -15,6 +15,7 @@ A clip with only a wave or only frames is kept and lacks the other modality. Nat
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def compute_cremad(
         ``labels`` and ``actors``.
 
     Raises:
-        ValueError: a name or a wave is not of the published form.
+        ValueError: a name, a wave or a frame is not of the published form.
         ImportError: Pillow is not installed.
     """
     named = [parse_name(clip) for clip in clips]
@@ -178,9 +179,12 @@ def compute_cremad(
 
 
 def _spectrogram(path: Path) -> npt.NDArray[np.float32]:
-    samples, rate = read_wav(path.read_bytes())
+    try:
+        samples, rate = read_wav(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if rate != RATE:
-        raise ValueError(f"{path.name} must be sampled at {RATE} Hz, got {rate}")
+        raise ValueError(f"{path} must be sampled at {RATE} Hz, got {rate}")
     clip = torch.from_numpy(fit_clip(samples, _CLIP))[None]
     spectrogram: npt.NDArray[np.float32] = log_mel(clip, RATE, _BANDS, _WINDOW, _HOP)[0].numpy()
     return spectrogram
@@ -195,7 +199,7 @@ def read_frame(path: Path) -> npt.NDArray[np.float32]:
 
     Raises:
         ImportError: Pillow is not installed.
-        OSError: the file is not an image.
+        ValueError: the file is not a whole image.
     """
     try:
         from PIL import Image
@@ -204,12 +208,16 @@ def read_frame(path: Path) -> npt.NDArray[np.float32]:
             "frames of cremad are read by Pillow, which comes with the extra 'figures': "
             "pip install 'dmmlkd-ext[figures]'"
         ) from error
-    with Image.open(path) as image:
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        square = image.convert("L").crop((left, top, left + side, top + side))
-        return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            grey = image.convert("L")
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise
+        raise ValueError(f"{path} must be a whole image: {error}") from error
+    width, height = grey.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = grey.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
 
 
 def _splits(arrays: dict[str, npt.NDArray[Any]], rows: dict[str, npt.NDArray[np.int64]]) -> dict[str, Split]:
@@ -238,6 +246,6 @@ def _standardize_present(
     scaled = standardize({side: values[index[present[index]]].astype(np.float64) for side, index in rows.items()}, axes)
     result = {}
     for side, index in rows.items():
-        result[side] = torch.zeros(len(index), *values.shape[1:])
+        result[side] = torch.zeros(len(index), *values.shape[1:], dtype=torch.float32, device="cpu")
         result[side][torch.from_numpy(present[index])] = scaled[side]
     return result

@@ -69,8 +69,8 @@ def load_mfeat(seed: int = 0) -> MultiModalDataset:
         side: Split(
             features={view: features[view][side] for view in MODALITIES},
             labels=torch.from_numpy(labels[index]),
-            present=torch.ones(len(index), len(MODALITIES), dtype=torch.bool),
-            groups=torch.full((len(index),), -1),
+            present=torch.ones(len(index), len(MODALITIES), dtype=torch.bool, device="cpu"),
+            groups=torch.full((len(index),), -1, dtype=torch.int64, device="cpu"),
         )
         for side, index in rows.items()
     }

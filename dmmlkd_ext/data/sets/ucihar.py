@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ _SIGNALS = ("total_acc", "body_acc", "body_gyro")
 _FOLDER = "UCI HAR Dataset"
 _ZIP = f"{_FOLDER}.zip"
 _ZIP_SHA256 = "2045e435c955214b38145fb5fa00776c72814f01b203fec405152dac7d5bfeb0"
+_MOST_BYTES = 2**27
+"""What the wrapped archive may unpack to; it has 61 MB."""
 # The repository wraps the original archive in another one.
 _WRAPPERS = ("https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip",)
 
@@ -88,7 +91,7 @@ def load_ucihar(seed: int = 0, split: str = "subject", acceleration: str = "tota
         side: Split(
             features={name: features[name][side] for name in MODALITIES},
             labels=torch.from_numpy(labels[index]),
-            present=torch.ones(len(index), len(MODALITIES), dtype=torch.bool),
+            present=torch.ones(len(index), len(MODALITIES), dtype=torch.bool, device="cpu"),
             groups=torch.from_numpy(subjects[index]),
         )
         for side, index in rows.items()
@@ -195,8 +198,10 @@ def _download(path: Path) -> None:
 def _unwrap(wrapper: Path) -> bytes:
     try:
         with zipfile.ZipFile(wrapper) as archive:
+            if archive.getinfo(_ZIP).file_size > _MOST_BYTES:
+                raise zipfile.BadZipFile(f"it unpacks to more than {_MOST_BYTES} bytes")
             content = archive.read(_ZIP)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ChecksumError(f"{wrapper} is not a zip that holds {_ZIP}: {error}") from error
     actual = hashlib.sha256(content).hexdigest()
     if actual != _ZIP_SHA256:

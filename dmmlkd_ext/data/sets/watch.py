@@ -184,7 +184,7 @@ def _assemble(raw: dict[str, Any], windows: Windows) -> MultiModalDataset:
                 "gyroscope": features[:, 3:].contiguous(),
             },
             labels=torch.from_numpy(raw["y"].astype(np.int64)[recordings]),
-            present=torch.ones(len(table), len(MODALITIES), dtype=torch.bool),
+            present=torch.ones(len(table), len(MODALITIES), dtype=torch.bool, device="cpu"),
             groups=torch.from_numpy(owners[recordings]),
         )
     names = tuple(_CLASS_NAMES[name] for name in raw["y_labels"])

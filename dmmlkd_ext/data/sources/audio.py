@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _FLOOR = 1e-6
 """Added to a mel power before the logarithm: -60 dB of a clip of unit power."""
 
@@ -31,14 +32,22 @@ def read_wav(content: bytes) -> tuple[npt.NDArray[np.float32], int]:
         with wave.open(io.BytesIO(content)) as stream:
             channels, width, rate, count, *_ = stream.getparams()
             raw = stream.readframes(count)
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"content must be a wave file, got {len(content)} other bytes ({error})") from error
+    except (wave.Error, EOFError, RuntimeError) as error:  # the last where a length leads out of its chunk
+        raise ValueError(f"content must be a wave file, got {_describe(content)}") from error
     if channels != 1 or width != 2 or not raw:
         raise ValueError(
             f"content must be mono, 16-bit and not empty, got {channels} channel(s), {8 * width} bits, "
             f"{len(raw)} bytes of samples"
         )
+    if len(raw) != count * width:
+        raise ValueError(f"content must be a whole wave file, got {len(raw)} of its {count * width} bytes of samples")
     return np.frombuffer(raw, dtype="<i2").astype(np.float32) / 32768.0, rate
+
+
+def _describe(content: bytes) -> str:
+    if content.startswith(_POINTER):
+        return "a pointer of Git LFS to one; fetch it by git lfs pull"
+    return f"{len(content)} other bytes" if content else "an empty file"
 
 
 def fit_clip(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
@@ -89,7 +98,7 @@ def add_white_noise(clips: torch.Tensor, snr_db: float, generator: torch.Generat
     """
     if math.isnan(snr_db):
         raise ValueError(f"snr_db must be a number of dB, got {snr_db}")
-    noise = torch.randn(clips.shape, generator=generator)
+    noise = torch.randn(clips.shape, generator=generator, dtype=torch.float32, device="cpu")
     return clips + 10 ** (-snr_db / 20) * noise
 
 
@@ -124,7 +133,7 @@ def log_mel(clips: torch.Tensor, rate: int, bands: int, window: int, hop: int) -
             raise ValueError(f"{argument} must be at least 1, got {value}")
     if clips.dim() != 2 or clips.shape[1] < window:
         raise ValueError(f"clips must have shape [clips, time >= {window}], got {tuple(clips.shape)}")
-    shape = torch.hann_window(window)
+    shape = torch.hann_window(window, dtype=torch.float32, device="cpu")
     spectrum = torch.stft(clips, window, hop, window=shape, center=False, return_complex=True)
     power = spectrum.abs().square() / shape.square().sum()
     return torch.log(_kept_filters(rate, bands, window) @ power + _FLOOR)
@@ -142,8 +151,8 @@ def mel_filters(rate: int, bands: int, window: int) -> torch.Tensor:
         ((4, 33), [1.0, 1.0, 1.0, 1.0])
     """
     top = 2595.0 * math.log10(1.0 + rate / 2 / 700.0)
-    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, bands + 2, dtype=torch.float64) / 2595.0) - 1.0)
-    bins = torch.linspace(0.0, rate / 2, window // 2 + 1, dtype=torch.float64)
+    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, bands + 2, dtype=torch.float64, device="cpu") / 2595.0) - 1.0)
+    bins = torch.linspace(0.0, rate / 2, window // 2 + 1, dtype=torch.float64, device="cpu")
     rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     filters = torch.minimum(rising, falling).clamp(min=0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,23 @@ from dmmlkd_ext.data.sources.fetch import ChecksumError, DataUnavailableError, c
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
+_CHECKSUM = "checksum"
+"""Name of the SHA-256 that is kept with the arrays."""
+
 
 def derived(relative: str, compute: Callable[[], Arrays]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays kept in the cache as ``relative``, or compute and keep them.
 
     Whatever the arrays depend on (the recipe's version, its options, the raw files) must be part of the name.
-    Where the cache cannot be written, they are computed each time, with a warning.
+    A kept file whose arrays are not those that were written is computed anew, with a warning. Where the cache cannot
+    be written, they are computed each time, with a warning.
 
     Args:
         relative: path of an ``.npz`` file within the cache.
-        compute: returns the arrays; none of Python objects.
+        compute: returns the arrays; none of Python objects, none named ``checksum``.
 
     Raises:
-        ChecksumError: the kept file is damaged.
+        ValueError: an array is named ``checksum``.
 
     Example:
         >>> import os, tempfile
@@ -38,19 +41,52 @@ def derived(relative: str, compute: Callable[[], Arrays]) -> dict[str, npt.NDArr
         [0, 1, 4]
     """
     path = cache_folder() / relative
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                return dict(kept)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ChecksumError(f"{path} is damaged ({error}); delete it, so that it is computed again") from error
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        pass
+    except ChecksumError as error:
+        warnings.warn(f"{error}; it is computed again", stacklevel=2)
     arrays = dict(compute())
+    if _CHECKSUM in arrays:
+        raise ValueError(f"compute must name no array {_CHECKSUM!r}")
     try:
         with placing(relative) as scratch:
-            np.savez(scratch, **arrays)  # type: ignore[arg-type]
+            np.savez(scratch, **arrays, **{_CHECKSUM: np.array(_hash(arrays))})  # type: ignore[arg-type]
     except (DataUnavailableError, OSError) as error:
         warnings.warn(f"{path} could not be kept and will be computed again: {error}", stacklevel=2)
     return arrays
+
+
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a kept file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ChecksumError: the file is damaged, or its arrays are not those that were kept.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            arrays = dict(kept)
+    except Exception as error:  # a damaged zip makes its reader raise almost anything
+        raise ChecksumError(f"{path} is damaged ({error})") from error
+    if _CHECKSUM not in arrays:
+        raise ChecksumError(f"{path} was kept without a checksum")
+    if str(arrays.pop(_CHECKSUM)) != _hash(arrays):
+        raise ChecksumError(f"{path} does not hold the arrays of its checksum")
+    return arrays
+
+
+def _hash(arrays: Arrays) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and values."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name])
+        total.update(f"{name}\0{values.dtype.str}\0{arrays[name].shape}\0".encode())
+        total.update(values.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -10,6 +10,8 @@ nothing behind.
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -34,13 +36,22 @@ class ChecksumError(RuntimeError):
 def cache_folder() -> Path:
     """Return the folder that downloads and derived files go to; it need not exist yet.
 
+    Raises:
+        DataUnavailableError: neither ``XDG_CACHE_HOME`` nor the user's home is known.
+
     Example:
         >>> cache_folder().name
         'dmmlkd_ext'
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "dmmlkd_ext"
+    if Path(base).is_absolute():  # the XDG specification says to ignore a relative path
+        return Path(base) / "dmmlkd_ext"
+    try:
+        return Path.home() / ".cache" / "dmmlkd_ext"
+    except RuntimeError as error:
+        raise DataUnavailableError(
+            f"the folder of the cache is not known ({error}); set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def data_folders() -> tuple[Path, ...]:
@@ -48,11 +59,15 @@ def data_folders() -> tuple[Path, ...]:
 
     Raises:
         ValueError: ``DMMLKD_DATA`` names no folder: data would come from somewhere else unnoticed.
+        DataUnavailableError: the folder of the cache is not known.
     """
     named = os.environ.get("DMMLKD_DATA", "")
     if not named:
         return (cache_folder(),)
-    folder = Path(named).expanduser()
+    try:
+        folder = Path(named).expanduser()
+    except RuntimeError:  # of an unknown user's home
+        folder = Path(named)
     if not folder.is_dir():
         raise ValueError(f"DMMLKD_DATA must name a folder that exists, got {named!r}")
     return folder, cache_folder()
@@ -89,12 +104,15 @@ def verify(path: Path, expected: str) -> Path:
 def placing(relative: str) -> Iterator[Path]:
     """Give a temporary path in the cache to write to; on leaving without error it becomes ``relative``.
 
-    The temporary name is unique, so several processes may write the same file; the last one wins, whole.
+    The temporary name is unique, so several processes may write the same file; the last one wins, whole. What
+    processes that were killed left of the same file is removed first.
     """
     target = cache_folder() / relative
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+            _remove_unheld(left)
+        scratch, lock = _make_held(target)
     except OSError as error:
         raise DataUnavailableError(
             f"{target.parent} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
@@ -104,6 +122,33 @@ def placing(relative: str) -> Iterator[Path]:
         (scratch / target.name).replace(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_held(target: Path) -> tuple[Path, int]:
+    """Make a temporary folder beside ``target``; return it and the descriptor whose lock says that it is in use."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        lock = os.open(scratch, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if scratch.exists():  # else another process took it for one that was left, before it was locked
+            return scratch, lock
+        os.close(lock)
+
+
+def _remove_unheld(folder: Path) -> None:
+    """Remove a temporary folder unless a living process holds it."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # its owner removed it just now
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock)
 
 
 def obtain(relative: str, check: Callable[[Path], object], produce: Callable[[Path], None]) -> Path:

@@ -6,12 +6,14 @@ of it differ from one packer to the next, so what is checked is the SHA-256 of t
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import lzma
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ _REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/r
 _ADDRESSES = (f"{_REPOSITORY}tags/v1.0.10.tar.gz", f"{_REPOSITORY}heads/master.tar.gz")
 _DOWNLOADED = "fsdd/recordings.tar.gz"
 _PLACES = ("fsdd/recordings", "fsdd/recordings.tar.xz", _DOWNLOADED)
+_MOST_BYTES = 2**27
+"""What an archive may unpack to, headers and other files of the repository included; the recordings have 21 MB."""
+_GZIP = b"\x1f\x8b"
 _CONTENT_SHA256 = "dbd573d7cafe79c4b49f65718115e1304e24e067fa39eff18a660dc6cb9c360f"
 
 
@@ -67,8 +72,8 @@ def _verified(path: Path) -> dict[str, bytes]:
     """Return the wave files in an archive or folder by name, after their checksum."""
     try:
         files = _folder(path) if path.is_dir() else _archive(path)
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise ChecksumError(f"{path} is not a whole archive: {error}") from error
+    except (tarfile.TarError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+        raise ChecksumError(f"{path} is not a whole archive of the recordings: {error}") from error
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
@@ -85,15 +90,39 @@ def _folder(path: Path) -> dict[str, bytes]:
 
 
 def _archive(path: Path) -> dict[str, bytes]:
-    """Read ``.../recordings/*.wav``; nothing is extracted to disk, so names in the archive can do no harm."""
+    """Read ``.../recordings/*.wav``; nothing is extracted to disk, so names in the archive can do no harm.
+
+    Its checksum is known only after it is unpacked, so that no more than the recordings can need is unpacked.
+    """
     files = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            name = PurePosixPath(member.name)
-            stream = archive.extractfile(member)
-            if stream is not None and name.suffix == ".wav" and name.parent.name == "recordings":
+    with path.open("rb") as file:
+        unpack = gzip.open if file.read(len(_GZIP)) == _GZIP else lzma.open
+    with unpack(path) as unpacked:
+        bounded: Any = _Bounded(unpacked)  # all that a stream of an archive is asked for
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if not (member.isreg() and name.suffix == ".wav" and name.parent.name == "recordings"):
+                    continue  # links, too, which lead elsewhere
+                stream = archive.extractfile(member)
+                assert stream is not None
                 files[name.name] = stream.read()
     return files
+
+
+class _Bounded:
+    """A stream that ends with an error where it holds more than the recordings can need."""
+
+    def __init__(self, stream: gzip.GzipFile | lzma.LZMAFile) -> None:
+        self._stream, self._left = stream, _MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"it unpacks to more than {_MOST_BYTES} bytes")
+        return content
 
 
 def _decode(name: str, content: bytes) -> Recording:

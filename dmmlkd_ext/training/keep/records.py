@@ -95,7 +95,7 @@ class RecordWriter(Callback):
         with self._opened() as file, naming(self.path):
             wait_for_disk(file)
             file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+            if hashlib.sha256(file.read()).hexdigest() != self.sha256:
                 raise self._changed("it holds other records than were written")
 
     @contextmanager

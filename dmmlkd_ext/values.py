@@ -1,0 +1,157 @@
+"""Values from words, by the type that they are due to have: one reader for all that a user writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NOTHING = ("None", "null")
+_ORDER: tuple[Any, ...] = (type(None), int, float, bool)
+"""In which order the kinds of a union are tried, before all others; text, which takes any word, comes last."""
+
+
+def read_value(hint: Any, text: str, where: str) -> Any:
+    """Return what a word means where a type is due.
+
+    Truth is `true`, `yes` or `1`, in any case; a list is `1,2` or `[1, 2]`; a table is JSON. Where text is due, any
+    word is text, also one that looks like a number. Where the type is not known, the word is taken for a number, a
+    truth or None if it looks like one; in quotes it is text.
+
+    Args:
+        hint: the type, as annotations state it.
+        text: the word.
+        where: what messages call it.
+
+    Raises:
+        ValueError: the word does not fit.
+
+    Example:
+        >>> [read_value(kind, "0", "x") for kind in (bool, int, float, str, int | None)]
+        [False, 0, 0.0, '0', 0]
+        >>> read_value(tuple[int, int], "2, 4", "x"), read_value(Any, "'007'", "x"), read_value(Any, "inf", "x")
+        ((2, 4), '007', inf)
+    """
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return read_value(get_args(hint)[0], text, where)
+    if origin in (Union, types.UnionType):
+        return _read_first(sorted(get_args(hint), key=_place), text, where)
+    if origin is Literal:
+        for option in get_args(hint):
+            if str(option) == text:
+                return option
+    elif origin is tuple:
+        return _read_tuple(hint, text, where)
+    elif dataclasses.is_dataclass(hint) or origin is dict or hint is dict:
+        return _read_table(text, where)
+    else:
+        return _convert(_READERS.get(hint, _guess), hint, text, where)
+    raise ValueError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}; got {text!r}")
+
+
+def fit_value(hint: Any, value: Any, where: str) -> Any:
+    """Return a value that need not be text: as it is where it fits, read as a word where it does not.
+
+    Raises:
+        ValueError: it does not fit.
+
+    Example:
+        >>> fit_value(float, 1, "x"), fit_value(bool, "False", "x"), fit_value(bool, 0, "x"), fit_value(str, 7, "x")
+        (1, False, False, '7')
+    """
+    if isinstance(value, str):
+        return read_value(hint, value, where)
+    if hint not in _READERS or type(value) is hint or (hint is float and type(value) is int):
+        return value
+    return read_value(hint, str(value), where)
+
+
+def is_scalar(hint: Any) -> bool:
+    """Return whether a type is that of text, a number, a truth, None, or a choice of these.
+
+    Example:
+        >>> is_scalar(int | None), is_scalar(list[int]), is_scalar("int")
+        (True, False, False)
+    """
+    if get_origin(hint) is Annotated:
+        return is_scalar(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return all(map(is_scalar, get_args(hint)))
+    return get_origin(hint) is Literal or any(hint is scalar for scalar in _READERS)
+
+
+def _place(hint: Any) -> int:
+    return _ORDER.index(hint) if hint in _ORDER else len(_ORDER) + (hint is str)
+
+
+def _read_first(hints: list[Any], text: str, where: str) -> Any:
+    reasons = []
+    for hint in hints:
+        try:
+            return read_value(hint, text, where)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError("; or ".join(reasons))
+
+
+def _read_tuple(hint: Any, text: str, where: str) -> tuple[Any, ...]:
+    inner = text.strip()
+    if inner[:1] + inner[-1:] in ("[]", "()"):
+        inner = inner[1:-1]
+    words, kinds = inner.replace(",", " ").split(), get_args(hint)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(words)
+    if len(kinds) != len(words):
+        raise ValueError(f"{where} must be {len(kinds)} values, such as 1,2; got {text!r}")
+    return tuple(
+        read_value(kind, word.strip("'\""), f"{where}[{index}]")
+        for index, (kind, word) in enumerate(zip(kinds, words, strict=True))
+    )
+
+
+def _read_table(text: str, where: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} must be a table in JSON, got {text!r}: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} must be a table in JSON, got {text!r}")
+    return table
+
+
+def _convert(reader: Callable[[str], Any], hint: Any, text: str, where: str) -> Any:
+    try:
+        return reader(text)
+    except (ValueError, KeyError):
+        kind = "None" if hint in (None, type(None)) else hint.__name__
+        raise ValueError(f"{where} must be {kind}, got {text!r}") from None
+
+
+def _read_nothing(text: str) -> None:
+    if text not in _NOTHING:
+        raise ValueError
+
+
+def _guess(text: str) -> Any:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    for reader in (_read_nothing, int, float):
+        try:
+            return reader(text)
+        except ValueError:
+            continue
+    return _BOOLEANS.get(text.lower(), text) if text.lower() in ("true", "false") else text
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: lambda text: _BOOLEANS[text.strip().lower()],
+    type(None): _read_nothing,
+    None: _read_nothing,
+}
