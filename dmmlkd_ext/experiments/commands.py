@@ -22,7 +22,7 @@ from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunChangedError, RunLockedError, run_experiment
 from dmmlkd_ext.experiments.settings import override_settings, read_loader_options
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
-from dmmlkd_ext.ops import build_info
+from dmmlkd_ext.ops import backend, build_info
 from dmmlkd_ext.plugins import import_modules
 from dmmlkd_ext.training.exchange.liveness import RankLostError
 from dmmlkd_ext.training.exchange.ranks import (
@@ -33,7 +33,7 @@ from dmmlkd_ext.training.exchange.ranks import (
     started_by_torchrun,
 )
 from dmmlkd_ext.training.exchange.slices import links_cut
-from dmmlkd_ext.training.methods import METHODS, UNIFORM, UNIMODAL
+from dmmlkd_ext.training.methods import METHODS, get_method, method_names
 
 
 class UserError(Exception):
@@ -242,10 +242,17 @@ class SweepCommand:
 
 @dataclass(frozen=True)
 class InfoCommand:
-    """Show versions, the native extension, methods, datasets and where data are looked for."""
+    """Show versions, the native extension, methods and what trains them, datasets and where data are looked for."""
+
+    module: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Python file or module of your own to import first; may be repeated."""
 
     def execute(self) -> int:
         """Print it."""
+        try:
+            import_modules(*self.module)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         environment = describe_environment(threads=1)
         try:
             folders = data_folders()
@@ -256,7 +263,8 @@ class InfoCommand:
         lines = {
             **{key: value for key, value in environment.items() if key not in ("build", "threads")},
             **build_info(),
-            "methods": ", ".join((*METHODS, UNIFORM, f"{UNIMODAL}<modality>")),
+            "methods": ", ".join(method_names()),
+            "local training": _local_training(),
             "datasets": ", ".join(available_datasets()),
             "data folders": ", ".join(map(str, folders)),
         }
@@ -300,6 +308,15 @@ Command = RunCommand | SweepCommand | InfoCommand | DataCommand
 def _accuracy(accuracy: float | None) -> str:
     """Return an accuracy for a line; a dataset without test samples has none."""
     return "none" if accuracy is None else f"{accuracy:.4f}"
+
+
+def _local_training() -> str:
+    """Return what trains the methods: native code, or the reference, and why."""
+    if backend() == "reference":
+        return f"reference: {build_info()['reason']}"
+    further = [name for name in method_names() if name not in METHODS and "<" not in name]
+    left = [name for name in further if any(get_method(name).losses.further.values())]
+    return "native" + (f", but for {', '.join(left)}: loss terms of one's own" if left else "")
 
 
 def _started_by_torchrun() -> bool:

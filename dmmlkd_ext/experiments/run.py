@@ -31,6 +31,7 @@ from dmmlkd_ext.experiments.finished import is_finished, read_json, require_unch
 from dmmlkd_ext.experiments.inputs import hash_files_read, other_data
 from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.experiments.provenance import code_version, describe_environment
+from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training.exchange.ranks import Ranks, UnlikeRanksError
 from dmmlkd_ext.training.keep.callbacks import (
     Callback,
@@ -44,6 +45,7 @@ from dmmlkd_ext.training.keep.divergence import DivergenceWarning
 from dmmlkd_ext.training.keep.files import RunChangedError, naming, remove_temporary_files, write_text
 from dmmlkd_ext.training.keep.locking import RunLockedError, run_lock
 from dmmlkd_ext.training.keep.records import RecordWriter, first_lines
+from dmmlkd_ext.training.learn import SLOWER
 
 __all__ = [
     "RunChangedError",
@@ -142,7 +144,7 @@ def run_experiment(
         keeping = Checkpoint(folder / "checkpoint.pt", checkpoint_every, ranks, records)
         # Before anything is written: a configuration that does not fit its data is refused here.
         simulation = ranks.together(lambda: (build or partial(_build_simulation, ranks=ranks))(config))
-        _note_data(environment, simulation)
+        _note_simulation(environment, simulation, ranks)
         _require_alike(ranks, {"data": environment["inputs"].get("data")})
 
         def take_lock() -> None:
@@ -184,11 +186,17 @@ def _build_simulation(config: ExperimentConfig, ranks: Ranks) -> ResumableSimula
     return simulation
 
 
-def _note_data(environment: dict[str, Any], simulation: ResumableSimulation) -> None:
-    """Add the hash of the data to what the run reads; a simulation of another builder may not tell it."""
-    data = getattr(simulation, "data_sha256", None)
+def _note_simulation(environment: dict[str, Any], simulation: ResumableSimulation, ranks: Ranks) -> None:
+    """Add the hash of the data and the tier that trains; a simulation of another builder may not tell them."""
+    data, tier = (getattr(simulation, name, None) for name in ("data_sha256", "local_training"))
     if data is not None:
         environment["inputs"] = {**environment["inputs"], "data": data}
+    if tier is None:
+        return
+    environment["local_training"] = tier
+    if tier != "native" and backend() == "native" and ranks.rank == 0:
+        reason = tier.removeprefix("reference: ")
+        _log.warning("devices train by the reference, since %s; that takes %s as long", reason, SLOWER)
 
 
 def _require_alike(ranks: Ranks, settings: dict[str, Any]) -> None:

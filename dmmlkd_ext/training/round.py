@@ -27,7 +27,7 @@ from dmmlkd_ext.training.exchange.weights import MixingWeights
 from dmmlkd_ext.training.guide import Guidance, GuidanceRound
 from dmmlkd_ext.training.keep.callbacks import Callback
 from dmmlkd_ext.training.keep.checkpoints import select_rows
-from dmmlkd_ext.training.learn import LocalTask, train
+from dmmlkd_ext.training.learn import LocalTask, train, why_reference
 from dmmlkd_ext.training.learn.batches import BatchSampler
 from dmmlkd_ext.training.measure.judge import Judge
 from dmmlkd_ext.training.measure.record import RoundOutcome, make_record
@@ -108,6 +108,12 @@ class Simulation:
         if self.part.ranks.size > 1:
             for name, (_, route) in self.weights.of(self.world.topology.edges).items():
                 self.population.blocks[name].make_room(route.halo)
+
+    @property
+    def local_training(self) -> str:
+        """Which tier trains: `native`, or `reference` with the reason."""
+        reason = why_reference(self.population, self.method)
+        return "native" if reason is None else f"reference: {reason}"
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Run the rounds that remain."""

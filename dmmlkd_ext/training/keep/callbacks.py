@@ -64,10 +64,11 @@ class ProgressBar(Callback):
         from tqdm import tqdm
 
         disable = None if self._enabled is None else not self._enabled
+        by_reference = getattr(simulation, "local_training", "native") != "native"
         self._bar = tqdm(
             total=simulation.total_rounds,
             initial=simulation.round,
-            desc=self._description,
+            desc=f"{self._description}, reference" if by_reference else self._description,
             unit="round",
             disable=disable,
             file=sys.stderr,

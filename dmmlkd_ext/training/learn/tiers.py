@@ -14,6 +14,9 @@ from dmmlkd_ext.training.learn.terms import term_names
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 
+SLOWER = "3 to 10 times"
+"""How long the reference takes for what native code does: rows local_round of tests/benchmarks/test_bench_training.py."""
+
 
 def why_reference(population: Population, method: MethodConfig) -> str | None:
     """Return why native code cannot train this method on these devices, or None: it can.

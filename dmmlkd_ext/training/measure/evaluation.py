@@ -85,7 +85,7 @@ def evaluate(
     devices, names = population.num_devices, population.network.modalities
     shares = np.full((len(names) + 1, devices), np.nan)
     quality = GeneratorQuality(np.full(devices, np.nan), np.full(devices, np.nan))
-    judge = judge_natively if simulates_natively(population.blocks[SHARED].start) else judge_reference
+    judge = judge_natively if _natively(population) else judge_reference
     for part in _parts(population, split, pool is not None) if len(split) else ():
         chosen = None if samples is None else samples[part.start : part.stop]
         judged = judge(population, split, part, chosen, with_features=pool is not None)
@@ -101,6 +101,10 @@ def evaluate(
     return Evaluation(shares[-1], alone, None if pool is None else quality)
 
 
+def _natively(population: Population) -> bool:
+    return not population.network.foreign_encoders and simulates_natively(population.blocks[SHARED].start)
+
+
 def _parts(population: Population, split: Split, with_features: bool) -> Iterator[slice]:
     """Yield the devices that are judged at a time."""
     devices, network = population.num_devices, population.network
@@ -108,7 +112,7 @@ def _parts(population: Population, split: Split, with_features: bool) -> Iterato
     if with_features:
         kept = len(split) * network.feature_width * len(network.modalities)
         at_once = max(torch.get_num_threads(), FEATURE_VALUES // kept)
-    if not simulates_natively(population.blocks[SHARED].start):
+    if not _natively(population):
         values = len(split) * max(features[0].numel() for features in split.features.values())
         at_once = min(at_once, max(1, CHUNK_VALUES // max(1, values)))
     for begin in range(0, devices, at_once):
