@@ -15,8 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here and not above: each run's process imports this file, and none of it draws.
     import logging
 
-    from paper_figures.experiments import PROFILES
     from paper_figures.pipeline import FIGURES, REPORTED, make, redraw
+    from paper_figures.plan.experiments import PROFILES
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.make", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how much is run")

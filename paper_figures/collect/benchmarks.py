@@ -1,4 +1,4 @@
-"""The committed results of the benchmarks: where they are, and how they are read."""
+"""The committed results of the benchmarks, and the machines that they ran on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.inputs import MissingResultsError
-
-FOLDER = Path(__file__).resolve().parents[1] / "tests" / "benchmarks" / "results"
+KERNELS = "*/rows.csv of a benchmark; `make bench` writes one"
+"""What is missing where there are no rows."""
 WIDTHS = {"base": 0, "avx2": 1, "avx512": 2}
 """Instruction sets by the width of their vectors."""
 LIMITS = ("limit", "floor")
 """What a row is compared with begins so where it is the machine's limit and not a rival."""
+COLUMNS = ("operator", "case", "work", "threads", "against", "native_us", "other_us", "ratio", "target", "is_limit")
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,11 @@ class Benchmark:
     machine: dict[str, Any]
 
 
-def load_kernels(name: str, folder: Path = FOLDER) -> Benchmark:
-    """Read the newest session on the widest vectors, by the date at the end of its folder's name.
+def load_kernels(folder: Path) -> Benchmark:
+    """Read the newest session on the widest vectors, by the date at the end of its folder's name; none has no rows.
 
     Args:
-        name: of the figure, for the error.
         folder: of the sessions.
-
-    Raises:
-        MissingResultsError: there is none.
     """
 
     def order(rows: Path) -> tuple[int, str, str]:
@@ -44,9 +40,7 @@ def load_kernels(name: str, folder: Path = FOLDER) -> Benchmark:
 
     found = sorted(folder.glob("*/rows.csv"), key=order)
     if not found:
-        raise MissingResultsError(
-            f"{name} cannot be drawn: there is no */rows.csv of a benchmark; `make bench` writes one"
-        )
+        return Benchmark(pd.DataFrame(columns=list(COLUMNS)), {})
     rows = pd.read_csv(found[-1], keep_default_na=False, na_values={"target": [""]})
     return Benchmark(mark_limits(rows), _read_machine(found[-1].with_name("machine.json")))
 
@@ -61,7 +55,7 @@ def mark_limits(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(is_limit=rows["against"].str.startswith(LIMITS))
 
 
-def load_json(name: str, folder: Path = FOLDER) -> Any:
+def load_json(name: str, folder: Path) -> Any:
     """Read a JSON file of results; None where there is none."""
     path = folder / name
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -92,8 +92,8 @@ def compute_features(population: Population, split: Split) -> Iterator[Features]
         inputs = split.features[name][here].unsqueeze(0)
         rows = []
         for row, device in enumerate(block.devices):
-            own = {key: value[row : row + 1] for key, value in weights.items()}
-            rows.append(network.forward(name, own, head[device : device + 1], inputs))
+            of_device = {key: value[row : row + 1] for key, value in weights.items()}
+            rows.append(network.forward(name, of_device, head[device : device + 1], inputs))
         samples, labels = torch.nonzero(here).squeeze(1).numpy(), split.labels[here].numpy()
         for kind in ("common", "specific"):
             values = torch.cat([getattr(row, kind) for row in rows]).double().numpy()
@@ -120,12 +120,12 @@ def class_distance(features: Features) -> float:
         return float("nan")
     squared, within, counted = [], 0.0, 0
     for label in np.unique(features.labels):
-        own = features.values[:, features.labels == label]
-        means = own.mean(1)
+        of_class = features.values[:, features.labels == label]
+        means = of_class.mean(1)
         # The mean over pairs of ||a - b||^2 is twice the variance with n - 1.
         squared.append(2 * ((means - means.mean(0)) ** 2).sum() / (devices - 1))
-        within += ((own - means[:, None]) ** 2).sum()
-        counted += own.shape[0] * own.shape[1]
+        within += ((of_class - means[:, None]) ** 2).sum()
+        counted += of_class.shape[0] * of_class.shape[1]
     spread = within / counted
     return float(np.sqrt(np.mean(squared) / spread)) if spread > 0 else float("nan")
 

@@ -1,93 +1,29 @@
-"""From the folders of runs to the few tables that all figures are drawn from, and these tables as files.
+"""From the folders of runs to the few tables that all figures are drawn from.
 
-`runs.csv` has a row an experiment and run, `metrics.parquet` a row a number of a run, `settings.parquet` a row an
-option of a run, `features.csv` a row a feature in two dimensions. What was gathered from runs goes through the files'
-bytes before it is drawn, so that drawing from the files later gives the same.
+What was gathered from runs goes through the bytes of the tables' files before it is drawn, so that drawing from the
+files later gives the same.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-from pyarrow import parquet
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.results import (
-    MEASUREMENT,
-    NUMBERS,
-    PROVENANCE,
-    Results,
-    describe_run,
-    read_commit,
-    read_records,
-)
+from dmmlkd_ext.experiments.results import MEASUREMENT, describe_run, read_commit, read_records
 from dmmlkd_ext.experiments.run import is_finished, run_name
-from dmmlkd_ext.training.keep.files import write_atomically
-from paper_figures.embedding import FEATURE_COLUMNS, embed_run
-from paper_figures.experiments import BUDGETS, Case
-from paper_figures.extract import extract
-
-PLACE = ("experiment", "setting", "level")
-"""Columns that say which case of an experiment a row belongs to."""
-RUN_COLUMNS = (*PLACE, *PROVENANCE, "seconds", "finished")
-"""Columns of `runs.csv`; `seconds` of wall time, as far as they are known."""
-TABLE_COLUMNS = (*PLACE, *PROVENANCE, *MEASUREMENT)
-"""Columns of the table that figures are drawn from."""
-
-_FILES = {"runs": "runs.csv", "metrics": "metrics.parquet", "settings": "settings.parquet", "features": "features.csv"}
-_COUNTS = ("seed", "num_devices", "rounds", "local_iterations")
-_TEXTS = ("experiment", "setting", "run", "dataset", "method", "partition", "topology", "commit")
+from paper_figures.collect.embedding import FEATURE_COLUMNS, embed_run
+from paper_figures.collect.extract import extract
+from paper_figures.collect.kept import PLACE, RUN_COLUMNS, Gathered, decode, encode
+from paper_figures.plan.experiments import BUDGETS, Case
 
 Cases = Mapping[str, Sequence[Case]]
 """Name of an experiment -> its cases."""
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """The tables of some experiments; columns are told above."""
-
-    runs: pd.DataFrame
-    metrics: pd.DataFrame
-    settings: pd.DataFrame
-    features: pd.DataFrame
-
-    def results(self, experiments: Collection[str]) -> Results:
-        """Return what a figure of some experiments is drawn from; a run of two experiments stands in both."""
-        runs = self.runs[self.runs["experiment"].isin(experiments)]
-        finished = runs[runs["finished"]]
-        table = finished[[*PLACE, *PROVENANCE]].merge(self.metrics, on="run", sort=False)[list(TABLE_COLUMNS)]
-        for name in (*_TEXTS, "metric", "part"):
-            table[name] = table[name].astype("category")
-        options = runs[[*PLACE, "run", "dataset", "method", "seed"]].merge(self.settings, on="run", sort=False)
-        unfinished = tuple(dict.fromkeys(runs.loc[~runs["finished"], "run"]))
-        features = self.features[self.features["run"].isin(set(finished["run"]))].reset_index(drop=True)
-        return Results(table, unfinished, features, options)
-
-    def write(self, folder: Path) -> None:
-        """Write the tables into a folder, which is made if it is not there."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in _encode(self).items():
-            _write(folder / _FILES[name], content)
-
-
-def read(folder: Path) -> Gathered:
-    """Read the tables that were written into a folder.
-
-    Raises:
-        FileNotFoundError: a table is not there.
-    """
-    missing = [name for name in _FILES.values() if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"results must hold {', '.join(_FILES.values())}; {', '.join(missing)} is not there")
-    return _decode({name: (folder / file).read_bytes() for name, file in _FILES.items()})
 
 
 def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
@@ -111,11 +47,11 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
         try:
             commit = read_commit(runs_folder / run)
             limited = config.energy.budget_fraction is not None
-            own = [(run, *number) for number in extract(read_records(runs_folder / run), limited, run in detailed)]
+            kept = [(run, *number) for number in extract(read_records(runs_folder / run), limited, run in detailed)]
         except (OSError, ValueError, KeyError) as error:
             unreadable[run] = f"{type(error).__name__}: {error}"
             continue
-        numbers += own
+        numbers += kept
         finished[run] = commit
     rows = [
         {
@@ -136,16 +72,23 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
         pd.DataFrame(options, columns=["run", "option", "value"]),
         features,
     )
-    return _decode(_encode(tables)), {**unreadable, **lost}
+    return decode(encode(tables)), {**unreadable, **lost}
 
 
 def read_seconds(path: Path) -> dict[str, float]:
-    """Return the seconds that each run took, over all times that it was resumed; none where they were not kept."""
+    """Return the seconds that each run took, over all times that it was resumed; none where they were not kept.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     total: dict[str, float] = {}
     if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="", errors="replace") as file:
             for row in csv.DictReader(file):
-                total[row["run"]] = total.get(row["run"], 0.0) + float(row["seconds"])
+                try:
+                    total[row["run"]] = total.get(row["run"], 0.0) + float(row["seconds"])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(f"{path} is damaged: a line has no run and seconds, got {row}") from error
     return total
 
 
@@ -183,65 +126,3 @@ def _embed(configs: Sequence[ExperimentConfig], runs_folder: Path) -> tuple[pd.D
             print(f"features of run {run} are left out: {error}", file=sys.stderr)
     full = [frame for frame in frames if not frame.empty]
     return pd.concat(full, ignore_index=True) if full else frames[0], lost
-
-
-def _encode(tables: Gathered) -> dict[str, bytes]:
-    order = ["metric", "part", "run", "round", "device"]  # like beside like: half the size
-    metrics = tables.metrics.sort_values(order, kind="stable", na_position="first")
-    columns = {
-        **{name: _dictionary(metrics[name]) for name in ("metric", "part", "run")},
-        "round": pa.array(metrics["round"], pa.int16()),
-        "device": pa.array(metrics["device"].astype("Int16"), pa.int16()),
-        # Seven digits are more than any figure shows.
-        "value": pa.array(metrics["value"].astype("float32"), pa.float32()),
-    }
-    options = {name: _dictionary(tables.settings[name]) for name in ("run", "option", "value")}
-    return {
-        "runs": tables.runs.to_csv(index=False, lineterminator="\n").encode(),
-        "metrics": _parquet(columns),
-        "settings": _parquet(options),
-        "features": tables.features.to_csv(index=False, float_format="%.5g", lineterminator="\n").encode(),
-    }
-
-
-def _decode(files: Mapping[str, bytes]) -> Gathered:
-    runs = _read_csv(files["runs"], ["level", "seconds", *NUMBERS], _COUNTS)
-    runs["finished"] = runs["finished"] == "True"
-    metrics, settings = (parquet.read_table(pa.BufferReader(files[name])) for name in ("metrics", "settings"))
-    numbers = pd.DataFrame(
-        {
-            "run": metrics["run"].to_pandas().astype("str"),
-            "round": metrics["round"].to_numpy().astype("int64"),
-            "metric": metrics["metric"].to_pandas().astype("category"),
-            "part": metrics["part"].to_pandas().astype("category"),
-            "device": metrics["device"].to_pandas().astype("Int32"),
-            "value": metrics["value"].to_numpy().astype("float64"),
-        }
-    )
-    options = pd.DataFrame({name: settings[name].to_pandas().astype("str") for name in ("run", "option", "value")})
-    features = _read_csv(files["features"], ["x", "y"], ["seed"])
-    for name in ("device", "class"):
-        features[name] = features[name].map(float).astype("Int32")
-    return Gathered(runs, numbers, options, features)
-
-
-def _read_csv(content: bytes, numbers: Sequence[str], counts: Sequence[str]) -> pd.DataFrame:
-    """Read text, numbers and counts; the reader's own conversion may miss the last bit of a number."""
-    frame = pd.read_csv(io.BytesIO(content), dtype="str")
-    for name in numbers:
-        frame[name] = frame[name].map(float).astype("float64")
-    return frame.astype(dict.fromkeys(counts, "int64"))
-
-
-def _dictionary(column: pd.Series) -> pa.DictionaryArray:
-    return pa.array(column.astype("str").to_numpy(dtype=object), pa.string()).dictionary_encode()
-
-
-def _parquet(columns: Mapping[str, pa.Array]) -> bytes:
-    sink = io.BytesIO()
-    parquet.write_table(pa.table(dict(columns)), sink, compression="zstd", compression_level=15, store_schema=False)
-    return sink.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))

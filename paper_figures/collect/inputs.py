@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
-
-class Numbers(Protocol):
-    """The tidy table of the runs, a row a number, and the names of the runs that did not finish."""
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The table of `dmmlkd_ext.experiments.results`, with the columns experiment, setting and level before."""
-        ...
-
-    @property
-    def unfinished(self) -> tuple[str, ...]:
-        """Names of runs without a result."""
-        ...
+BENCHMARKS = Path(__file__).resolve().parents[2] / "tests" / "benchmarks" / "results"
+"""The folder of the committed results of the benchmarks."""
 
 
-class NumbersAndFeatures(Numbers, Protocol):
-    """Also the features of some devices in two dimensions."""
+@dataclass(frozen=True)
+class Results:
+    """The numbers of some experiments' runs, and what else figures show.
 
-    @property
-    def features(self) -> pd.DataFrame:
-        """Columns dataset, method, seed, device, modality, kind, class, embedding, x, y.
+    Attributes:
+        table: a row a number: experiment, setting, level, and the columns of a run and of a number that
+            `dmmlkd_ext.experiments.results` documents.
+        unfinished: names of runs without a result.
+        features: columns `FEATURE_COLUMNS` of `paper_figures.collect.embedding`.
+        settings: experiment, setting, level, dataset, method, option, value; a row an option of a run.
+        benchmarks: the folder of the results of benchmarks.
+    """
 
-        Rows whose embedding is `distance` hold the between-device distance of class means in x.
-        """
-        ...
-
-
-class NumbersAndSettings(Numbers, Protocol):
-    """Also the settings of the runs."""
-
-    @property
-    def settings(self) -> pd.DataFrame:
-        """Columns experiment, setting, level, dataset, method, option, value."""
-        ...
+    table: pd.DataFrame
+    unfinished: tuple[str, ...] = ()
+    features: pd.DataFrame = field(default_factory=pd.DataFrame)
+    settings: pd.DataFrame = field(default_factory=pd.DataFrame)
+    benchmarks: Path = BENCHMARKS
 
 
 class MissingResultsError(ValueError):
@@ -57,7 +46,7 @@ def pick(
     """Return the rows of a metric, names as plain strings.
 
     Args:
-        table: the tidy table.
+        table: of `Results`.
         metric: its name.
         parts: the parts to keep; empty keeps all.
         methods: the methods to keep; empty keeps all.
@@ -73,20 +62,3 @@ def pick(
     rows = table[chosen & table["value"].notna()]
     names = [name for name in rows.columns if isinstance(rows[name].dtype, pd.CategoricalDtype)]
     return rows.assign(**{name: rows[name].astype(object).where(rows[name].notna(), "").astype(str) for name in names})
-
-
-def require(rows: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
-    """Return rows, or raise the error that names the figure and what is missing.
-
-    Raises:
-        MissingResultsError: there are no rows.
-
-    Example:
-        >>> require(pd.DataFrame(), "figure_topology", "test accuracy of the experiment topology")
-        Traceback (most recent call last):
-        ...
-        paper_figures.inputs.MissingResultsError: figure_topology cannot be drawn: there is no test accuracy of ...
-    """
-    if rows.empty:
-        raise MissingResultsError(f"{name} cannot be drawn: there is no {what}")
-    return rows

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from paper_figures.inputs import Numbers
-from paper_figures.style import look, prefix_of
+from paper_figures.collect.inputs import Results
+from paper_figures.plan.labels import DEFAULT_SETTING, label
 
-DEFAULT_SETTING = "default"
-"""What a setting is called where an experiment varies its level alone; it is not written."""
+Sections = Mapping[str, Sequence[str]]
+"""Heading of a section of a caption -> its lines."""
 MOST_NAMES = 40
 """More runs than these are counted and hashed instead of named."""
 SAMPLED = (
@@ -62,6 +62,17 @@ def quantity(value: float, unit: str = "") -> str:
     return f"{value / factor:.3g} {prefix}{unit}".strip()
 
 
+def prefix_of(largest: float) -> tuple[float, str]:
+    """Return the factor and the prefix of a unit in which a largest value has one to three digits before the point.
+
+    Example:
+        >>> prefix_of(0.056), prefix_of(12.0), prefix_of(4.5e6)
+        ((0.001, 'm'), (1.0, ''), (1000000.0, 'M'))
+    """
+    prefixes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+    return next(((factor, prefix) for factor, prefix in prefixes if abs(largest) >= factor), (1.0, ""))
+
+
 def where(row: Mapping[Any, Any], symbol: str = "") -> str:
     """Return which dataset, setting and level a row is of.
 
@@ -87,21 +98,21 @@ def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str =
     """Return a line for each setting and method: final accuracy, and the difference to the reference.
 
     Args:
-        comparison: of `paper_figures.transforms.compare`.
+        comparison: of `paper_figures.judge.comparisons.compare`.
         reference: the method that others were compared with.
         symbol: what a level is called.
     """
     lines = []
     for row in comparison.to_dict("records"):
         text = (
-            f"- {where(row, symbol)}, {look(row['method']).label}: "
+            f"- {where(row, symbol)}, {label(row['method'])}: "
             f"{with_interval(row['mean'], row['mean_low'], row['mean_high'])} %"
         )
         if row["pairs"]:
             gap = signed(row["difference"], row["difference_low"], row["difference_high"])
             text += (
-                f"; against {look(reference).label} {gap} points over {row['pairs']} "
-                f"pair{'s' if row['pairs'] > 1 else ''}, p {p_value(row['p_holm'])}"
+                f"; against {label(reference)} {gap} points over {row['pairs']} "
+                f"pair{'s' if row['pairs'] > 1 else ''}, p {p_value(row['p'])}"
             )
         lines.append(text)
     return lines
@@ -137,7 +148,7 @@ def name_runs(runs: Iterable[object]) -> str:
     return f"{len(names)}, named in the table of runs; SHA-256 of their sorted names, one a line: {digest}"
 
 
-def compose(title: str, shown: str, sections: Mapping[str, Sequence[str]], results: Numbers | None = None) -> str:
+def compose(title: str, shown: str, sections: Sections, results: Results | None = None) -> str:
     """Return a caption: a heading, what is shown, sections of lines, provenance; empty sections are left out.
 
     Args:
@@ -154,36 +165,3 @@ def compose(title: str, shown: str, sections: Mapping[str, Sequence[str]], resul
         if lines:
             parts += [f"{heading}:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
-
-
-def describe_claims(claims: pd.DataFrame, differences: pd.DataFrame) -> list[str]:
-    """Return the verdict on each claim, and below it each difference that decided it.
-
-    Args:
-        claims: of `paper_figures.claims.judge`.
-        differences: of the same call.
-    """
-    lines = []
-    for claim in claims.to_dict("records"):
-        own = differences[differences["name"] == claim["name"]]
-        count = f"; {claim['supporting']} of {len(own)} differences support it" if len(own) else ""
-        lines.append(f"- {claim['claim']}: **{claim['verdict']}**{count}.")
-        lines += [f"  - {describe_contrast(row)}" for row in own.to_dict("records")]
-    return lines
-
-
-def describe_contrast(row: Mapping[Any, Any]) -> str:
-    """Return a difference with its interval, its adjusted p and what it says, as one line."""
-    shown = contrast_number(row)
-    place = ", ".join(str(row[name]) for name in ("dataset", "setting") if row[name] not in ("", DEFAULT_SETTING))
-    pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
-    return f"{place}: {row['what']} {shown} ({pairs}, p {p_value(row['p_holm'])}): {row['verdict']}"
-
-
-def contrast_number(row: Mapping[Any, Any]) -> str:
-    """Return the number of a claim or a difference with its interval, in the claim's unit."""
-    value = row["difference"] if "difference" in row else row["mean"]
-    if row["unit"] == "points":
-        shown = signed(value, row["low"], row["high"])
-        return shown if shown == "-" else f"{shown} points"
-    return signed(value, row["low"], row["high"], scale=1.0, digits=3)

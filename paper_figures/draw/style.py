@@ -1,10 +1,10 @@
-"""One look for all figures, and files whose bytes depend on their content alone."""
+"""One look for all figures: colours, markers, lines, legends, sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dmmlkd_ext.training.keep.files import write_atomically, write_text
 from dmmlkd_ext.training.methods import UNIMODAL
+from paper_figures.plan.labels import in_order, label
 
 ONE_COLUMN = 3.5
 """Width of a figure in one column, in inches."""
@@ -34,7 +34,6 @@ DOTS_PER_INCH = 200
 class Look:
     """How a method is drawn, in every figure alike."""
 
-    label: str
     colour: str
     marker: Any
     dashes: tuple[float, ...] = ()
@@ -45,29 +44,28 @@ _BLACK, _GREY, _BLUE, _SKY, _GREEN, _VERMILION = "#000000", "#7F7F7F", "#0072B2"
 _ORANGE, _PURPLE, _WINE, _OLIVE, _TEAL = "#E69F00", "#CC79A7", "#882255", "#999933", "#44AA99"
 _LOOKS: dict[str, Look] = {
     # The paper's method, its starting point and its parts, and the rivals: a colour each
-    "local": Look("Local", _GREY, "X", (1, 1.5)),
-    "dmml": Look("DMML", _BLUE, "o"),
-    "dmml-tb": Look("DMML + balance", _SKY, "v", (4, 1.5)),
-    "dmml-kd": Look("DMML-KD", _GREEN, "s", (5, 1.5, 1, 1.5)),
-    "dmml-kd-tb": Look("DMML-KD + balance", _VERMILION, "D"),
-    "fedprox": Look("FedProx", _PURPLE, "<", (3, 1)),
-    "ogm-ge": Look("OGM-GE", _ORANGE, ">", (2, 1)),
-    "mmpareto": Look("MMPareto", _WINE, "^", (4, 1, 1, 1)),
-    "fedgen": Look("FedGen", _OLIVE, "P", (3, 1, 1, 1)),
-    "fedproto": Look("FedProto", _TEAL, "p", (2, 1, 1, 1)),
-    "centralized": Look("Centralized", _BLACK, "*", (1, 1)),
+    "local": Look(_GREY, "X", (1, 1.5)),
+    "dmml": Look(_BLUE, "o"),
+    "dmml-tb": Look(_SKY, "v", (4, 1.5)),
+    "dmml-kd": Look(_GREEN, "s", (5, 1.5, 1, 1.5)),
+    "dmml-kd-tb": Look(_VERMILION, "D"),
+    "fedprox": Look(_PURPLE, "<", (3, 1)),
+    "ogm-ge": Look(_ORANGE, ">", (2, 1)),
+    "mmpareto": Look(_WINE, "^", (4, 1, 1, 1)),
+    "fedgen": Look(_OLIVE, "P", (3, 1, 1, 1)),
+    "fedproto": Look(_TEAL, "p", (2, 1, 1, 1)),
+    "centralized": Look(_BLACK, "*", (1, 1)),
     # Controls of the balance and ablations, which meet the rivals in no figure: colours again, other markers
-    "dmml-reversed": Look("DMML, reversed", _PURPLE, "d", (1, 1)),
-    "dmml-kd-reversed": Look("DMML-KD, reversed", _WINE, "d", (1, 1)),
-    "dmml-kd-separate": Look("DMML-KD, separate", _OLIVE, "h", (4, 1.5)),
-    "dmml-kd-greedy": Look("DMML-KD, greedy", _TEAL, "8", (2, 1)),
-    "dmml-kd-no-classification": Look("without classification", _ORANGE, "v", (4, 1.5)),
-    "dmml-kd-no-similarity": Look("without similarity", _PURPLE, "^", (2, 1)),
-    "dmml-kd-no-difference": Look("without difference", _SKY, "<", (3, 1)),
-    "dmml-kd-no-generator": Look("without generator", _WINE, ">", (1, 1)),
-    "dmml-kd-gaussian": Look("Gaussian generator", _TEAL, "H", (4, 1, 1, 1)),
+    "dmml-reversed": Look(_PURPLE, "d", (1, 1)),
+    "dmml-kd-reversed": Look(_WINE, "d", (1, 1)),
+    "dmml-kd-separate": Look(_OLIVE, "h", (4, 1.5)),
+    "dmml-kd-greedy": Look(_TEAL, "8", (2, 1)),
+    "dmml-kd-no-classification": Look(_ORANGE, "v", (4, 1.5)),
+    "dmml-kd-no-similarity": Look(_PURPLE, "^", (2, 1)),
+    "dmml-kd-no-difference": Look(_SKY, "<", (3, 1)),
+    "dmml-kd-no-generator": Look(_WINE, ">", (1, 1)),
+    "dmml-kd-gaussian": Look(_TEAL, "H", (4, 1, 1, 1)),
 }
-METHOD_ORDER: tuple[str, ...] = tuple(_LOOKS)
 STRONG: tuple[str, ...] = ("local", "dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 """The paper's methods and their starting points, drawn with strong lines where rivals are drawn thinner."""
 
@@ -91,16 +89,11 @@ _UNKNOWN_MODALITY = (_BLACK, (9, 1, 0))
 
 
 def look(method: str) -> Look:
-    """Return how a method is drawn; one without a look of its own is black, under its own name.
-
-    Example:
-        >>> look("dmml-kd").label, look("unimodal:audio").label
-        ('DMML-KD', 'audio alone')
-    """
+    """Return how a method is drawn; one without a look is black."""
     if method.startswith(UNIMODAL):
         modality = method.removeprefix(UNIMODAL)
-        return Look(f"{modality} alone", modality_colour(modality), modality_marker(modality), (1, 1))
-    return _LOOKS.get(method, Look(method, _BLACK, ".", (1, 1)))
+        return Look(modality_colour(modality), modality_marker(modality), (1, 1))
+    return _LOOKS.get(method, Look(_BLACK, ".", (1, 1)))
 
 
 def modality_colour(modality: str) -> str:
@@ -116,7 +109,7 @@ def modality_marker(modality: str) -> tuple[int, int, int]:
 def legend_handle(method: str, width: float | None = None) -> Line2D:
     """Return the entry of a method in a legend, also where some panel lacks the method."""
     shown = look(method)
-    line = Line2D([], [], color=shown.colour, marker=shown.marker, label=shown.label)
+    line = Line2D([], [], color=shown.colour, marker=shown.marker, label=label(method))
     line.set(markeredgecolor="white", markeredgewidth=0.4, markersize=5)
     if width is not None:
         line.set_linewidth(width)
@@ -125,15 +118,10 @@ def legend_handle(method: str, width: float | None = None) -> Line2D:
     return line
 
 
-def in_order(methods: Iterable[str]) -> list[str]:
-    """Return methods in the order of legends and tables, those without a look last.
-
-    Example:
-        >>> in_order({"dmml-kd", "zeta", "local"})
-        ['local', 'dmml-kd', 'zeta']
-    """
-    known = {name: index for index, name in enumerate(METHOD_ORDER)}
-    return sorted(set(methods), key=lambda name: (known.get(name, len(known)), name))
+def add_method_legend(figure: Figure, methods: Iterable[str], columns: int, strong: bool = False) -> None:
+    """Put the legend of methods above all panels; with `strong`, the rivals' lines are as thin as in the panels."""
+    widths = {method: (1.6 if method in STRONG else 0.8) if strong else None for method in in_order(methods)}
+    add_legend(figure, [legend_handle(method, width) for method, width in widths.items()], columns)
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
@@ -219,17 +207,6 @@ def keep_percent(axis: Axes) -> None:
     axis.set_ylim(max(0.0, low), min(100.5, high))
 
 
-def prefix_of(largest: float) -> tuple[float, str]:
-    """Return the factor and the prefix of a unit in which a largest value has one to three digits before the point.
-
-    Example:
-        >>> prefix_of(0.056), prefix_of(12.0), prefix_of(4.5e6)
-        ((0.001, 'm'), (1.0, ''), (1000000.0, 'M'))
-    """
-    prefixes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
-    return next(((factor, prefix) for factor, prefix in prefixes if abs(largest) >= factor), (1.0, ""))
-
-
 def add_legend(figure: Figure, handles: Sequence[Any], columns: int, length: float = 2.6) -> None:
     """Put one legend above all panels, in at most so many columns and no more than fit the page."""
     for count in range(min(columns, max(1, len(handles))), 0, -1):
@@ -246,60 +223,33 @@ def add_legend(figure: Figure, handles: Sequence[Any], columns: int, length: flo
         legend.remove()
 
 
-def use_style() -> None:
-    """Set matplotlib up: no display, the font that comes with it, sizes for print."""
-    mpl.use("agg")
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        rc={
-            "font.family": "DejaVu Sans",
-            "font.size": 8,
-            "axes.labelsize": 8,
-            "axes.grid": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.color": "#E5E5E5",
-            "grid.linewidth": 0.6,
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-            "lines.linewidth": 1.3,
-            "lines.markersize": 4.0,
-            "pdf.fonttype": 42,  # text that can be searched and edited
-            "figure.dpi": DOTS_PER_INCH,
-        },
-    )
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw without a display, in the font that comes with matplotlib and in sizes for print.
 
-
-def save_figure(figure: Figure, data: pd.DataFrame, caption: str, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG, the numbers drawn as CSV, and its caption; no date is in any of them.
-
-    Args:
-        figure: what was drawn.
-        data: the rows that were drawn.
-        caption: Markdown.
-        folder: made if it is not there.
-        name: of the files, without ending.
-
-    Returns:
-        The paths written.
+    All else is matplotlib's default, so that no matplotlibrc of a user changes a figure.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}{ending}" for ending in (".pdf", ".png", ".csv", ".md")]
-    pdf, png, csv, text = paths
-    dateless = {"CreationDate": None, "Creator": None, "Producer": None}
-    write_atomically(pdf, lambda file: figure.savefig(file, format="pdf", metadata=dateless))
-    write_atomically(
-        png,
-        lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None}),
-    )
-    write_csv(csv, data)
-    write_text(text, caption)
-    return paths
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.use("agg")
+        sns.set_theme(context="paper", style="ticks", rc=_SETTINGS | {"figure.dpi": DOTS_PER_INCH})
+        yield
 
 
-def write_csv(path: Path, data: pd.DataFrame) -> None:
-    """Write rows as CSV, numbers with as many digits as are meant."""
-    write_text(path, data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.0,
+    "pdf.fonttype": 42,  # text that can be searched and edited
+}

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures import captions, claims, style, transforms
-from paper_figures.experiments import REFERENCE_METHOD
-from paper_figures.inputs import Numbers, pick, require
+from paper_figures.collect.inputs import Results, pick
+from paper_figures.draw import captions, style
+from paper_figures.judge import transforms
+from paper_figures.judge.comparisons import P_VALUES, compare
+from paper_figures.plan.labels import REFERENCE_METHOD, in_order
 
-NAME = "figure_convergence"
 EXPERIMENTS = ("comparison",)
+NEEDS = "test accuracy of the experiment comparison"
+TITLE = "Test accuracy over rounds, time and energy"
 COSTS = {"cumulative_time_s": "time_s", "cumulative_energy_joule": "energy_joule"}
 AXES = {"round": ("Round", ""), "time_s": ("Simulated time", "s"), "energy_joule": ("Energy a device", "J")}
 """Label and unit of a horizontal axis."""
 IN_TEXT = {"time_s": "simulated time", "energy_joule": "the energy that a device has spent"}
 
 
-def make(results: Numbers, folder: Path) -> list[Path]:
-    """Draw the figure from results and write its files."""
-    curves = require(over_rounds(results.table), NAME, "test accuracy of the experiment comparison")
-    comparison = transforms.compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
-    figure = draw(curves)
-    paths = style.save_figure(figure, curves, write_caption(curves, comparison, results), folder, NAME)
-    plt.close(figure)
-    return paths
-
-
-def over_rounds(table: pd.DataFrame) -> pd.DataFrame:
+def transform(results: Results) -> pd.DataFrame:
     """Return the mean over seeds of each evaluated round's accuracy, and what it had cost by then.
 
     Methods that use one modality alone are left out; `table_accuracy` has them.
@@ -44,13 +35,13 @@ def over_rounds(table: pd.DataFrame) -> pd.DataFrame:
         device's energy up to the round, means over seeds; not a number where they were not recorded.
     """
     keys = ["dataset", "setting", "method", "round"]
-    accuracy = transforms.accuracy_by_run(table)
+    accuracy = transforms.accuracy_by_run(results.table)
     accuracy = accuracy[~accuracy["method"].str.startswith(UNIMODAL)]
     if accuracy.empty:
         return accuracy
     curves = transforms.summarize(accuracy, keys)
     for metric, name in COSTS.items():
-        cost = pick(table, metric, of_devices=False).groupby(keys)["value"].mean().rename(name)
+        cost = pick(results.table, metric, of_devices=False).groupby(keys)["value"].mean().rename(name)
         curves = curves.merge(cost.reset_index(), on=keys, how="left")
     return curves
 
@@ -66,20 +57,18 @@ def draw(curves: pd.DataFrame) -> Figure:
         axis = axes[row, column]
         chosen = curves[(curves["dataset"] == dataset) & (curves["setting"] == setting)].dropna(subset=[x])
         label, unit = AXES[x]
-        factor, prefix = style.prefix_of(curves[x].max()) if unit else (1.0, "")
+        factor, prefix = captions.prefix_of(curves[x].max()) if unit else (1.0, "")
         _draw_panel(axis, chosen.assign(**{x: chosen[x] / factor}), x)
         style.label_panel(axis, captions.where({"dataset": dataset, "setting": setting}))
         axis.set_xlabel(f"{label} ({prefix}{unit})" if unit else label)
         if column == 0:
             axis.set_ylabel("Test accuracy (%)")
-    methods = style.in_order(curves["method"])
-    handles = [style.legend_handle(method, 1.6 if method in style.STRONG else 0.8) for method in methods]
-    style.add_legend(figure, handles, 4)
+    style.add_method_legend(figure, curves["method"], 4, strong=True)
     return figure
 
 
 def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
-    for method in reversed(style.in_order(panel["method"])):
+    for method in reversed(in_order(panel["method"])):
         strong = method in style.STRONG
         style.draw_line(axis, panel[panel["method"] == method], method, x, strong=strong, band=strong)
     rivals = panel.loc[panel["method"] != "centralized", x]
@@ -93,8 +82,8 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
     style.keep_percent(axis)
 
 
-def write_caption(curves: pd.DataFrame, comparison: pd.DataFrame, results: Numbers) -> str:
-    """Return the caption: what is drawn, what was found, final numbers, provenance."""
+def caption(results: Results, curves: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, and the accuracies in the last round."""
     settings = list(dict.fromkeys(curves["setting"]))
     costs = [cost for cost in COSTS.values() if curves[cost].notna().any()]
     shown = (
@@ -112,11 +101,6 @@ def write_caption(curves: pd.DataFrame, comparison: pd.DataFrame, results: Numbe
     missing = [IN_TEXT[cost] for cost in COSTS.values() if cost not in costs]
     if missing:
         shown += f"Not recorded, and not drawn: {', '.join(missing)}. "
-    shown += "Differences are paired by seed; p of the paired t test, adjusted by Holm over all of them."
-    found = claims.judge(results.table, names=["improves", "no server"])
-    sections = {
-        "What was found": captions.describe_claims(*found),
-        "Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD),
-        "Rule": [claims.RULE],
-    }
-    return captions.compose("Test accuracy over rounds, time and energy", shown, sections, results)
+    shown += f"Differences are paired by seed; {P_VALUES}"
+    comparison = compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
+    return shown, {"Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,28 +12,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures import captions, claims, measures, style
-from paper_figures.inputs import NumbersAndFeatures, require
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions, style
+from paper_figures.judge import measures
+from paper_figures.plan.labels import in_order, label
 
-NAME = "figure_features"
 EXPERIMENTS = ("features",)
+NEEDS = "features of any method in two dimensions"
+TITLE = "Common and specific features of devices"
 WITHOUT, WITH = "dmml-kd-no-generator", "dmml-kd"
 EMBEDDINGS = {"pca": "PCA", "tsne": "t-SNE"}
 DEVICE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 NUM_DEVICES = len(DEVICE_MARKERS)
 
 
-def make(results: NumbersAndFeatures, folder: Path) -> list[Path]:
-    """Draw the figure from results and write its files."""
-    require(results.features, NAME, "table of features")
-    points = choose(results.features)
-    require(points, NAME, "embedding pca or tsne of features of any method")
-    distances = measures.feature_distance(results.features)
-    figure = draw(points, distances)
-    drawn = pd.concat([points.assign(part="points"), distances.assign(part="distances")])
-    paths = style.save_figure(figure, drawn, write_caption(points, distances, results), folder, NAME)
-    plt.close(figure)
-    return paths
+def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the points that are drawn, and the distances of all runs; neither without points."""
+    if results.features.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    points, distances = choose(results.features), measures.feature_distance(results.features)
+    return points.assign(part="points"), distances.assign(part="distances").iloc[: None if len(points) else 0]
 
 
 def choose(features: pd.DataFrame) -> pd.DataFrame:
@@ -47,18 +44,18 @@ def choose(features: pd.DataFrame) -> pd.DataFrame:
         return points
     methods = points.groupby("dataset", observed=True)["method"].nunique()
     dataset = min(methods.index, key=lambda name: (-methods[name], name))
-    own: pd.DataFrame = points[points["dataset"] == dataset]
-    own = own[own["seed"] == own["seed"].min()]
-    devices = sorted(own["device"].dropna().unique())[:NUM_DEVICES]
+    shown: pd.DataFrame = points[points["dataset"] == dataset]
+    shown = shown[shown["seed"] == shown["seed"].min()]
+    devices = sorted(shown["device"].dropna().unique())[:NUM_DEVICES]
     names = ["dataset", "method", "kind", "embedding", "modality"]
-    own = own[own["device"].isin(devices)]
-    return own.assign(**{name: own[name].astype(str) for name in names}).reset_index(drop=True)
+    shown = shown[shown["device"].isin(devices)]
+    return shown.assign(**{name: shown[name].astype(str) for name in names}).reset_index(drop=True)
 
 
 def draw(points: pd.DataFrame, distances: pd.DataFrame) -> Figure:
     """Draw a row an embedding and a column a method and kind; colours are classes, markers devices."""
     embeddings = [name for name in EMBEDDINGS if (points["embedding"] == name).any()]
-    methods = style.in_order(points["method"])
+    methods = in_order(points["method"])
     methods = [method for method in (WITHOUT, WITH) if method in methods] or methods
     columns = [(kind, method) for kind in ("common", "specific") for method in methods]
     columns = [(kind, method) for kind, method in columns if (points["kind"] == kind).any()]
@@ -85,8 +82,8 @@ def _draw_points(axis: Axes, points: pd.DataFrame, everything: pd.DataFrame) -> 
     devices = sorted(everything["device"].unique())
     modalities = sorted(everything["modality"].unique())
     colours = class_colours(len(classes))
-    for (label, device, modality), group in points.groupby(["class", "device", "modality"]):
-        colour = colours[classes.index(label)]
+    for (name, device, modality), group in points.groupby(["class", "device", "modality"]):
+        colour = colours[classes.index(name)]
         filled = modality == modalities[0]
         axis.scatter(
             group["x"],
@@ -121,13 +118,13 @@ def _handles(points: pd.DataFrame) -> list[Line2D]:
     for name, face in zip(names, ("#444444", "none"), strict=True):
         if name:
             handles.append(Line2D([], [], marker="o", markerfacecolor=face, label=name, **grey))
-    for label, colour in zip(classes, class_colours(len(classes)), strict=True):
-        handles.append(Line2D([], [], marker="o", markerfacecolor=colour, label=f"class {label}", **plain))
+    for name, colour in zip(classes, class_colours(len(classes)), strict=True):
+        handles.append(Line2D([], [], marker="o", markerfacecolor=colour, label=f"class {name}", **plain))
     return handles
 
 
-def write_caption(points: pd.DataFrame, distances: pd.DataFrame, results: NumbersAndFeatures) -> str:
-    """Return the caption: what is drawn, the distances, what was found, provenance."""
+def caption(_results: Results, points: pd.DataFrame, distances: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, and the distances."""
     first = points.iloc[0]
     shown = (
         f"Features of {points['device'].nunique()} devices, {first['dataset']}, seed {first['seed']}: colours are "
@@ -145,9 +142,7 @@ def write_caption(points: pd.DataFrame, distances: pd.DataFrame, results: Number
     )
     means = distances.groupby(["dataset", "method"])["distance"]
     lines = [
-        f"- {dataset}, {style.look(str(method)).label}: distance {group.mean():.3f} over {len(group)} seeds"
+        f"- {dataset}, {label(str(method))}: distance {group.mean():.3f} over {len(group)} seeds"
         for (dataset, method), group in means
     ]
-    judged = claims.judge(results.table, results.features, names=["one distribution"])
-    sections = {"What was found": captions.describe_claims(*judged), "Distances": lines, "Rule": [claims.RULE]}
-    return captions.compose("Common and specific features of devices", shown, sections, results)
+    return shown, {"Distances": lines}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,25 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures import captions, claims, measures, style, transforms
-from paper_figures.inputs import Numbers, pick, require
+from paper_figures.collect.inputs import Results, pick
+from paper_figures.draw import captions, style
+from paper_figures.judge import measures, transforms
+from paper_figures.plan.labels import in_order, label
 
-NAME = "figure_imbalance"
 EXPERIMENTS = ("imbalance",)
+NEEDS = "probe_accuracy, modality_accuracy or balance_metric of the experiment imbalance"
+TITLE = "How modalities compete, and what balance changes"
 CURVES = {"modality_accuracy": "Accuracy of the\nmodality alone (%)", "balance_metric": "Balance metric"}
 
 
-def make(results: Numbers, folder: Path) -> list[Path]:
-    """Draw the figure from results and write its files."""
-    drawn = transform(results.table)
-    require(drawn, NAME, "probe_accuracy, modality_accuracy or balance_metric of the experiment imbalance")
-    figure = draw(drawn)
-    paths = style.save_figure(figure, drawn, write_caption(drawn, results), folder, NAME)
-    plt.close(figure)
-    return paths
-
-
-def transform(table: pd.DataFrame) -> pd.DataFrame:
+def transform(results: Results) -> pd.DataFrame:
     """Return the gap of each modality and method, and two metrics over rounds, means over seeds with intervals.
 
     Returns:
@@ -39,14 +30,14 @@ def transform(table: pd.DataFrame) -> pd.DataFrame:
         round, with round missing; `modality_accuracy`; or `balance_metric`.
     """
     keys = ["dataset", "modality", "method"]
-    gaps = transforms.summarize(measures.undertraining_gap(table), keys, "gap")
+    gaps = transforms.summarize(measures.undertraining_gap(results.table), keys, "gap")
     parts = [gaps.assign(measure="gap")]
     for metric in CURVES:
-        rows = pick(table, metric, of_devices=False).rename(columns={"part": "modality"})
-        own = ~rows["method"].str.startswith(UNIMODAL) | (rows["method"] == UNIMODAL + rows["modality"])
-        if metric == "balance_metric":  # a modality alone has no other that it could be faster than
-            own = ~rows["method"].str.startswith(UNIMODAL)
-        parts.append(transforms.summarize(rows[own], [*keys, "round"], "value").assign(measure=metric))
+        rows = pick(results.table, metric, of_devices=False).rename(columns={"part": "modality"})
+        shown = ~rows["method"].str.startswith(UNIMODAL)
+        if metric != "balance_metric":  # a modality alone has no other that it could be faster than
+            shown |= rows["method"] == UNIMODAL + rows["modality"]
+        parts.append(transforms.summarize(rows[shown], [*keys, "round"], "value").assign(measure=metric))
     drawn = pd.concat([part for part in parts if len(part)]) if any(map(len, parts)) else parts[0]
     columns = ["measure", *keys, "round", "mean", "low", "high", "seeds"]
     return drawn.reindex(columns=columns).astype({"round": "Int32"}).reset_index(drop=True)
@@ -76,13 +67,12 @@ def draw(drawn: pd.DataFrame) -> Figure:
             style.keep_percent(axes[row, 0])
         elif measure == "balance_metric" and low < 0:
             axes[row, 0].set_ylim(bottom=0)  # no speed is negative, though an interval of few seeds may reach there
-    methods = style.in_order(drawn["method"])
-    style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)
+    style.add_method_legend(figure, drawn["method"], 4)
     return figure
 
 
 def _draw_gaps(axis: Axes, gaps: pd.DataFrame) -> None:
-    for place, method in enumerate(style.in_order(gaps["method"])):
+    for place, method in enumerate(in_order(gaps["method"])):
         (row,) = gaps[gaps["method"] == method].to_dict("records")
         shown = style.look(method)
         mean, low, high = (np.array([100 * row[name]]) for name in ("mean", "low", "high"))
@@ -95,7 +85,7 @@ def _draw_gaps(axis: Axes, gaps: pd.DataFrame) -> None:
 
 def _draw_curves(axis: Axes, curves: pd.DataFrame, measure: str) -> None:
     scale = 100.0 if measure == "modality_accuracy" else 1.0
-    for method in style.in_order(curves["method"]):
+    for method in in_order(curves["method"]):
         strong = method in style.STRONG
         style.draw_line(axis, curves[curves["method"] == method], method, "round", scale, strong=strong, band=strong)
     if measure == "balance_metric":
@@ -104,8 +94,8 @@ def _draw_curves(axis: Axes, curves: pd.DataFrame, measure: str) -> None:
     axis.set_xlabel("Round")
 
 
-def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
-    """Return the caption: what is drawn, what was found, the numbers, provenance."""
+def caption(results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, and the gaps."""
     slow = measures.slowest_modality(results.table)
     shown = (
         f"Columns are modalities. Means over devices and up to {drawn['seeds'].max()} seeds with 95% Student intervals "
@@ -128,13 +118,8 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
             "`unimodal:<modality>` in the same seeds."
         )
     lines = [
-        f"- {row['dataset']}, {row['modality']}, {style.look(row['method']).label}: "
+        f"- {row['dataset']}, {row['modality']}, {label(row['method'])}: "
         f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"
         for row in gaps.to_dict("records")
     ]
-    sections = {
-        "What was found": captions.describe_claims(*claims.judge(results.table, names=["compete", "balance"])),
-        "Under-training gap": lines,
-        "Rule": [claims.RULE],
-    }
-    return captions.compose("How modalities compete, and what balance changes", shown, sections, results)
+    return shown, {"Under-training gap": lines}

@@ -3,60 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from dmmlkd_ext.experiments.statistics import holm
-from paper_figures import captions, claims, levels, style, transforms
-from paper_figures.inputs import Numbers, pick, require
+from paper_figures.collect.inputs import Results, pick
+from paper_figures.draw import captions, levels, style
+from paper_figures.judge import transforms
+from paper_figures.judge.comparisons import P_VALUES, compare
+from paper_figures.plan.labels import in_order, label
 
-NAME = "figure_iterations_energy"
 EXPERIMENTS = ("balance",)
+NEEDS = "test accuracy of the experiment balance at a limited energy"
+TITLE = "Local iterations under limited energy"
 METHOD, UNIFORM = "dmml-kd-tb", "dmml-kd"
 NUM_DEVICES = 3
 """Devices that are drawn: those with the most modalities."""
 DEVICE_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1))
 
 
-def make(results: Numbers, folder: Path) -> list[Path]:
-    """Draw the figure from results and write its files."""
-    budgets = over_budgets(results.table)
-    require(budgets, NAME, "test accuracy of the experiment balance at a limited energy")
-    traces = trace_devices(results.table)
-    figure = draw(traces, budgets)
-    drawn = pd.concat([traces.assign(panel="devices"), budgets.assign(panel="budgets")])
-    paths = style.save_figure(figure, drawn, write_caption(traces, budgets, results), folder, NAME)
-    plt.close(figure)
-    return paths
+def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the devices' traces, and accuracies over budgets."""
+    return trace_devices(results.table).assign(panel="devices"), over_budgets(results.table).assign(panel="budgets")
 
 
 def over_budgets(table: pd.DataFrame) -> pd.DataFrame:
     """Return each method's final accuracy at each budget, and its paired difference to the uniform cut.
 
     Returns:
-        Columns dataset, level, method, those of `paper_figures.transforms.compare`, and uniform_difference,
-        uniform_low, uniform_high, uniform_p, uniform_p_holm: to DMML for methods without distillation, to DMML-KD
-        for those with it.
+        Columns dataset, level, method, those of `paper_figures.judge.comparisons.compare`, and uniform_difference,
+        uniform_low, uniform_high, uniform_p: to DMML for methods without distillation, to DMML-KD for those with it.
     """
     final = transforms.final_accuracy(table).dropna(subset=["level"])
     keys = ["dataset", "level"]
-    both = transforms.compare(final, keys)
+    both = compare(final, keys)
     if both.empty:
         return both
     with_distillation = final[final["method"].str.startswith(UNIFORM)]
-    distilled = transforms.compare(with_distillation, keys, UNIFORM)
+    distilled = compare(with_distillation, keys, UNIFORM)
     plain = both[~both["method"].str.startswith(UNIFORM)]
     names = {"difference": "uniform_difference", "difference_low": "uniform_low", "difference_high": "uniform_high"}
-    uniform = pd.concat([part for part in (plain, distilled) if len(part)]).rename(columns={**names, "p": "uniform_p"})
-    uniform["uniform_p_holm"] = holm(uniform["uniform_p"].tolist())
-    columns = [*keys, "method", *names.values(), "uniform_p", "uniform_p_holm"]
+    names["p"] = "uniform_p"
+    uniform = pd.concat([part for part in (plain, distilled) if len(part)]).rename(columns=names)
+    columns = [*keys, "method", *names.values()]
     return transforms.in_figure_order(both.merge(uniform[columns], on=[*keys, "method"], how="left"))
 
 
@@ -80,10 +73,10 @@ def trace_devices(table: pd.DataFrame, count: int = NUM_DEVICES) -> pd.DataFrame
         if iterations.empty:
             continue
         first = iterations.sort_values(["seed", "level"]).iloc[0]
-        own = group[(group["run"] == first["run"]) & (group["level"] == first["level"])]
-        held = own[own["metric"] == "local_iterations"].groupby("device")["modality"].nunique()
+        of_run = group[(group["run"] == first["run"]) & (group["level"] == first["level"])]
+        held = of_run[of_run["metric"] == "local_iterations"].groupby("device")["modality"].nunique()
         ranked = sorted(held.index, key=lambda device: (-held[device], device))[:count]
-        found.append(own[own["device"].isin(ranked)])
+        found.append(of_run[of_run["device"].isin(ranked)])
     traces = pd.concat(found) if found else rows.iloc[:0]
     return traces[columns].sort_values(columns[:-1], kind="stable").reset_index(drop=True)
 
@@ -96,7 +89,7 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
     below = len(metrics)  # the rows of budgets
     figure, axes = style.panels(below + 1 + compared, len(datasets), 1.65)
     energy = traces.loc[traces["metric"] == "energy_left_joule", "value"].max()
-    scale, prefix = style.prefix_of(energy)
+    scale, prefix = captions.prefix_of(energy)
     for column, dataset in enumerate(datasets):
         own = traces[traces["dataset"] == dataset]
         for row, metric in enumerate(metrics):
@@ -117,8 +110,7 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
     axes[below, 0].set_ylabel("Final test\naccuracy (%)")
     if compared:
         axes[-1, 0].set_ylabel("Difference to\nuniform (points)")
-    methods = style.in_order(budgets["method"])
-    style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)
+    style.add_method_legend(figure, budgets["method"], 4)
     return figure
 
 
@@ -149,7 +141,7 @@ def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:
     """Draw each method's difference to the uniform cut of the same losses."""
     axis.axhline(0, color="black", linewidth=0.8, zorder=1)
     apart = levels.set_apart(panel)
-    for method in style.in_order(apart["method"]):
+    for method in in_order(apart["method"]):
         rows = apart[(apart["method"] == method) & apart["uniform_difference"].notna()]
         names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high"}
         if len(rows):
@@ -162,11 +154,11 @@ def _against_uniform(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["uniform_difference"]):
         return ""
     gap = captions.signed(row["uniform_difference"], row["uniform_low"], row["uniform_high"])
-    return f"; against uniform {gap} points, p {captions.p_value(row['uniform_p_holm'])}"
+    return f"; against uniform {gap} points, p {captions.p_value(row['uniform_p'])}"
 
 
-def write_caption(traces: pd.DataFrame, budgets: pd.DataFrame, results: Numbers) -> str:
-    """Return the caption: what is drawn, what was found, the numbers, provenance."""
+def caption(_results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, and the accuracies in the last round."""
     shown = ""
     if len(traces):
         runs = traces[["dataset", "level", "seed"]].drop_duplicates().to_dict("records")
@@ -183,16 +175,11 @@ def write_caption(traces: pd.DataFrame, budgets: pd.DataFrame, results: Numbers)
         "Student intervals, over the budget, a fraction of what all iterations of all modalities in all rounds would "
         "cost; then differences to `uniform`, which cuts all modalities alike under the same energy (DMML for the "
         "methods without distillation, DMML-KD for those with it), paired by seed, with their 95% intervals. Methods "
-        "that were run at one budget alone stand a little to its right."
+        f"that were run at one budget alone stand a little to its right. {P_VALUES}"
     )
     lines = [
-        f"- {captions.where(row, 'energy budget')}, {style.look(row['method']).label}: "
+        f"- {captions.where(row, 'energy budget')}, {label(row['method'])}: "
         f"{captions.with_interval(row['mean'], row['mean_low'], row['mean_high'])} %{_against_uniform(row)}"
         for row in budgets.to_dict("records")
     ]
-    sections = {
-        "What was found": captions.describe_claims(*claims.judge(results.table, names=["energy"])),
-        "Accuracy in the last round": lines,
-        "Rule": [claims.RULE],
-    }
-    return captions.compose("Local iterations under limited energy", shown, sections, results)
+    return shown, {"Accuracy in the last round": lines}

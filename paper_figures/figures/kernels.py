@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,11 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from paper_figures import benchmarks, captions, style
-from paper_figures.inputs import Numbers
+from paper_figures.collect import benchmarks
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions, style
 
-NAME = "figure_kernels"
 EXPERIMENTS: tuple[str, ...] = ()
+NEEDS = benchmarks.KERNELS
+TITLE = "Speed of the native operators"
 _MARKS = {
     "reference": ("#0072B2", "o"),
     "torch.compile": ("#CC79A7", "D"),
@@ -31,25 +32,12 @@ _MARKS = {
 _OTHER = ("#7F7F7F", "P")
 
 
-def make(_results: Numbers, folder: Path, source: Path = benchmarks.FOLDER) -> list[Path]:
-    """Draw the figure from the committed benchmarks and write its files."""
-    benchmark = benchmarks.load_kernels(NAME, source)
-    rows = transform(benchmark.rows)
-    figure = draw(rows)
-    paths = style.save_figure(figure, rows, write_caption(rows, benchmark), folder, NAME)
-    plt.close(figure)
-    return paths
-
-
-def transform(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the comparisons on one thread, with a label of the case, by operator.
-
-    Args:
-        rows: of `paper_figures.benchmarks.load_kernels`.
-    """
+def transform(results: Results) -> pd.DataFrame:
+    """Return the comparisons on one thread, with a label of the case, by operator."""
+    rows = benchmarks.load_kernels(results.benchmarks).rows
     single = rows[rows["threads"] == rows["threads"].min()]
-    label = single["case"].astype(str) + ", " + single["work"].astype(str)
-    labelled: pd.DataFrame = single.assign(label=label)
+    name = single["case"].astype(str) + ", " + single["work"].astype(str)
+    labelled: pd.DataFrame = single.assign(label=name)
     return labelled.sort_values("operator", kind="stable").reset_index(drop=True)
 
 
@@ -113,8 +101,8 @@ def _add_legend(figure: Figure, rows: pd.DataFrame) -> None:
     style.add_legend(figure, handles, 4)
 
 
-def write_caption(rows: pd.DataFrame, benchmark: benchmarks.Benchmark) -> str:
-    """Return the caption: what is drawn, what was met and what was not, the machine."""
+def caption(results: Results, rows: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, what was met and what was not, the machine."""
     threads = int(rows["threads"].min())
     shown = (
         f"Each native operator against others on {threads} thread{'s' if threads > 1 else ''}, ratios of times that "
@@ -139,5 +127,5 @@ def write_caption(rows: pd.DataFrame, benchmark: benchmarks.Benchmark) -> str:
         if len(aimed):
             met = int((aimed["ratio"] >= aimed["target"]).sum())
             lines.append(f"- {operator}, targets: {met} of {len(aimed)} met")
-    sections = {"What was found": lines, "Provenance": benchmarks.describe_machine(benchmark.machine)}
-    return captions.compose("Speed of the native operators", shown, sections)
+    machine = benchmarks.load_kernels(results.benchmarks).machine
+    return shown, {"What was found": lines, "Provenance": benchmarks.describe_machine(machine)}

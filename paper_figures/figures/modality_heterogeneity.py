@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures import captions, claims, levels, measures, style, transforms
-from paper_figures.experiments import REFERENCE_METHOD
-from paper_figures.inputs import Numbers, require
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions, levels, style
+from paper_figures.judge import measures, transforms
+from paper_figures.judge.comparisons import P_VALUES, over_levels
+from paper_figures.plan.labels import REFERENCE_METHOD, label
 
-NAME = "figure_modality_heterogeneity"
 EXPERIMENTS = ("missing",)
+NEEDS = "test accuracy of the experiment missing"
+TITLE = "Final accuracy over modality heterogeneity"
 METHOD = "dmml-kd"
 
 
-def make(results: Numbers, folder: Path) -> list[Path]:
-    """Draw the figure from results and write its files."""
-    accuracy = levels.over_levels(results.table)
-    require(accuracy, NAME, "test accuracy of the experiment missing")
-    gains = by_held(results.table)
-    figure = draw(accuracy, gains)
-    drawn = pd.concat([accuracy.assign(panel="accuracy"), gains.assign(panel="gain by modalities held")])
-    paths = style.save_figure(figure, drawn, write_caption(accuracy, gains, results), folder, NAME)
-    plt.close(figure)
-    return paths
+def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return accuracies over the missing rate, and gains by the number of modalities that a device holds."""
+    accuracy, gains = over_levels(results.table), by_held(results.table)
+    return accuracy.assign(panel="accuracy"), gains.assign(panel="gain by modalities held")
 
 
 def by_held(table: pd.DataFrame) -> pd.DataFrame:
@@ -59,9 +53,8 @@ def draw(accuracy: pd.DataFrame, gains: pd.DataFrame) -> Figure:
             _draw_gains(axes[1, column], gains[gains["dataset"] == dataset])
     axes[0, 0].set_ylabel("Final test accuracy (%)")
     if rows == 2:
-        axes[1, 0].set_ylabel(f"{style.look(METHOD).label} minus\nDMML (points)")
-    methods = style.in_order(accuracy["method"])
-    style.add_legend(figure, [style.legend_handle(method) for method in methods], 5)
+        axes[1, 0].set_ylabel(f"{label(METHOD)} minus\nDMML (points)")
+    style.add_method_legend(figure, accuracy["method"], 5)
     return figure
 
 
@@ -78,12 +71,12 @@ def _draw_gains(axis: Axes, gains: pd.DataFrame) -> None:
         axis.set_xlim(places.min() - 0.8, places.max() + 0.8)
 
 
-def write_caption(accuracy: pd.DataFrame, gains: pd.DataFrame, results: Numbers) -> str:
-    """Return the caption: what is drawn, what was found, the numbers, provenance."""
+def caption(_results: Results, accuracy: pd.DataFrame, gains: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, the accuracies in the last round, and the gains."""
     shown = (
         f"Above: test accuracy in the last round, mean over devices and up to {accuracy['seeds'].max()} seeds, over "
         "the missing rate, the share of devices that lack at least one modality; bars are 95% Student intervals over "
-        "seeds. "
+        f"seeds. Of the differences below, {P_VALUES} "
     )
     if len(gains):
         shown += (
@@ -101,11 +94,5 @@ def write_caption(accuracy: pd.DataFrame, gains: pd.DataFrame, results: Numbers)
         f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"
         for row in gains.to_dict("records")
     ]
-    judged = claims.judge(results.table, names=["missing hurts", "missing helped", "missing most"])
-    sections = {
-        "What was found": captions.describe_claims(*judged),
-        "Accuracy in the last round": captions.describe_differences(accuracy, REFERENCE_METHOD, "missing rate"),
-        "Gain of DMML-KD over DMML": lines,
-        "Rule": [claims.RULE],
-    }
-    return captions.compose("Final accuracy over modality heterogeneity", shown, sections, results)
+    differences = captions.describe_differences(accuracy, REFERENCE_METHOD, "missing rate")
+    return shown, {"Accuracy in the last round": differences, "Gain of DMML-KD over DMML": lines}

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from paper_figures import benchmarks, captions, style
-from paper_figures.inputs import MissingResultsError, Numbers
+from paper_figures.collect import benchmarks
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions, style
 
-NAME = "figure_scaling"
 EXPERIMENTS: tuple[str, ...] = ()
+TITLE = "Scale"
 POPULATION, DISTRIBUTED = "population_scale.json", "distributed_scaling.json"
+NEEDS = (
+    f"{POPULATION} or {DISTRIBUTED} with rows in the results of the benchmarks; `python -m "
+    "tests.benchmarks.population.scale --write` writes the first, `python -m tests.benchmarks.distributed.scaling "
+    "--write` the second"
+)
 FLOAT_BYTES = 4
 _MODES = {"strong": ("#0072B2", "o"), "weak": ("#D55E00", "D")}
 
 
-def make(_results: Numbers, folder: Path, source: Path = benchmarks.FOLDER) -> list[Path]:
-    """Draw the figure from the committed measurements and write its files.
-
-    Raises:
-        MissingResultsError: there are none.
-    """
-    population, distributed = (benchmarks.load_json(name, source) for name in (POPULATION, DISTRIBUTED))
-    devices, ranks = over_devices(population), over_ranks(distributed)
-    if devices.empty and ranks.empty:
-        raise MissingResultsError(
-            f"{NAME} cannot be drawn: there is neither {POPULATION} nor {DISTRIBUTED} with rows in the results of the "
-            "benchmarks; `python -m tests.benchmarks.population.scale --write` writes the first, "
-            "`python -m tests.benchmarks.distributed.scaling --write` the second"
-        )
-    figure = draw(devices, ranks)
-    drawn = pd.concat([part for part in (devices, ranks) if len(part)], ignore_index=True)
-    machines = {POPULATION: _machine(population), DISTRIBUTED: _machine(distributed)}
-    paths = style.save_figure(figure, drawn, write_caption(devices, ranks, machines), folder, NAME)
-    plt.close(figure)
-    return paths
+def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the measurements over numbers of devices, and over ranks."""
+    population, distributed = (benchmarks.load_json(name, results.benchmarks) for name in (POPULATION, DISTRIBUTED))
+    return over_devices(population), over_ranks(distributed)
 
 
 def over_devices(content: Any) -> pd.DataFrame:
@@ -129,8 +117,8 @@ def _draw_seconds(axis: Axes, ranks: pd.DataFrame) -> None:
     axis.legend(fontsize=7)
 
 
-def write_caption(devices: pd.DataFrame, ranks: pd.DataFrame, machines: dict[str, dict[str, Any]]) -> str:
-    """Return the caption: what is drawn, what is not, the numbers, the machine."""
+def caption(results: Results, devices: pd.DataFrame, ranks: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, what is not, the numbers, the machine."""
     shown = ""
     if len(devices):
         shown += (
@@ -162,9 +150,9 @@ def write_caption(devices: pd.DataFrame, ranks: pd.DataFrame, machines: dict[str
         line
         for name, rows in ((POPULATION, devices), (DISTRIBUTED, ranks))
         if len(rows)
-        for line in (f"- `{name}`", *(f"  {part}" for part in benchmarks.describe_machine(machines[name])))
+        for line in (f"- `{name}`", *(f"  {part}" for part in benchmarks.describe_machine(_machine(name, results))))
     ]
-    return captions.compose("Scale", shown, {"What was found": lines, "Provenance": provenance})
+    return shown, {"What was found": lines, "Provenance": provenance}
 
 
 def _rows(content: Any) -> list[dict[str, Any]]:
@@ -173,6 +161,7 @@ def _rows(content: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _machine(content: Any) -> dict[str, Any]:
+def _machine(name: str, results: Results) -> dict[str, Any]:
+    content = benchmarks.load_json(name, results.benchmarks)
     machine: dict[str, Any] = content.get("machine", {}) if isinstance(content, dict) else {}
     return machine

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dmmlkd_ext.experiments.results import last_round
-from paper_figures import captions, claims, levels, style, transforms
-from paper_figures.inputs import Numbers, pick, require
+from paper_figures.collect.inputs import Results, pick
+from paper_figures.draw import captions, levels, style
+from paper_figures.judge import transforms
+from paper_figures.plan.labels import in_order, label
 
-NAME = "figure_topology"
 EXPERIMENTS = ("topology",)
+NEEDS = "test accuracy of the experiment topology"
+TITLE = "Topologies, devices and link loss"
 BLOCK = "shared"
 """The block whose consensus distance is shown: all devices have it."""
 SETTINGS = {"topology": "", "devices": "Devices", "link loss": "Probability of link loss"}
@@ -26,34 +26,25 @@ MEASURES = {
 }
 
 
-def make(results: Numbers, folder: Path) -> list[Path]:
-    """Draw the figure from results and write its files."""
-    drawn = require(transform(results.table), NAME, "test accuracy of the experiment topology")
-    figure = draw(drawn)
-    paths = style.save_figure(figure, drawn, write_caption(drawn, results), folder, NAME)
-    plt.close(figure)
-    return paths
-
-
-def transform(table: pd.DataFrame) -> pd.DataFrame:
+def transform(results: Results) -> pd.DataFrame:
     """Return final accuracy, consensus distance and spectral gap of each method at each topology and level.
 
     Returns:
         Columns measure (`accuracy`, `consensus`, `gap`), dataset, setting, topology (empty but for the setting
         topology), level, method, mean, low, high, seeds.
     """
-    last = last_round(table)
-    accuracy = transforms.final_accuracy(table)
+    last = last_round(results.table)
+    accuracy = transforms.final_accuracy(results.table)
     distance = pick(last, "consensus_distance", [BLOCK], of_devices=False).rename(columns={"value": "mean"})
     names = pick(last, "accuracy", ["test"])[[*transforms.RUN, "topology"]].drop_duplicates(transforms.RUN)
     keys = ["dataset", "setting", "topology", "level", "method"]
     found = []
     gap = pick(last, "spectral_gap", of_devices=False).rename(columns={"value": "mean"})
     for measure, rows in (("accuracy", accuracy), ("consensus", distance), ("gap", gap)):
-        own = rows.drop(columns="topology", errors="ignore").merge(names, on=transforms.RUN)
-        own["topology"] = own["topology"].where(own["setting"] == "topology", "")
-        if len(own):
-            found.append(transforms.summarize(own, keys).assign(measure=measure))
+        named = rows.drop(columns="topology", errors="ignore").merge(names, on=transforms.RUN)
+        named["topology"] = named["topology"].where(named["setting"] == "topology", "")
+        if len(named):
+            found.append(transforms.summarize(named, keys).assign(measure=measure))
     columns = ["measure", *keys, "mean", "low", "high", "seeds"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
@@ -73,13 +64,12 @@ def draw(drawn: pd.DataFrame) -> Figure:
         else:
             axes[row, 0].set_ylim(bottom=-0.05 * axes[row, 0].get_ylim()[1])  # a distance of 0 is not cut in half
         axes[row, 0].set_ylabel(MEASURES[measure])
-    methods = style.in_order(drawn["method"])
-    style.add_legend(figure, [style.legend_handle(method) for method in methods], 4)
+    style.add_method_legend(figure, drawn["method"], 4)
     return figure
 
 
 def _draw_panel(axis: Axes, panel: pd.DataFrame, setting: str, scale: float) -> None:
-    methods = style.in_order(panel["method"])
+    methods = in_order(panel["method"])
     if setting != "topology":
         for method in methods:
             own = panel[panel["method"] == method]
@@ -101,8 +91,8 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, setting: str, scale: float) -> 
     axis.margins(x=0.1)
 
 
-def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
-    """Return the caption: what is drawn, what was found, the numbers, provenance."""
+def caption(_results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, and the numbers."""
     missing = [name for name in SETTINGS if not (drawn["setting"] == name).any()]
     shown = (
         f"Dataset {', '.join(sorted(set(drawn['dataset'])))}. Test accuracy and consensus distance in the last round, "
@@ -115,16 +105,11 @@ def write_caption(drawn: pd.DataFrame, results: Numbers) -> str:
     lines = []
     for row in drawn.to_dict("records"):
         place = captions.where({"setting": row["topology"].replace("_", " ") or row["setting"], "level": row["level"]})
-        place += f", {style.look(row['method']).label}"
+        place += f", {label(row['method'])}"
         if row["measure"] == "accuracy":
             lines.append(f"- {place}: {captions.with_interval(row['mean'], row['low'], row['high'])} %")
         else:
             interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
             name = {"consensus": "consensus distance", "gap": "spectral gap"}[row["measure"]]
             lines.append(f"- {place}: {name} {row['mean']:.3g}{interval}")
-    sections = {
-        "What was found": captions.describe_claims(*claims.judge(results.table, names=["gentle"])),
-        "Numbers": lines,
-        "Rule": [claims.RULE],
-    }
-    return captions.compose("Topologies, devices and link loss", shown, sections, results)
+    return shown, {"Numbers": lines}

@@ -1,5 +1,7 @@
 """The claims of the paper's abstract, each as paired differences that would support it, and a verdict by a fixed rule.
 
+`table_claims` alone shows the verdicts, so that each claim has one.
+
 What is claimed is the abstract's [P], in our words; which differences test it is our choice [C]. The claims "missing
 most", "generator helps" and "gentle" go further than the abstract and are ours.
 """
@@ -8,20 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
 from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval
-from paper_figures import measures
-from paper_figures.style import look
-from paper_figures.transforms import by_seed, difference_of, final_accuracy
+from paper_figures.collect.inputs import Results
+from paper_figures.judge import measures
+from paper_figures.judge.comparisons import difference_of
+from paper_figures.judge.transforms import by_seed, final_accuracy
+from paper_figures.plan.labels import label
 
 RULE = (
     "A difference supports a claim if its paired 95% interval lies above zero, or above minus the margin where one "
     "is stated, and contradicts it if the interval lies below. A claim holds if all of its differences that have an "
-    "interval support it. It holds in part if some do, at least one of them also with p below 0.05 after Holm's "
-    "adjustment over the differences of the claim, and does not hold otherwise: it was not shown. It is not tested "
+    "interval support it. It holds in part if some do, at least one of them clearly: with p below 0.05 after Holm's "
+    "adjustment over the differences of the claim. It does not hold otherwise: it was not shown. It is not tested "
     "where no difference has an interval."
 )
 GENTLE = 0.05
@@ -53,32 +57,21 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What claims are judged by."""
-
-    table: pd.DataFrame
-    features: pd.DataFrame | None = None
-
-
-@dataclass(frozen=True)
 class Claim:
     """One claim, the figure that shows it, and the differences that test it."""
 
     name: str
     text: str
     figures: tuple[str, ...]
-    contrasts: Callable[[Inputs], Iterator[Contrast]]
+    contrasts: Callable[[Results], Iterator[Contrast]]
     unit: str = "points"
 
 
-def judge(
-    table: pd.DataFrame, features: pd.DataFrame | None = None, names: Sequence[str] = ()
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Judge claims by a table of results.
+def judge(results: Results, names: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Judge claims by results.
 
     Args:
-        table: the tidy table of the experiments at hand; a claim whose experiment is not in it is not tested.
-        features: the features in two dimensions, with their distances.
+        results: of the experiments at hand; a claim whose experiment is not among them is not tested.
         names: the claims to judge; empty judges all.
 
     Returns:
@@ -90,7 +83,7 @@ def judge(
     for claim in CLAIMS:
         if names and claim.name not in names:
             continue
-        contrasts = list(claim.contrasts(Inputs(table, features)))
+        contrasts = list(claim.contrasts(results))
         verdicts = [contrast.verdict for contrast in contrasts]
         adjusted = holm([contrast.difference.p_value for contrast in contrasts])
         overall = _mean_over(contrasts)
@@ -117,8 +110,6 @@ def judge(
 def verdict_of(verdicts: Sequence[str], p_holm: Sequence[float]) -> str:
     """Return the verdict on a claim from those of its differences and their adjusted p values, by `RULE`.
 
-    A p value that is not a number belongs to differences that are all equal, and adds nothing to the interval.
-
     Example:
         >>> verdict_of(["supports", "undecided"], [0.01, 0.4]), verdict_of(["supports", "undecided"], [0.07, 0.4])
         ('holds in part', 'does not hold')
@@ -127,8 +118,15 @@ def verdict_of(verdicts: Sequence[str], p_holm: Sequence[float]) -> str:
         return NOT_TESTED
     if all(verdict in (SUPPORTS, NO_INTERVAL) for verdict in verdicts):
         return HOLDS
-    clear = any(verdict == SUPPORTS and not p >= 0.05 for verdict, p in zip(verdicts, p_holm, strict=True))
-    return IN_PART if clear else DOES_NOT_HOLD
+    return IN_PART if any(map(is_clear, verdicts, p_holm)) else DOES_NOT_HOLD
+
+
+def is_clear(verdict: str, p_holm: float) -> bool:
+    """Return whether a difference supports its claim also after the adjustment.
+
+    A p value that is not a number belongs to differences that are all equal, and adds nothing to the interval.
+    """
+    return verdict == SUPPORTS and not p_holm >= 0.05
 
 
 _DIFFERENCE_COLUMNS = [
@@ -138,22 +136,11 @@ _DIFFERENCE_COLUMNS = [
 
 
 def _row(claim: Claim, contrast: Contrast, p_holm: float) -> dict[str, object]:
-    difference = contrast.difference
-    return {
-        "name": claim.name,
-        "dataset": contrast.dataset,
-        "setting": contrast.setting,
-        "what": contrast.what,
-        "difference": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "p": difference.p_value,
-        "p_holm": p_holm,
-        "pairs": difference.count,
-        "margin": contrast.margin,
-        "unit": claim.unit,
-        "verdict": contrast.verdict,
-    }
+    found = contrast.difference
+    difference = (found.mean, found.low, found.high, found.p_value, p_holm, found.count)
+    place = (claim.name, contrast.dataset, contrast.setting, contrast.what)
+    row = (*place, *difference, contrast.margin, claim.unit, contrast.verdict)
+    return dict(zip(_DIFFERENCE_COLUMNS, row, strict=True))
 
 
 def _mean_over(contrasts: Sequence[Contrast]) -> Interval:
@@ -167,38 +154,36 @@ def _mean_over(contrasts: Sequence[Contrast]) -> Interval:
 def _contrast(
     dataset: str, setting: str, what: str, ours: pd.Series, theirs: pd.Series, margin: float = 0.0
 ) -> Iterator[Contrast]:
-    difference = difference_of(ours, theirs)
-    if margin:
-        difference = replace(difference, p_value=difference_of(ours + margin, theirs).p_value)
+    difference = difference_of(ours, theirs, margin)
     if difference.count:
         yield Contrast(dataset, setting, what, difference, (ours - theirs).dropna().rename(what), margin)
 
 
-def _between(experiment: str, *pairs: tuple[str, str], symbol: str = "") -> Callable[[Inputs], Iterator[Contrast]]:
+def _between(experiment: str, *pairs: tuple[str, str], symbol: str = "") -> Callable[[Results], Iterator[Contrast]]:
     """Compare methods in every dataset, setting and level of an experiment, whose levels are called `symbol`."""
 
-    def contrasts(inputs: Inputs) -> Iterator[Contrast]:
-        table = inputs.table[inputs.table["experiment"] == experiment]
+    def contrasts(results: Results) -> Iterator[Contrast]:
+        table = results.table[results.table["experiment"] == experiment]
         final = final_accuracy(table, [method for pair in pairs for method in pair])
         for _, rows in final.groupby(["dataset", "setting", "level"], dropna=False):
             dataset, setting, level = rows[["dataset", "setting", "level"]].iloc[0]
-            label = f"{symbol} {level:g}" if symbol and not math.isnan(level) else str(setting)
+            place = f"{symbol} {level:g}" if symbol and not math.isnan(level) else str(setting)
             for ours, theirs in pairs:
-                what = f"{look(ours).label} minus {look(theirs).label}"
+                what = f"{label(ours)} minus {label(theirs)}"
                 values, base = by_seed(rows, method=ours), by_seed(rows, method=theirs)
-                yield from _contrast(str(dataset), label, what, values, base)
+                yield from _contrast(str(dataset), place, what, values, base)
 
     return contrasts
 
 
-def _improves(inputs: Inputs) -> Iterator[Contrast]:
-    yield from _between("comparison", ("dmml-kd-tb", "dmml"))(inputs)
-    yield from _between("balance", ("dmml-kd-tb", "dmml"), symbol="energy budget")(inputs)
+def _improves(results: Results) -> Iterator[Contrast]:
+    yield from _between("comparison", ("dmml-kd-tb", "dmml"))(results)
+    yield from _between("balance", ("dmml-kd-tb", "dmml"), symbol="energy budget")(results)
 
 
 def _along(
     experiment: str, method: str, rises: bool, symbol: str, setting: str = "", margin: float = 0.0
-) -> Callable[[Inputs], Iterator[Contrast]]:
+) -> Callable[[Results], Iterator[Contrast]]:
     """Compare a method at the two ends of an experiment's levels: what the easy end has more than the hard one.
 
     Args:
@@ -210,22 +195,21 @@ def _along(
         margin: see `Contrast`; with one, the hard end minus the easy one is judged against it.
     """
 
-    def contrasts(inputs: Inputs) -> Iterator[Contrast]:
-        for dataset, rows, easy, hard in _ends(inputs, experiment, [method], rises, setting):
-            own = [by_seed(rows, method=method, level=level) for level in (easy, hard)]
-            order = (1, 0) if margin else (0, 1)
-            levels = (easy, hard)
-            what = f"{look(method).label} at {symbol} {levels[order[0]]:g} minus at {levels[order[1]]:g}"
-            yield from _contrast(dataset, "", what, own[order[0]], own[order[1]], margin)
+    def contrasts(results: Results) -> Iterator[Contrast]:
+        for dataset, rows, easy, hard in _ends(results, experiment, [method], rises, setting):
+            first, second = (hard, easy) if margin else (easy, hard)
+            ours, theirs = (by_seed(rows, method=method, level=level) for level in (first, second))
+            what = f"{label(method)} at {symbol} {first:g} minus at {second:g}"
+            yield from _contrast(dataset, "", what, ours, theirs, margin)
 
     return contrasts
 
 
 def _ends(
-    inputs: Inputs, experiment: str, methods: Sequence[str], rises: bool, setting: str = ""
+    results: Results, experiment: str, methods: Sequence[str], rises: bool, setting: str = ""
 ) -> Iterator[tuple[str, pd.DataFrame, float, float]]:
     """Yield each dataset's final accuracies with its easiest and its hardest level, where these differ."""
-    final = final_accuracy(inputs.table[inputs.table["experiment"] == experiment], methods)
+    final = final_accuracy(results.table[results.table["experiment"] == experiment], methods)
     if setting:
         final = final[final["setting"] == setting]
     for dataset, rows in final.groupby("dataset"):
@@ -234,8 +218,8 @@ def _ends(
             yield str(dataset), rows, float(levels[0]), float(levels[-1])
 
 
-def _narrows_non_iid(inputs: Inputs) -> Iterator[Contrast]:
-    for dataset, rows, easy, hard in _ends(inputs, "non_iid", ["dmml", "dmml-kd"], rises=True):
+def _narrows_non_iid(results: Results) -> Iterator[Contrast]:
+    for dataset, rows, easy, hard in _ends(results, "non_iid", ["dmml", "dmml-kd"], rises=True):
         gains = [
             by_seed(rows, method="dmml-kd", level=level) - by_seed(rows, method="dmml", level=level)
             for level in (hard, easy)
@@ -244,14 +228,14 @@ def _narrows_non_iid(inputs: Inputs) -> Iterator[Contrast]:
         yield from _contrast(dataset, "", what, gains[0].dropna(), gains[1].dropna())
 
 
-def _helps_missing(inputs: Inputs) -> Iterator[Contrast]:
-    for dataset, rows, _, hard in _ends(inputs, "missing", ["dmml", "dmml-kd"], rises=False):
+def _helps_missing(results: Results) -> Iterator[Contrast]:
+    for dataset, rows, _, hard in _ends(results, "missing", ["dmml", "dmml-kd"], rises=False):
         ours, theirs = (by_seed(rows, method=method, level=hard) for method in ("dmml-kd", "dmml"))
         yield from _contrast(dataset, f"missing rate {hard:g}", "DMML-KD minus DMML", ours, theirs)
 
 
-def _most_where_missing(inputs: Inputs) -> Iterator[Contrast]:
-    gains = measures.gain_by_held(inputs.table[inputs.table["experiment"] == "missing"])
+def _most_where_missing(results: Results) -> Iterator[Contrast]:
+    gains = measures.gain_by_held(results.table[results.table["experiment"] == "missing"])
     for dataset, rows in gains.groupby("dataset"):
         means = rows.groupby(["level", "seed", "complete"], dropna=False)["gain"].mean().unstack("complete")
         if {True, False} <= set(means.columns):
@@ -260,34 +244,34 @@ def _most_where_missing(inputs: Inputs) -> Iterator[Contrast]:
             yield from _contrast(str(dataset), "", what, both[False], both[True])
 
 
-def _compete(inputs: Inputs) -> Iterator[Contrast]:
-    for dataset, gaps, modality in _gaps(inputs):
+def _compete(results: Results) -> Iterator[Contrast]:
+    for dataset, gaps, modality in _gaps(results):
         rows = gaps[(gaps["method"] == "dmml") & (gaps["modality"] == modality)]
         what = f"probe of {modality} trained alone minus probe after joint training by DMML"
         yield from _contrast(dataset, modality, what, by_seed(rows, "alone"), by_seed(rows, "joint"))
 
 
-def _balance_lessens(inputs: Inputs) -> Iterator[Contrast]:
-    for dataset, gaps, modality in _gaps(inputs):
-        own = gaps[gaps["modality"] == modality]
+def _balance_lessens(results: Results) -> Iterator[Contrast]:
+    for dataset, gaps, modality in _gaps(results):
+        slow = gaps[gaps["modality"] == modality]
         for method, reference in (("dmml-tb", "dmml"), ("dmml-kd-tb", "dmml-kd")):
-            what = f"under-training gap of {look(reference).label} minus that of {look(method).label}"
-            before, after = (by_seed(own, "gap", method=name) for name in (reference, method))
+            what = f"under-training gap of {label(reference)} minus that of {label(method)}"
+            before, after = (by_seed(slow, "gap", method=name) for name in (reference, method))
             yield from _contrast(dataset, modality, what, before, after)
 
 
-def _gaps(inputs: Inputs) -> Iterator[tuple[str, pd.DataFrame, str]]:
+def _gaps(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
     """Yield each dataset's under-training gaps and its slowest modality."""
-    table = inputs.table[inputs.table["experiment"] == "imbalance"]
+    table = results.table[results.table["experiment"] == "imbalance"]
     gaps = measures.undertraining_gap(table)
     for dataset, modality in measures.slowest_modality(table).items():
         yield dataset, gaps[gaps["dataset"] == dataset], modality
 
 
-def _one_distribution(inputs: Inputs) -> Iterator[Contrast]:
-    if inputs.features is None or inputs.features.empty:
+def _one_distribution(results: Results) -> Iterator[Contrast]:
+    if results.features.empty:
         return
-    distances = measures.feature_distance(inputs.features)
+    distances = measures.feature_distance(results.features)
     for dataset, rows in distances.groupby("dataset"):
         without, guided = (by_seed(rows, "distance", method=method) for method in ("dmml-kd-no-generator", "dmml-kd"))
         what = "distance of devices' class means without the generator minus with it"
@@ -358,3 +342,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
 )
 """The claims that are judged, in the order of the abstract."""
+
+
+def shown_in(figure: str) -> list[Claim]:
+    """Return the claims that a figure or table shows."""
+    return [claim for claim in CLAIMS if figure in claim.figures]

@@ -8,8 +8,8 @@ from scipy.spatial.distance import pdist
 
 from dmmlkd_ext.experiments.results import last_round
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures.inputs import pick
-from paper_figures.transforms import RUN, device_accuracy
+from paper_figures.collect.inputs import pick
+from paper_figures.judge.transforms import RUN, device_accuracy
 
 DISTANCE = "distance"
 """The `embedding` of the rows of features that hold a measured distance in x instead of a place."""
@@ -29,8 +29,8 @@ def undertraining_gap(table: pd.DataFrame) -> pd.DataFrame:
     rows = pick(last_round(table), "probe_accuracy", of_devices=True).rename(columns={"part": "modality"})
     keys = ["dataset", "seed", "modality", "device"]
     is_alone = rows["method"].str.startswith(UNIMODAL)
-    own = rows["method"] == UNIMODAL + rows["modality"]
-    alone = rows[own].drop_duplicates(keys)[[*keys, "value"]].rename(columns={"value": "alone"})
+    of_its_modality = rows["method"] == UNIMODAL + rows["modality"]
+    alone = rows[of_its_modality].drop_duplicates(keys)[[*keys, "value"]].rename(columns={"value": "alone"})
     joint = rows[~is_alone][[*keys, "method", "value"]].rename(columns={"value": "joint"})
     both = joint.merge(alone, on=keys).assign(gap=lambda frame: frame["alone"] - frame["joint"])
     grouped = both.groupby(["dataset", "method", "modality", "seed"], sort=True)

@@ -1,6 +1,6 @@
 """Every experiment as a list of cases: what is run, for which figure, in which profile.
 
-The search for the methods' settings is in `paper_figures.tuning`; what it chose is read here.
+The search for the methods' settings is in `paper_figures.plan.search`; what it chose is read here.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from paper_figures.profiles import PROFILES, Profile
-from paper_figures.tuned import Choices, apply_choices, read_choices
-from paper_figures.worlds import DATASETS, LEVELS, Level, dirichlet, world
+from paper_figures.plan.labels import DEFAULT_SETTING
+from paper_figures.plan.profiles import PROFILES, Profile
+from paper_figures.plan.tuned import Choices, apply_choices, read_choices
+from paper_figures.plan.worlds import DATASETS, LEVELS, Level, dirichlet, world
 
-__all__ = ["EXPERIMENTS", "PROFILES", "REFERENCE_METHOD", "Case", "Profile", "make_cases"]
-
-REFERENCE_METHOD = "dmml"
-"""The method that all others are compared with: the paper's starting point."""
-DEFAULT = "default"
-"""The setting of a case whose experiment varies its level alone."""
+__all__ = ["EXPERIMENTS", "PROFILES", "Case", "Profile", "make_cases"]
 
 BALANCED = ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 CONTROLS = ("dmml-reversed", "dmml-kd-reversed", "dmml-kd-separate", "dmml-kd-greedy")
@@ -63,7 +59,7 @@ class Point:
 
     dataset: str
     method: str
-    setting: str = DEFAULT
+    setting: str = DEFAULT_SETTING
     level: float | None = None
     non_iid: Level = "moderate"
     budget: float | None = None
@@ -248,7 +244,7 @@ def tenfold_similarity(config: ExperimentConfig) -> ExperimentConfig:
 
 
 SENSITIVITIES: dict[str, Change | None] = {
-    DEFAULT: None,
+    DEFAULT_SETTING: None,
     "similarity x10": tenfold_similarity,
     "generator from round 1": guide_at_once,
     "constant learning rate": train_with(final_learning_rate_fraction=1.0),

@@ -18,7 +18,7 @@ from dmmlkd_ext.experiments.own_parameter import set_own_parameter
 from dmmlkd_ext.experiments.presets import preset
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from dmmlkd_ext.training.methods import get_method
-from paper_figures.tuned import (
+from paper_figures.plan.tuned import (
     LIMITED_METHODS,
     TUNED_BUDGET,
     TUNED_METHODS,
@@ -28,7 +28,7 @@ from paper_figures.tuned import (
     by_key,
     inherit_losses,
 )
-from paper_figures.worlds import LEVELS, Level, world
+from paper_figures.plan.worlds import LEVELS, Level, world
 
 ROUNDS = 20
 SEEDS = (100, 101)

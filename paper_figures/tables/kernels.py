@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
-from paper_figures import benchmarks, tables
-from paper_figures.inputs import Numbers
+from paper_figures.collect import benchmarks
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions
 
-NAME = "table_kernels"
 EXPERIMENTS: tuple[str, ...] = ()
+NEEDS = benchmarks.KERNELS
+TITLE = "Kernels"
 KEYS = ["operator", "case", "work", "threads"]
 COLUMNS = {"reference": "Reference", "torch.compile": "torch.compile"}
 """Comparisons with a column of their own."""
 
 
-def make(_results: Numbers, folder: Path, source: Path = benchmarks.FOLDER) -> list[Path]:
-    """Compute the table from the committed benchmarks and write it as CSV, Markdown and LaTeX, with its caption."""
-    benchmark = benchmarks.load_kernels(NAME, source)
-    rows = transform(benchmark.rows)
-    caption = (
-        "Median times in microseconds of one session, and in brackets the other's time over the native one's, measured "
-        "in turn in the same rounds: above 1 the native operator is faster. Fraction of the limit: the time of a bare "
-        "operation that bounds the operator, over the operator's. Targets are least ratios that were aimed at."
-    )
-    aimed = benchmark.rows.dropna(subset=["target"])
-    met = int((aimed["ratio"] >= aimed["target"]).sum())
-    rivals = benchmark.rows[~benchmark.rows["is_limit"]]
-    found = [
-        f"- Targets: {met} of {len(aimed)} met",
-        f"- Comparisons in which the native operator is slower: {int((rivals['ratio'] < 1).sum())} of {len(rivals)}",
-    ]
-    sections = {"What was found": found, "Provenance": benchmarks.describe_machine(benchmark.machine)}
-    return tables.save_table(rows, format_rows(rows), "Kernels", caption, folder, NAME, sections=sections)
-
-
-def transform(rows: pd.DataFrame) -> pd.DataFrame:
+def transform(results: Results) -> pd.DataFrame:
     """Return a row an operator, case, work and number of threads.
-
-    Args:
-        rows: of `paper_figures.benchmarks.load_kernels`.
 
     Returns:
         Columns operator, case, work, threads, native_us (of the first comparison), reference_us, reference_ratio,
         compile_us, compile_ratio, others (a text of names and ratios), limit_fraction, targets_met, targets.
     """
+    rows = benchmarks.load_kernels(results.benchmarks).rows
+    if rows.empty:
+        return rows
     found = []
     for key, group in rows.groupby(KEYS, sort=False):
         row = dict(zip(KEYS, key, strict=True)) | {"native_us": group["native_us"].iloc[0]}
         for against, name in (("reference", "reference"), ("torch.compile", "compile")):
-            own = group[group["against"] == against]
-            row[f"{name}_us"] = own["other_us"].iloc[0] if len(own) else float("nan")
-            row[f"{name}_ratio"] = own["ratio"].iloc[0] if len(own) else float("nan")
+            other = group[group["against"] == against]
+            row[f"{name}_us"] = other["other_us"].iloc[0] if len(other) else float("nan")
+            row[f"{name}_ratio"] = other["ratio"].iloc[0] if len(other) else float("nan")
         others = group[~group["is_limit"] & ~group["against"].isin(list(COLUMNS))]
         row["others"] = ", ".join(f"{other} {ratio:.2f}" for other, ratio in others[["against", "ratio"]].to_numpy())
         limits = group[group["is_limit"]]
@@ -63,7 +43,7 @@ def transform(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).sort_values(["operator"], kind="stable", ignore_index=True)
 
 
-def format_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def show(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table as text."""
     shown = [
         {
@@ -81,6 +61,24 @@ def format_rows(rows: pd.DataFrame) -> pd.DataFrame:
         for row in rows.to_dict("records")
     ]
     return pd.DataFrame(shown)
+
+
+def caption(results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is in the table, what was met and what was not, the machine."""
+    benchmark = benchmarks.load_kernels(results.benchmarks)
+    shown = (
+        "Median times in microseconds of one session, and in brackets the other's time over the native one's, measured "
+        "in turn in the same rounds: above 1 the native operator is faster. Fraction of the limit: the time of a bare "
+        "operation that bounds the operator, over the operator's. Targets are least ratios that were aimed at."
+    )
+    aimed = benchmark.rows.dropna(subset=["target"])
+    met = int((aimed["ratio"] >= aimed["target"]).sum())
+    rivals = benchmark.rows[~benchmark.rows["is_limit"]]
+    found = [
+        f"- Targets: {met} of {len(aimed)} met",
+        f"- Comparisons in which the native operator is slower: {int((rivals['ratio'] < 1).sum())} of {len(rivals)}",
+    ]
+    return shown, {"What was found": found, "Provenance": benchmarks.describe_machine(benchmark.machine)}
 
 
 def _number(value: float) -> str:
