@@ -24,10 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes at a time; one a core by default")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of runs, one a profile in it")
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=ROOT / "paper_figures" / "output",
-        help="folder of figures, one a profile in it",
+        "--output", type=Path, default=ROOT / "paper_figures" / "output", help="folder of figures, one a profile in it"
     )
     parser.add_argument(
         "--from",

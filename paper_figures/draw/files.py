@@ -36,8 +36,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     dateless = {"CreationDate": None, "Creator": None, "Producer": None}
     write_atomically(pdf, lambda file: figure.savefig(file, format="pdf", metadata=dateless))
     write_atomically(
-        png,
-        lambda file: figure.savefig(file, format="png", dpi=style.DOTS_PER_INCH, metadata={"Software": None}),
+        png, lambda file: figure.savefig(file, format="png", dpi=style.DOTS_PER_INCH, metadata={"Software": None})
     )
     return [pdf, png]
 

@@ -78,8 +78,6 @@ def draw(devices: pd.DataFrame, ranks: pd.DataFrame) -> Figure:
             _draw_ranks(axis, ranks)
         else:
             _draw_devices(axis, devices, name)
-    if "speed_up" not in panels and not len(devices):
-        _draw_seconds(axes[0, 0], ranks)
     return figure
 
 
@@ -107,14 +105,6 @@ def _draw_ranks(axis: Axes, ranks: pd.DataFrame) -> None:
     axis.set_xticks(sorted(ranks["ranks"].unique()))
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=7, loc="upper left")
-
-
-def _draw_seconds(axis: Axes, ranks: pd.DataFrame) -> None:
-    for mode, own in ranks.groupby("mode"):
-        colour, marker = _MODES.get(str(mode), ("#7F7F7F", "s"))
-        axis.plot(own["ranks"], own["seconds_per_round"], color=colour, marker=marker, label=mode)
-    axis.set(xlabel="Ranks", ylabel="Seconds a round")
-    axis.legend(fontsize=7)
 
 
 def caption(results: Results, devices: pd.DataFrame, ranks: pd.DataFrame) -> tuple[str, captions.Sections]:

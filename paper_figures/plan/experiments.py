@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from paper_figures.plan.labels import DEFAULT_SETTING
@@ -66,13 +67,16 @@ class Point:
     change: Change | None = None
     """What differs from the world of that level and budget."""
 
+    @property
+    def place(self) -> tuple[str, str, str, float | None]:
+        """By which a profile chooses points."""
+        return self.dataset, self.method, self.setting, self.level
+
 
 def comparison(_: Profile) -> Iterator[Point]:
     """Yield all methods at two levels of non-IID data, without a limit on energy; single modalities at one."""
-    for level in reversed(LEVELS):
-        for dataset in DATASETS:
-            for method in ("local", *BALANCED, *RIVALS, "centralized"):
-                yield Point(dataset, method, level, non_iid=level)
+    for level, dataset, method in product(reversed(LEVELS), DATASETS, ("local", *BALANCED, *RIVALS, "centralized")):
+        yield Point(dataset, method, level, non_iid=level)
     for dataset in DATASETS:
         for method in ALONE[dataset]:
             yield Point(dataset, method, LEVELS[0], non_iid=LEVELS[0])
@@ -80,10 +84,8 @@ def comparison(_: Profile) -> Iterator[Point]:
 
 def ablation(_: Profile) -> Iterator[Point]:
     """Yield the method without each of its terms, with another generator, and with the balance."""
-    for level in reversed(LEVELS):
-        for dataset in DATASETS:
-            for method in ("dmml", "dmml-kd", *ABLATIONS):
-                yield Point(dataset, method, level, non_iid=level)
+    for level, dataset, method in product(reversed(LEVELS), DATASETS, ("dmml", "dmml-kd", *ABLATIONS)):
+        yield Point(dataset, method, level, non_iid=level)
 
 
 def balance(_: Profile) -> Iterator[Point]:
@@ -104,25 +106,20 @@ def imbalance(_: Profile) -> Iterator[Point]:
 
 def features(_: Profile) -> Iterator[Point]:
     """Yield the method with and without the generator, whose features are looked at."""
-    for dataset in DATASETS:
-        for method in ("dmml-kd", "dmml-kd-no-generator"):
-            yield Point(dataset, method, LEVELS[-1], non_iid=LEVELS[-1])
+    for dataset, method in product(DATASETS, ("dmml-kd", "dmml-kd-no-generator")):
+        yield Point(dataset, method, LEVELS[-1], non_iid=LEVELS[-1])
 
 
 def non_iid(_: Profile) -> Iterator[Point]:
     """Yield the method, its starting point and no exchange over the concentration of the devices' labels."""
-    for alpha in ALPHAS:
-        for dataset in DATASETS:
-            for method in ("local", "dmml", "dmml-kd"):
-                yield Point(dataset, method, level=alpha, non_iid="severe", change=split_by(alpha))
+    for alpha, dataset, method in product(ALPHAS, DATASETS, ("local", "dmml", "dmml-kd")):
+        yield Point(dataset, method, level=alpha, non_iid="severe", change=split_by(alpha))
 
 
 def missing(_: Profile) -> Iterator[Point]:
     """Yield the method and its starting point over the share of devices that lack modalities."""
-    for rate in MISSING_RATES:
-        for dataset in DATASETS:
-            for method in ("dmml", "dmml-kd"):
-                yield Point(dataset, method, level=rate, change=lack(rate))
+    for rate, dataset, method in product(MISSING_RATES, DATASETS, ("dmml", "dmml-kd")):
+        yield Point(dataset, method, level=rate, change=lack(rate))
 
 
 def topology(profile: Profile) -> Iterator[Point]:
@@ -140,9 +137,8 @@ def topology(profile: Profile) -> Iterator[Point]:
 
 def sensitivity(_: Profile) -> Iterator[Point]:
     """Yield the method with one of our own choices [C] changed at a time."""
-    for dataset in ("mfeat", "watch"):
-        for setting, change in SENSITIVITIES.items():
-            yield Point(dataset, "dmml-kd", setting, non_iid="severe", change=change)
+    for dataset, (setting, change) in product(("mfeat", "watch"), SENSITIVITIES.items()):
+        yield Point(dataset, "dmml-kd", setting, non_iid="severe", change=change)
 
 
 EXPERIMENTS: dict[str, Callable[[Profile], Iterator[Point]]] = {
@@ -174,7 +170,7 @@ def make_cases(name: str, profile: Profile, choices: Choices | None = None) -> l
         Case(point.setting, point.level, configure(profile, point, seed, choices))
         for seed in sorted({seed for scope in scopes for seed in scope.seeds})
         for point in points
-        if any(seed in scope.seeds and scope.has(point) for scope in scopes)
+        if any(seed in scope.seeds and scope.has(*point.place) for scope in scopes)
     ]
 
 
