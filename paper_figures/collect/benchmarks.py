@@ -35,14 +35,14 @@ def load_kernels(folder: Path) -> Benchmark:
     """
 
     def order(rows: Path) -> tuple[int, str, str]:
-        build = _read_machine(rows.with_name("machine.json")).get("build", {})
+        build = load_json(rows.with_name("machine.json")).get("build", {})
         return WIDTHS.get(build.get("instruction_set"), -1), rows.parent.name[-10:], rows.parent.name
 
     found = sorted(folder.glob("*/rows.csv"), key=order)
     if not found:
         return Benchmark(pd.DataFrame(columns=list(COLUMNS)), {})
     rows = pd.read_csv(found[-1], keep_default_na=False, na_values={"target": [""]})
-    return Benchmark(mark_limits(rows), _read_machine(found[-1].with_name("machine.json")))
+    return Benchmark(mark_limits(rows), load_json(found[-1].with_name("machine.json")))
 
 
 def mark_limits(rows: pd.DataFrame) -> pd.DataFrame:
@@ -55,10 +55,10 @@ def mark_limits(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(is_limit=rows["against"].str.startswith(LIMITS))
 
 
-def load_json(name: str, folder: Path) -> Any:
-    """Read a JSON file of results; None where there is none."""
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of results or of a machine; an empty one where there is none."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
 
 
 def describe_machine(machine: dict[str, Any]) -> list[str]:
@@ -77,8 +77,3 @@ def describe_machine(machine: dict[str, Any]) -> list[str]:
         f"- Commit: {machine.get('commit', 'unknown')}",
         f"- Command: `{machine.get('command', 'unknown')}`",
     ]
-
-
-def _read_machine(path: Path) -> dict[str, Any]:
-    machine: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return machine

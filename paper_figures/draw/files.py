@@ -11,22 +11,9 @@ from matplotlib.figure import Figure
 from dmmlkd_ext.training.keep.files import write_atomically, write_text
 from paper_figures.draw import style
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "µ": r"$\mu$",
-    "<": r"$<$",
-    ">": r"$>$",
-}
+_LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"±": r"$\pm$", "µ": r"$\mu$", "<": r"$<$", ">": r"$>$"}
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 

@@ -27,16 +27,15 @@ _MODES = {"strong": ("#0072B2", "o"), "weak": ("#D55E00", "D")}
 
 def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the measurements over numbers of devices, and over ranks."""
-    population, distributed = (benchmarks.load_json(name, results.benchmarks) for name in (POPULATION, DISTRIBUTED))
+    population, distributed = (benchmarks.load_json(results.benchmarks / name) for name in (POPULATION, DISTRIBUTED))
     return over_devices(population), over_ranks(distributed)
 
 
-def over_devices(content: Any) -> pd.DataFrame:
+def over_devices(content: dict[str, Any]) -> pd.DataFrame:
     """Return columns measure, devices, seconds_per_round, memory_bytes of `population_scale.json`.
 
     Memory is the peak above what the process held before: floats a parameter, parameters a device, devices.
     """
-    rows = _rows(content)
     columns = ["measure", "devices", "seconds_per_round", "memory_bytes"]
     found = [
         (
@@ -45,12 +44,12 @@ def over_devices(content: Any) -> pd.DataFrame:
             row["seconds_a_round"],
             FLOAT_BYTES * row["peak_floats_a_parameter"] * row["parameters_a_device"] * row["devices"],
         )
-        for row in rows
+        for row in content.get("rows", [])
     ]
     return pd.DataFrame(found, columns=columns).sort_values("devices", ignore_index=True)
 
 
-def over_ranks(content: Any) -> pd.DataFrame:
+def over_ranks(content: dict[str, Any]) -> pd.DataFrame:
     """Return the rows of `distributed_scaling.json` with their speed-up over one rank.
 
     Strong scaling keeps the devices, and its ideal speed-up is the number of ranks; weak scaling keeps the devices a
@@ -61,7 +60,7 @@ def over_ranks(content: Any) -> pd.DataFrame:
         the speed-up is not a number where one rank was not measured.
     """
     names = ["mode", "ranks", "devices", "seconds_per_round", "bytes_sent_per_round", "communication_share"]
-    rows = pd.DataFrame(_rows(content), columns=names)
+    rows = pd.DataFrame(content.get("rows", []), columns=names)
     rows = rows.sort_values(["mode", "ranks"], ignore_index=True).assign(measure="ranks")
     single = rows[rows["ranks"] == 1].drop_duplicates("mode").set_index("mode")["seconds_per_round"]
     factor = rows["ranks"].where(rows["mode"] == "weak", 1)
@@ -136,22 +135,9 @@ def caption(results: Results, devices: pd.DataFrame, ranks: pd.DataFrame) -> tup
         "time in communication"
         for row in ranks.to_dict("records")
     ]
-    provenance = [
-        line
-        for name, rows in ((POPULATION, devices), (DISTRIBUTED, ranks))
-        if len(rows)
-        for line in (f"- `{name}`", *(f"  {part}" for part in benchmarks.describe_machine(_machine(name, results))))
-    ]
+    provenance = []
+    for name, rows in ((POPULATION, devices), (DISTRIBUTED, ranks)):
+        if len(rows):
+            machine = benchmarks.load_json(results.benchmarks / name).get("machine", {})
+            provenance += [f"- `{name}`", *(f"  {line}" for line in benchmarks.describe_machine(machine))]
     return shown, {"What was found": lines, "Provenance": provenance}
-
-
-def _rows(content: Any) -> list[dict[str, Any]]:
-    """Return the rows of a file that is a list of them or has them under `rows`."""
-    rows: list[dict[str, Any]] = (content.get("rows") if isinstance(content, dict) else content) or []
-    return rows
-
-
-def _machine(name: str, results: Results) -> dict[str, Any]:
-    content = benchmarks.load_json(name, results.benchmarks)
-    machine: dict[str, Any] = content.get("machine", {}) if isinstance(content, dict) else {}
-    return machine

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from paper_figures.plan.labels import DEFAULT_SETTING
@@ -92,7 +93,7 @@ def balance(_: Profile) -> Iterator[Point]:
     """Yield the balance and its controls at equal energy, at three budgets; without it the allotment is uniform."""
     for budget in BUDGETS:
         for dataset in DATASETS:
-            change = probe if budget == BUDGETS[0] and dataset in PROBED else None
+            change = PROBE if budget == BUDGETS[0] and dataset in PROBED else None
             for method in (*BALANCED, *(CONTROLS if dataset in PROBED else ())):
                 yield Point(dataset, method, level=budget, budget=budget, change=change)
 
@@ -101,7 +102,7 @@ def imbalance(_: Profile) -> Iterator[Point]:
     """Yield what a linear probe compares: encoders trained jointly, with and without balance, and each one alone."""
     for dataset in PROBED:
         for method in ("dmml", "dmml-tb", "dmml-reversed", "dmml-kd", "dmml-kd-tb", *ALONE[dataset]):
-            yield Point(dataset, method, budget=BUDGETS[0], change=probe)
+            yield Point(dataset, method, budget=BUDGETS[0], change=PROBE)
 
 
 def features(_: Profile) -> Iterator[Point]:
@@ -119,16 +120,16 @@ def non_iid(_: Profile) -> Iterator[Point]:
 def missing(_: Profile) -> Iterator[Point]:
     """Yield the method and its starting point over the share of devices that lack modalities."""
     for rate, dataset, method in product(MISSING_RATES, DATASETS, ("dmml", "dmml-kd")):
-        yield Point(dataset, method, level=rate, change=lack(rate))
+        yield Point(dataset, method, level=rate, change=changed("data", missing_rate=rate))
 
 
 def topology(profile: Profile) -> Iterator[Point]:
     """Yield the method and its starting point over graphs, numbers of devices and the loss of links, on `mfeat`."""
     usual = profile.num_devices or world("mfeat", "dmml", 0).data.num_devices
     axes: list[tuple[str, float | None, Change]] = [
-        *(("topology", None, connect(name)) for name in profile.topologies or TOPOLOGIES),
-        *(("devices", float(count), count_devices(count)) for count in (usual, usual // 2, 2 * usual)),
-        *(("link loss", loss, lose(loss)) for loss in LINK_LOSSES),
+        *(("topology", None, changed("topology", name=name)) for name in profile.topologies or TOPOLOGIES),
+        *(("devices", float(count), changed("data", num_devices=count)) for count in (usual, usual // 2, 2 * usual)),
+        *(("link loss", loss, changed("failures", link_probability=loss)) for loss in LINK_LOSSES),
     ]
     for setting, level, change in axes:
         for method in ("dmml", "dmml-kd"):
@@ -192,39 +193,23 @@ def configure(profile: Profile, point: Point, seed: int, choices: Choices) -> Ex
     return point.change(config) if point.change else config
 
 
-def probe(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration with linear probes."""
-    return replace(config, training=replace(config.training, probe=True))
+def changed(section: str, **options: Any) -> Change:
+    """Return the change of options of a section of the configuration.
+
+    Example:
+        >>> changed("data", missing_rate=0.2)(world("watch", "dmml", seed=0)).data.missing_rate
+        0.2
+    """
+    return lambda config: replace(config, **{section: replace(getattr(config, section), **options)})
+
+
+PROBE = changed("training", probe=True)
+"""Encoders are probed at the end."""
 
 
 def split_by(alpha: float) -> Change:
     """Return the change to a Dirichlet split of a concentration."""
     return lambda config: replace(config, data=dirichlet(config.data, alpha))
-
-
-def lack(rate: float) -> Change:
-    """Return the change to a share of devices that lack modalities."""
-    return lambda config: replace(config, data=replace(config.data, missing_rate=rate))
-
-
-def connect(name: str) -> Change:
-    """Return the change to another graph of links."""
-    return lambda config: replace(config, topology=replace(config.topology, name=name))
-
-
-def count_devices(count: int) -> Change:
-    """Return the change to another number of devices."""
-    return lambda config: replace(config, data=replace(config.data, num_devices=count))
-
-
-def lose(probability: float) -> Change:
-    """Return the change to links that fail with a probability."""
-    return lambda config: replace(config, failures=replace(config.failures, link_probability=probability))
-
-
-def train_with(**options: float) -> Change:
-    """Return the change of options of the training."""
-    return lambda config: replace(config, training=replace(config.training, **options))  # type: ignore[arg-type]
 
 
 def guide_at_once(config: ExperimentConfig) -> ExperimentConfig:
@@ -243,8 +228,8 @@ SENSITIVITIES: dict[str, Change | None] = {
     DEFAULT_SETTING: None,
     "similarity x10": tenfold_similarity,
     "generator from round 1": guide_at_once,
-    "constant learning rate": train_with(final_learning_rate_fraction=1.0),
-    "no momentum": train_with(momentum=0.0),
-    "feature width 8": train_with(feature_width=8),
+    "constant learning rate": changed("training", final_learning_rate_fraction=1.0),
+    "no momentum": changed("training", momentum=0.0),
+    "feature width 8": changed("training", feature_width=8),
 }
 """Name of a changed choice -> the change."""
