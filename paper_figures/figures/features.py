@@ -133,10 +133,9 @@ def caption(_results: Results, points: pd.DataFrame, distances: pd.DataFrame) ->
     )
     if WITHOUT not in set(points["method"]) or WITH not in set(points["method"]):
         shown += "Only one of the two methods is there, so that nothing can be compared. "
-    spaces = set(distances["space"])
     shown += (
-        "The distance, a mean over seeds, is that of devices' class means of the common features"
-        + (", measured in the space of the features." if spaces == {"features"} else ", measured in the PCA's plane.")
+        "The distance, a mean over seeds, is that of devices' class means of the common features, measured in the "
+        "space of the features."
         if len(distances)
         else "No distance between devices is known."
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from scipy.spatial.distance import pdist
 
 from dmmlkd_ext.experiments.results import last_round
 from dmmlkd_ext.training.methods import UNIMODAL
@@ -78,28 +76,11 @@ def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = 
 def feature_distance(features: pd.DataFrame) -> pd.DataFrame:
     """Return how far apart the devices' means of common features of a class are, by dataset, method and seed.
 
-    Rows whose embedding is `distance` hold it, measured in the space of the features, and are averaged over
-    modalities. Without such rows it is measured in the plane of the PCA: the mean over classes, modalities and
-    pairs of devices of the distance of class means, over the root mean square distance of all points to their mean.
+    It is measured in the space of the features (rows whose embedding is `distance`), and averaged over modalities.
 
     Returns:
-        Columns dataset, method, seed, distance, space (`features` or `pca`).
+        Columns dataset, method, seed, distance, space (always `features`).
     """
-    common = features[features["kind"] == "common"]
-    keys = ["dataset", "method", "seed"]
-    measured = common[common["embedding"] == DISTANCE]
-    if not measured.empty:
-        means = measured.groupby(keys)["x"].mean().dropna().reset_index(name="distance")
-        return means.assign(space="features")
-    found = [(*key, _distance_in_plane(group)) for key, group in common[common["embedding"] == "pca"].groupby(keys)]
-    return pd.DataFrame(found, columns=[*keys, "distance"]).dropna().assign(space="pca")
-
-
-def _distance_in_plane(points: pd.DataFrame) -> float:
-    means = points.groupby(["modality", "class", "device"])[["x", "y"]].mean()
-    distances = [
-        float(pdist(group.to_numpy()).mean()) for _, group in means.groupby(["modality", "class"]) if len(group) > 1
-    ]
-    places = points[["x", "y"]].to_numpy()
-    spread = float(np.sqrt(((places - places.mean(axis=0)) ** 2).sum(axis=1).mean()))
-    return float(np.mean(distances)) / spread if distances and spread > 0 else float("nan")
+    measured = features[(features["kind"] == "common") & (features["embedding"] == DISTANCE)]
+    means = measured.groupby(["dataset", "method", "seed"])["x"].mean().dropna().reset_index(name="distance")
+    return means.assign(space="features")

@@ -91,10 +91,9 @@ def point(x: float, device: int, embedding: str = "pca", kind: str = "common") -
     return {**about, "device": device, "kind": kind, "embedding": embedding, "x": x, "y": 0.0}
 
 
-def test_a_measured_distance_goes_before_one_in_the_plane() -> None:
-    points = [point(0.0, 0), point(2.0, 1), point(9.0, 0, kind="specific")]
-    plane = measures.feature_distance(pd.DataFrame(points)).iloc[0]
-    assert (plane["distance"], plane["space"]) == (pytest.approx(2.0), "pca")  # 2 apart, 1 from the mean
+def test_the_distance_is_the_measured_one_of_common_features_and_not_of_the_plane() -> None:
+    points = [point(0.0, 0), point(2.0, 1), point(9.0, 0, "distance", kind="specific")]
+    assert measures.feature_distance(pd.DataFrame(points)).empty
     numbers = [point(0.4, 0, "distance"), point(0.6, 0, "distance"), point(math.nan, 0, "distance")]
     measured = measures.feature_distance(pd.DataFrame(points + numbers)).iloc[0]
     assert (measured["distance"], measured["space"]) == (pytest.approx(0.5), "features")
