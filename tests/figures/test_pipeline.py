@@ -52,7 +52,7 @@ class Table(ModuleType):
         return rows.astype(str)
 
     def caption(self, results: Results, rows: pd.DataFrame) -> tuple[str, dict[str, list[str]]]:
-        return f"unfinished: {', '.join(results.unfinished)}", {}
+        return "Numbers.", {}
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_finished_runs_are_drawn_without_the_others(tmp_path: Path, fake_runs: N
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["table_one"]) == 0
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", run=False) == 0
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
-    assert (tmp_path / "out" / "table_two.md").read_text().count("watch-dmml") == 4
+    assert (tmp_path / "out" / "table_two.md").read_text().splitlines()[-1].count("watch-dmml") == 4
 
 
 def test_a_failed_run_is_named_and_the_rest_is_drawn(
@@ -122,7 +122,7 @@ def test_a_failed_run_is_named_and_the_rest_is_drawn(
     scopes = {**TINY.scopes, "comparison": (dataclasses.replace(scope, seeds=(0, 13)),)}
     assert pipeline.make(dataclasses.replace(TINY, scopes=scopes), tmp_path / "runs", tmp_path / "out") == 1
     assert capsys.readouterr().err.count("failed: run ") == 4
-    assert (tmp_path / "out" / "table_one.md").read_text().count("mfeat-dmml") == 2
+    assert (tmp_path / "out" / "table_one.md").read_text().splitlines()[-1].count("mfeat-dmml") == 2
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are(

@@ -7,6 +7,7 @@ import pytest
 from rows import example_table, finals, make_table, table_of
 from scipy import stats
 
+from dmmlkd_ext.experiments.statistics import paired_difference
 from paper_figures.collect import inputs
 from paper_figures.judge import comparisons, transforms
 
@@ -32,9 +33,9 @@ def test_accuracy_is_the_mean_over_devices_not_the_median() -> None:
 
 def test_pairs_are_of_a_seed_in_whatever_order_they_come() -> None:
     ours, theirs = pd.Series({0: 0.5, 1: 0.7, 2: 0.9}), pd.Series({2: 0.8, 0: 0.4, 1: 0.5})
-    difference = comparisons.difference_of(ours, theirs)
-    assert difference.mean == pytest.approx(0.4 / 3)
-    assert difference.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.1], 0).pvalue)
+    for difference in (comparisons.difference_of(ours, theirs), paired_difference(ours, theirs)):
+        assert difference.mean == pytest.approx(0.4 / 3)
+        assert difference.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.1], 0).pvalue)
     lacking = comparisons.difference_of(ours, theirs.drop(0).rename({2: 5}))
     assert (lacking.mean, lacking.count) == (pytest.approx(0.2), 1)
     rows = pd.DataFrame(
