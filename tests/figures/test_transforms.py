@@ -32,7 +32,7 @@ def test_accuracy_is_the_mean_over_devices_not_the_median() -> None:
 
 
 def test_pairs_are_of_a_seed_in_whatever_order_they_come() -> None:
-    ours, theirs = pd.Series({0: 0.5, 1: 0.7, 2: 0.9}), pd.Series({2: 0.8, 0: 0.4, 1: 0.5})
+    ours, theirs = pd.Series({1: 0.7, 0: 0.5, 2: 0.9}), pd.Series({2: 0.8, 0: 0.4, 1: 0.5})
     for difference in (comparisons.difference_of(ours, theirs), paired_difference(ours, theirs)):
         assert difference.mean == pytest.approx(0.4 / 3)
         assert difference.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.1], 0).pvalue)

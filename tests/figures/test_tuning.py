@@ -157,7 +157,7 @@ def test_what_is_not_tuned_takes_over_its_parent_s_settings_at_the_nearer_budget
     assert applied("dmml-reversed", 0.15).training.learning_rate == 0.7
     assert applied("unimodal:accelerometer", 0.3).training.learning_rate == 0.3  # no choice at 0.3: the one without
     assert applied("fedprox", None) == world("watch", "fedprox", 0)
-    with pytest.raises(ValueError, match="method must be tuned, or derived"):
+    with pytest.raises(ValueError, match="method must be one of"):
         tuned.parent("adam")
 
 
