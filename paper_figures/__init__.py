@@ -1,1 +1,1 @@
-"""Every figure and table, from its runs to its files."""
+"""Every figure and table, from its runs to its files: plan, collect, judge, draw."""

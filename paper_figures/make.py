@@ -15,19 +15,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here and not above: each run's process imports this file, and none of it draws.
     import logging
 
-    from paper_figures.experiments import PROFILES
-    from paper_figures.pipeline import FIGURES, REPORTED, make, redraw
+    from paper_figures.pipeline import MODULES, REPORTED, make, redraw
+    from paper_figures.plan.experiments import PROFILES
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.make", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how much is run")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(FIGURES)}")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(MODULES)}")
     parser.add_argument("--workers", type=int, help="processes at a time; one a core by default")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of runs, one a profile in it")
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=ROOT / "paper_figures" / "output",
-        help="folder of figures, one a profile in it",
+        "--output", type=Path, default=ROOT / "paper_figures" / "output", help="folder of figures, one a profile in it"
     )
     parser.add_argument(
         "--from",

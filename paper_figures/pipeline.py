@@ -6,43 +6,39 @@ import importlib
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
-import paper_figures
-from dmmlkd_ext.experiments.results import Results
+import matplotlib.pyplot as plt
+import pandas as pd
+
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from dmmlkd_ext.experiments.sweep import SweepReport, run_sweep
-from paper_figures import gather, style
-from paper_figures.availability import can_load
-from paper_figures.experiments import Case, Profile, make_cases
+from paper_figures import figures, tables
+from paper_figures.collect import gather, kept
+from paper_figures.collect.availability import can_load
+from paper_figures.collect.inputs import MissingResultsError, Results
+from paper_figures.draw import captions, files
+from paper_figures.draw.style import style
+from paper_figures.judge.claims import shown_in
+from paper_figures.plan.experiments import EXPERIMENTS, Case, Profile, make_cases
 
 REPORTED = "full"
 """The profile whose tables are kept beside the figures."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure or table: the experiments that it shows, and what draws it."""
-
-    experiments: tuple[str, ...]
-    make: Callable[[Results, Path], list[Path]]
-
-
-def find_figures() -> dict[str, Figure]:
-    """Return every figure and table: the modules of this package whose names begin so."""
-    names = [module.name for module in pkgutil.iter_modules(paper_figures.__path__)]
-    modules = [
-        importlib.import_module(f"{paper_figures.__name__}.{name}")
-        for name in names
-        if name.startswith(("figure_", "table_"))
-    ]
-    return {module.NAME: Figure(module.EXPERIMENTS, module.make) for module in modules}
+def find_modules() -> dict[str, ModuleType]:
+    """Return the modules of all figures and tables by name: `figure_topology` is that of `figures/topology.py`."""
+    return {
+        f"{kind}_{module.name}": importlib.import_module(f"{package.__name__}.{module.name}")
+        for kind, package in (("figure", figures), ("table", tables))
+        for module in pkgutil.iter_modules(package.__path__)
+    }
 
 
-FIGURES: dict[str, Figure] = find_figures()
-"""The figures and tables by name."""
+MODULES: dict[str, ModuleType] = find_modules()
+"""The figures and tables; `paper_figures.figures` says what is in their modules."""
 
 
 def make(
@@ -95,11 +91,11 @@ def redraw(results_folder: Path, output: Path, names: Sequence[str] = ()) -> int
         0, or 1 if a figure failed.
 
     Raises:
-        ValueError: there is no figure of a name.
+        ValueError: there is no figure of a name, or a table is damaged.
         FileNotFoundError: a table is not there.
     """
     drawn = check_names(names)
-    undrawn = draw_all(drawn, gather.read(results_folder), output)
+    undrawn = draw_all(drawn, kept.read(results_folder), output)
     print(f"{len(drawn) - len(undrawn)} figures and tables are in {output}")
     return complain(SweepReport((), 0), {}, undrawn)
 
@@ -110,17 +106,15 @@ def check_names(names: Sequence[str]) -> list[str]:
     Raises:
         ValueError: there is no figure of a name.
     """
-    unknown = [name for name in names if name not in FIGURES]
+    unknown = [name for name in names if name not in MODULES]
     if unknown:
-        raise ValueError(f"names must be some of {', '.join(FIGURES)}; got {', '.join(unknown)}")
-    return list(names or FIGURES)
+        raise ValueError(f"names must be some of {', '.join(MODULES)}; got {', '.join(unknown)}")
+    return list(names or MODULES)
 
 
 def experiments_of(names: Iterable[str]) -> list[str]:
     """Return the experiments that figures show, each once, in the order in which they are run."""
-    from paper_figures.experiments import EXPERIMENTS
-
-    wanted = {experiment for name in names for experiment in FIGURES[name].experiments}
+    wanted = {experiment for name in names for experiment in MODULES[name].EXPERIMENTS}
     unknown = wanted - EXPERIMENTS.keys()
     if unknown:
         raise ValueError(f"experiments must be some of {', '.join(EXPERIMENTS)}; got {', '.join(sorted(unknown))}")
@@ -146,21 +140,62 @@ def available_cases(profile: Profile, experiments: Iterable[str], runs_folder: P
     }
 
 
-def draw_all(names: Sequence[str], gathered: gather.Gathered, output: Path) -> list[str]:
+def draw_all(names: Sequence[str], gathered: kept.Gathered, output: Path) -> list[str]:
     """Draw figures from gathered tables, and return the names of those that could not be drawn."""
-    style.use_style()
     undrawn = []
     for name in names:
-        figure = FIGURES[name]
+        experiments = MODULES[name].EXPERIMENTS
         try:
-            results = gathered.results(figure.experiments)
-            if figure.experiments and results.table.empty:
-                raise ValueError(f"no run of {', '.join(figure.experiments)} finished")
-            figure.make(results, output)
+            results = gathered.results(experiments)
+            if experiments and results.table.empty:
+                raise MissingResultsError(f"{name} cannot be drawn: no run of {', '.join(experiments)} finished")
+            draw(name, results, output)
+        except MissingResultsError as error:
+            print(error, file=sys.stderr)
+            undrawn.append(name)
         except Exception:  # whatever is wrong with one figure, the others are drawn
             traceback.print_exc()
             undrawn.append(name)
     return undrawn
+
+
+def draw(name: str, results: Results, folder: Path) -> list[Path]:
+    """Draw a figure or table and write its files.
+
+    Args:
+        name: of the figure, e.g. `figure_topology`.
+        results: of its experiments.
+        folder: made if it is not there.
+
+    Returns:
+        The paths written: PDF and PNG of a figure, LaTeX of a table, CSV of the rows shown, and the caption.
+
+    Raises:
+        MissingResultsError: there is nothing to draw.
+    """
+    module = MODULES[name]
+    found = module.transform(results)
+    frames: tuple[pd.DataFrame, ...] = found if isinstance(found, tuple) else (found,)
+    if all(frame.empty for frame in frames):
+        raise MissingResultsError(f"{name} cannot be drawn: there is no {module.NEEDS}")
+    shown, sections = module.caption(results, *frames)
+    paths = []
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(module, "show"):
+        table = module.show(*frames)
+        shown = f"{files.to_markdown(table)}\n\n{shown}"
+        paths.append(files.save_text(files.to_latex(table), folder / f"{name}.tex"))
+    else:
+        with style():
+            figure = module.draw(*frames)
+            paths += files.save_figure(figure, folder, name)
+            plt.close(figure)
+    drawn = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+    paths.append(files.save_csv(drawn, folder / f"{name}.csv"))
+    claims = [f"- {claim.text}" for claim in shown_in(name)]
+    sections |= {"Claims that it shows, judged in table_claims": claims}
+    text = captions.compose(module.TITLE, shown, sections, results if module.EXPERIMENTS else None)
+    return [*paths, files.save_text(text, folder / f"{name}.md")]
 
 
 def complain(report: SweepReport, unreadable: dict[str, str], undrawn: Sequence[str]) -> int:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search and write; return 0, 1 if something failed, 2 if asked for wrongly, 130 if interrupted."""
     # Here and not above: each run's process imports this file.
-    from paper_figures.tuned import PATH, TUNED_METHODS
-    from paper_figures.worlds import DATASETS
+    from paper_figures.plan.tuned import PATH, TUNED_METHODS
+    from paper_figures.plan.worlds import DATASETS
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.tune", description=__doc__)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose settings")
@@ -38,9 +38,9 @@ def search(options: argparse.Namespace) -> int:
     from dmmlkd_ext.experiments.config import ExperimentConfig
     from dmmlkd_ext.experiments.provenance import identity
     from dmmlkd_ext.experiments.sweep import run_sweep
-    from paper_figures import tuning
-    from paper_figures.availability import can_load
-    from paper_figures.tuned import read_choices, write_choices
+    from paper_figures.collect.availability import can_load
+    from paper_figures.plan import search as searching
+    from paper_figures.plan.tuned import read_choices, write_choices
 
     def run(configs: Sequence[ExperimentConfig]) -> None:
         report = run_sweep(configs, options.runs, workers=options.workers)
@@ -48,7 +48,7 @@ def search(options: argparse.Namespace) -> int:
         for name, log in report.failures.items():
             print(f"failed: run {name}, see {log}", file=sys.stderr)
 
-    def wanted(one: tuning.Search) -> bool:
+    def wanted(one: searching.Search) -> bool:
         budget = "none" if one.budget is None else "limited"
         return one.method in options.methods and options.budget in (None, budget)
 
@@ -56,10 +56,10 @@ def search(options: argparse.Namespace) -> int:
     if not available:
         print("nothing to tune: none of the datasets can be had", file=sys.stderr)
         return 1
-    choices, failed = tuning.tune(available, options.runs, run, read_choices(options.output), wanted)
+    choices, failed = searching.tune(available, options.runs, run, read_choices(options.output), wanted)
     description = {
-        "rounds": tuning.ROUNDS,
-        "seeds": tuning.SEEDS,
+        "rounds": searching.ROUNDS,
+        "seeds": searching.SEEDS,
         "criterion": "validation accuracy of the last round, mean over devices and seeds",
         "commit": identity().commit,
     }

@@ -22,7 +22,8 @@ def test_the_snippets_run():
 def test_the_targets_that_it_names_are_there():
     makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"`?make ([a-z-]+)", README)):
-        drawn = Path(__file__).parents[1] / "paper_figures" / f"{target.replace('-', '_')}.py"  # figure-% and table-%
+        kind, _, name = target.partition("-")  # figure-% and table-%
+        drawn = Path(__file__).parents[1] / "paper_figures" / f"{kind}s" / f"{name.replace('-', '_')}.py"
         assert re.search(rf"^{target}:", makefile, re.MULTILINE) or drawn.exists(), target
 
 

@@ -13,7 +13,7 @@ from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.exchange.slices import slice_devices
 from dmmlkd_ext.training.learn import local
 from dmmlkd_ext.wireless.topology import build_topology, metropolis_hastings
-from paper_figures.figure_scaling import over_ranks
+from paper_figures.figures.scaling import over_ranks
 from tests.benchmarks.distributed.projection import Assumptions, boundary, project, read, tables
 from tests.benchmarks.distributed.rank import least_bytes, measure
 from tests.benchmarks.distributed.scaling import STAGES, summarize, table

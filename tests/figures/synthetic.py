@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from dmmlkd_ext.training.methods import METHODS
+from paper_figures.collect.inputs import Results
 
 MODALITIES = {
     "avdigits": ("image", "audio"),
@@ -30,19 +31,9 @@ COMPARED = [
 ]
 
 
-@dataclass(frozen=True)
-class FigureResults:
-    """What modules of figures are given."""
-
-    table: pd.DataFrame
-    features: pd.DataFrame = field(default_factory=pd.DataFrame)
-    settings: pd.DataFrame = field(default_factory=pd.DataFrame)
-    unfinished: tuple[str, ...] = ()
-
-    def of(self, experiments: Iterable[str]) -> FigureResults:
-        """Restrict the table to experiments."""
-        table = self.table[self.table["experiment"].isin(list(experiments))]
-        return FigureResults(table, self.features, self.settings, self.unfinished)
+def of(results: Results, experiments: Iterable[str]) -> Results:
+    """Restrict results to experiments."""
+    return replace(results, table=results.table[results.table["experiment"].isin(list(experiments))])
 
 
 @dataclass(frozen=True)
@@ -67,9 +58,9 @@ SMOKE = Size(
 TINY = Size(seeds=(0, 1, 2), datasets=("mfeat", "watch"), rounds=6, evaluate_every=3, devices=4, levels=2)
 
 
-def make_results(size: Size = FULL) -> FigureResults:
+def make_results(size: Size = FULL) -> Results:
     """Return made-up results of all experiments."""
-    return FigureResults(make_table(size), make_features(size), make_settings(size), ())
+    return Results(make_table(size), (), make_features(size), make_settings(size))
 
 
 def make_table(size: Size = FULL) -> pd.DataFrame:
@@ -285,9 +276,3 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def without(results: FigureResults, drop: Callable[[pd.DataFrame], pd.Series]) -> FigureResults:
-    """Return results without the rows for which `drop` is true."""
-    table = results.table
-    return FigureResults(table[~drop(table)], results.features, results.settings, results.unfinished)

@@ -7,13 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rows import example_table
-from synthetic import FigureResults
 
-from paper_figures import benchmarks, figure_kernels, figure_scaling, style, table_kernels
-from paper_figures.inputs import MissingResultsError
+from paper_figures import pipeline
+from paper_figures.collect import benchmarks
+from paper_figures.collect.inputs import BENCHMARKS, MissingResultsError, Results
+from paper_figures.figures import scaling
+from paper_figures.tables import kernels
 from tests.benchmarks.compare import newest
 
-NOTHING = FigureResults(example_table().iloc[:0])
+MEASURED = ("figure_kernels", "table_kernels", "figure_scaling")
 HEADER = "operator,case,work,threads,against,native_us,other_us,ratio,target,verdict"
 ROWS = (
     "gossip,10 devices,mix,1,reference,100,400,4,5,not met",
@@ -24,9 +26,8 @@ ROWS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _style() -> None:
-    style.use_style()
+def measured(source: Path = BENCHMARKS) -> Results:
+    return Results(example_table().iloc[:0], benchmarks=source)
 
 
 @pytest.fixture
@@ -57,13 +58,13 @@ def write_scaling(folder: Path) -> None:
         }
         for mode, n, seconds in (("strong", 1, 2.0), ("strong", 2, 1.25), ("weak", 2, 2.5), ("weak", 1, 2.0))
     ]
-    (folder / figure_scaling.POPULATION).write_text(json.dumps({"machine": {"processor": "P"}, "rows": sizes}))
+    (folder / scaling.POPULATION).write_text(json.dumps({"machine": {"processor": "P"}, "rows": sizes}))
     machine = {"processor": "Q", "command": "measure ranks"}
-    (folder / figure_scaling.DISTRIBUTED).write_text(json.dumps({"machine": machine, "rows": ranks}))
+    (folder / scaling.DISTRIBUTED).write_text(json.dumps({"machine": machine, "rows": ranks}))
 
 
 def test_the_newest_session_is_read(source: Path) -> None:
-    benchmark = benchmarks.load_kernels("figure_kernels", source)
+    benchmark = benchmarks.load_kernels(source)
     assert len(benchmark.rows) == len(ROWS)
     assert benchmark.machine["processor"] == "processor of new-2026-02-01"
     assert benchmark.rows["is_limit"].tolist() == [False, True, False, False, False]
@@ -74,7 +75,7 @@ def test_wider_vectors_come_before_newer_dates(source: Path) -> None:
         path = source / name / "machine.json"
         machine = json.loads(path.read_text())
         path.write_text(json.dumps(machine | {"build": {"instruction_set": instruction_set}}))
-    assert benchmarks.load_kernels("figure_kernels", source).machine["processor"] == "processor of old-2025-12-31"
+    assert benchmarks.load_kernels(source).machine["processor"] == "processor of old-2025-12-31"
 
 
 @pytest.mark.parametrize(("machine", "wanted"), [("a-avx2", "a-avx2-2026-01-03"), ("b-avx2", "a-avx512-2026-01-04")])
@@ -85,33 +86,33 @@ def test_results_are_compared_with_those_of_such_a_machine_if_there_are_any(mach
     assert newest(tmp_path, machine).parent.name == wanted
 
 
-@pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
-def test_the_same_measurements_give_the_same_bytes(module, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_same_measurements_give_the_same_bytes(name: str, source: Path, tmp_path: Path) -> None:
     write_scaling(source)
-    first, second = (module.make(NOTHING, tmp_path / folder, source) for folder in ("a", "b"))
+    first, second = (pipeline.draw(name, measured(source), tmp_path / folder) for folder in ("a", "b"))
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert b"CreationDate" not in one.read_bytes()
-    assert not re.search(r"\bnan\b", (tmp_path / "a" / f"{module.NAME}.md").read_text())
+    assert not re.search(r"\bnan\b", (tmp_path / "a" / f"{name}.md").read_text())
 
 
-@pytest.mark.parametrize("module", [figure_kernels, table_kernels, figure_scaling])
-def test_without_measurements_the_error_says_what_writes_them(module, tmp_path: Path) -> None:
-    with pytest.raises(MissingResultsError, match=rf"{module.NAME} cannot be drawn: there is .*`(make bench|python)"):
-        module.make(NOTHING, tmp_path / "out", tmp_path)
+@pytest.mark.parametrize("name", MEASURED)
+def test_without_measurements_the_error_says_what_writes_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingResultsError, match=rf"{name} cannot be drawn: there is no .*`(make bench|python)"):
+        pipeline.draw(name, measured(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_committed_benchmarks_are_drawn(tmp_path: Path) -> None:
-    figure_kernels.make(NOTHING, tmp_path)
-    table_kernels.make(NOTHING, tmp_path)
+    pipeline.draw("figure_kernels", measured(), tmp_path)
+    pipeline.draw("table_kernels", measured(), tmp_path)
     drawn = pd.read_csv(tmp_path / "figure_kernels.csv")
     assert {"gossip", "orthogonality", "pairwise_kl"} <= set(drawn["operator"])
     assert drawn["threads"].nunique() == 1
 
 
 def test_wins_and_losses_are_told(source: Path, tmp_path: Path) -> None:
-    figure_kernels.make(NOTHING, tmp_path, source)
+    pipeline.draw("figure_kernels", measured(source), tmp_path)
     caption = (tmp_path / "figure_kernels.md").read_text()
     assert "- gossip over torch.mm: 0.50 to 0.50 times, median 0.50, 1 of 1 slower" in caption
     assert "- gossip, fraction of the limit: 0.60 to 0.60 in 1 cases" in caption
@@ -120,8 +121,8 @@ def test_wins_and_losses_are_told(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_row_a_case_and_number_of_threads(source: Path) -> None:
-    rows = table_kernels.transform(benchmarks.load_kernels("table_kernels", source).rows)
-    shown = table_kernels.format_rows(rows)
+    rows = kernels.transform(measured(source))
+    shown = kernels.show(rows)
     assert shown["Threads"].tolist() == [1, 2, 1]
     assert shown["Reference"].tolist() == ["400 (4.00)", "400 (6.67)", "-"]
     assert shown["torch.compile"].tolist() == ["-", "-", "150 (3.00)"]
@@ -132,30 +133,28 @@ def test_the_table_has_a_row_a_case_and_number_of_threads(source: Path) -> None:
 
 def test_speed_up_counts_the_work_that_is_done(tmp_path: Path) -> None:
     write_scaling(tmp_path)
-    ranks = figure_scaling.over_ranks(benchmarks.load_json(figure_scaling.DISTRIBUTED, tmp_path))
+    ranks = scaling.over_ranks(benchmarks.load_json(tmp_path / scaling.DISTRIBUTED))
     assert ranks.set_index(["mode", "ranks"])["speed_up"].to_dict() == {
         ("strong", 1): 1.0,
         ("strong", 2): 1.6,
         ("weak", 1): 1.0,
         ("weak", 2): 1.6,
     }
-    content = benchmarks.load_json(figure_scaling.DISTRIBUTED, tmp_path)
-    pd.testing.assert_frame_equal(figure_scaling.over_ranks(content["rows"]), ranks)
-    devices = figure_scaling.over_devices(benchmarks.load_json(figure_scaling.POPULATION, tmp_path))
+    devices = scaling.over_devices(benchmarks.load_json(tmp_path / scaling.POPULATION))
     assert devices["memory_bytes"].tolist() == [4 * 4 * 1000 * 10, 4 * 4 * 1000 * 100]
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     write_scaling(tmp_path)
-    (tmp_path / figure_scaling.DISTRIBUTED).unlink()
-    figure_scaling.make(NOTHING, tmp_path / "out", tmp_path)
+    (tmp_path / scaling.DISTRIBUTED).unlink()
+    pipeline.draw("figure_scaling", measured(tmp_path), tmp_path / "out")
     caption = (tmp_path / "out" / "figure_scaling.md").read_text()
     assert "Not drawn, because it was not measured: distributed_scaling.json." in caption
     assert "- 100 devices: 1 s a round, peak of 2 MiB" in caption
-    (tmp_path / figure_scaling.POPULATION).unlink()
+    (tmp_path / scaling.POPULATION).unlink()
     write_scaling(tmp_path)
-    (tmp_path / figure_scaling.POPULATION).unlink()
-    figure_scaling.make(NOTHING, tmp_path / "ranks", tmp_path)
+    (tmp_path / scaling.POPULATION).unlink()
+    pipeline.draw("figure_scaling", measured(tmp_path), tmp_path / "ranks")
     caption = (tmp_path / "ranks" / "figure_scaling.md").read_text()
     assert "not measured: population_scale.json." in caption
     assert "- weak scaling, 2 ranks, 200 devices: 2.5 s a round, speed-up 1.60" in caption

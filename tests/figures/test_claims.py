@@ -8,13 +8,16 @@ from rows import finals, table_of
 from scipy import stats
 from synthetic import make_features
 
-from paper_figures import captions, claims
+from dmmlkd_ext.experiments.statistics import PairedDifference
+from paper_figures.collect.inputs import Results
+from paper_figures.judge import claims
+from paper_figures.tables import claims as table_claims
 
 GAINS = (0.10, 0.12, 0.11)
 
 
 def judged(name: str, table: pd.DataFrame, features: pd.DataFrame | None = None) -> tuple[dict, pd.DataFrame]:
-    found, differences = claims.judge(table, features, [name])
+    found, differences = claims.judge(Results(table, features=pd.DataFrame() if features is None else features), [name])
     (claim,) = found.to_dict("records")
     return claim, differences
 
@@ -59,9 +62,9 @@ def test_what_has_no_interval_is_not_tested() -> None:
     assert (claim["verdict"], len(differences)) == (claims.NOT_TESTED, 1)
     claim, differences = judged("non-iid hurts", table_of(comparison(GAINS)))
     assert (claim["verdict"], len(differences)) == (claims.NOT_TESTED, 0)
-    assert captions.describe_claims(*claims.judge(table_of(comparison(GAINS)), names=["non-iid hurts"])) == [
-        "- Non-IID data hurt DMML: **not tested**."
-    ]
+    results = Results(table_of(comparison(GAINS)))
+    _, sections = table_claims.caption(results, *claims.judge(results, names=["non-iid hurts"]))
+    assert sections == {"Every difference": ["- Non-IID data hurt DMML: **not tested**."]}
 
 
 def over_levels(experiment: str, levels: dict[float, tuple[float, float]], setting: str = "default") -> pd.DataFrame:
@@ -100,6 +103,60 @@ def test_degradation_is_gentle_within_the_margin() -> None:
         assert claim["verdict"] == verdict
         assert differences["difference"].item() == pytest.approx(-lost)
         assert differences["margin"].item() == claims.GENTLE
+
+
+def test_a_difference_is_undecided_where_its_interval_holds_the_margin() -> None:
+    def contrast(low: float, high: float) -> claims.Contrast:
+        found = PairedDifference((low + high) / 2, low, high, 5, 0.01)
+        return claims.Contrast("watch", "", "hard minus easy", found, pd.Series(dtype=float), margin=0.05)
+
+    assert contrast(-0.09, -0.03).verdict == claims.UNDECIDED
+    assert contrast(-0.04, -0.02).verdict == claims.SUPPORTS
+    assert contrast(-0.09, -0.06).verdict == claims.CONTRADICTS
+
+
+def test_a_balanced_method_is_judged_by_the_method_that_it_balances() -> None:
+    final = {"dmml": 0.5, "dmml-tb": 0.6, "dmml-kd": 0.7, "dmml-kd-tb": 0.72}
+    values = {(method, seed, 0.3): value + 0.001 * seed**2 for method, value in final.items() for seed in range(3)}
+    _, differences = judged("energy", table_of(finals(values, experiment="balance")))
+    assert differences.set_index("what")["difference"].round(6).to_dict() == {
+        "DMML + balance minus DMML": 0.1,
+        "DMML-KD + balance minus DMML-KD": 0.02,
+    }
+    probes = {"dmml": 0.5, "dmml-tb": 0.6, "dmml-kd": 0.55, "dmml-kd-tb": 0.75, "unimodal:audio": 0.8}
+    rows = []
+    for method, probe in probes.items():
+        for seed in range(3):
+            about = {"experiment": "imbalance", "method": method, "seed": seed}
+            rows.append({**about, "metric": "probe_accuracy", "part": "audio", "device": 0, "value": probe})
+            for part, speed in (("audio", 0.5), ("image", 1.5)):
+                rows.append({**about, "metric": "balance_metric", "part": part, "value": speed})
+    _, differences = judged("balance", table_of(rows))
+    assert differences.set_index("what")["difference"].round(6).to_dict() == {
+        "under-training gap of DMML minus that of DMML + balance": 0.1,
+        "under-training gap of DMML-KD minus that of DMML-KD + balance": 0.2,
+    }
+
+
+def gain_rows(experiment: str, gains: dict[int, float], level: float = 0.2) -> list[dict]:
+    """Return runs of one missing rate: modalities that a device holds -> what it gains, a little more each seed."""
+    rows = []
+    for seed in range(3):
+        for device, (held, gain) in enumerate(gains.items()):
+            for method, value in (("dmml", 0.1), ("dmml-kd", 0.1 + gain + 0.001 * seed * held)):
+                about = {"experiment": experiment, "method": method, "level": level, "seed": seed, "device": device}
+                about["run"] = f"{method}-{seed}-{level}"  # a run may serve several experiments
+                rows.append({**about, "value": value})
+                rows.append({**about, "metric": "modalities_held", "part": "", "value": held})
+    return rows
+
+
+def test_gains_of_other_experiments_are_not_counted() -> None:
+    rows = gain_rows("missing", {1: 0.3, 2: 0.1})
+    alone, _ = judged("missing most", table_of(rows))
+    among, _ = judged("missing most", table_of(rows + gain_rows("topology", {1: 0.0, 2: 0.6}, level=0.8)))
+    assert alone["mean"] == pytest.approx(0.199)
+    assert among == alone
 
 
 def test_the_gain_of_incomplete_devices_is_compared_within_a_missing_rate() -> None:
@@ -143,18 +200,17 @@ def test_the_generator_is_judged_by_the_distance_of_devices() -> None:
     assert claim["verdict"] == claims.HOLDS
     assert claim["unit"] == "distance"
     assert differences["dataset"].tolist() == ["avdigits", "mfeat"]
-    line = captions.describe_contrast(differences.to_dict("records")[0])
+    line = table_claims.describe_difference(differences.to_dict("records")[0])
     assert line.startswith("avdigits: distance of devices' class means without the generator minus with it +1.")
     assert "points" not in line
 
 
 def test_every_claim_is_told_and_its_figures_are_there() -> None:
-    from importlib import import_module
+    from paper_figures.pipeline import MODULES
 
-    found, _ = claims.judge(table_of(comparison(GAINS)))
+    found, _ = claims.judge(Results(table_of(comparison(GAINS))))
     assert found["name"].tolist() == [claim.name for claim in claims.CLAIMS]
-    notes = (Path(claims.__file__).parent / "REPRODUCTION.md").read_text()
+    notes = (Path(claims.__file__).parents[1] / "REPRODUCTION.md").read_text()
     for claim in claims.CLAIMS:
         assert f"| {claim.text} | {', '.join(f'`{figure}`' for figure in claim.figures)} |" in notes
-        for figure in claim.figures:
-            assert figure == import_module(f"paper_figures.{figure}").NAME
+        assert set(claim.figures) <= set(MODULES)

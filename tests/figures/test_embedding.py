@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.training.population import Population
-from paper_figures import embedding
-from paper_figures.embedding import Features, class_distance, compute_features, embed, pick_samples
+from paper_figures.collect import embedding
+from paper_figures.collect.embedding import Features, class_distance, compute_features, embed, pick_samples
+from paper_figures.plan.worlds import world
 from tests.training.synthetic import MIXED_SHAPES, UNEVEN_HOLDS, make_split
 
 
@@ -80,3 +84,17 @@ def test_the_map_has_the_devices_with_most_modalities_and_is_the_same_each_time(
     np.testing.assert_array_equal(points[["x", "y"]], again[["x", "y"]])
     pca = points[points["embedding"] == "pca"]
     assert pca["x"].var() >= pca["y"].var() > 0
+
+
+def test_what_is_shown_of_a_run_are_features_of_its_test_data(monkeypatch, tmp_path: Path) -> None:
+    population = Population(MultiModalNetwork(MIXED_SHAPES, 4, 3, 5), UNEVEN_HOLDS, seed=0)
+    train, validation, test = (make_split(MIXED_SHAPES, 20, 4, 0.0, seed=seed) for seed in range(3))
+    dataset = SimpleNamespace(train=train, validation=validation, test=test)
+    simulation = SimpleNamespace(population=population, dataset=dataset, load_state_dict=lambda state: None)
+    monkeypatch.setattr(embedding, "build_simulation", lambda config: simulation)
+    monkeypatch.setattr(embedding, "load_state", lambda path: None)
+    shown = embedding.embed_run(world("watch", "dmml", 0), tmp_path)
+    expected = embed(list(compute_features(population, test)), UNEVEN_HOLDS)
+    points = shown[shown["embedding"] != "distance"]
+    names = ["class", "x", "y"]
+    np.testing.assert_array_equal(points[names].to_numpy(float), expected[names].to_numpy(float))

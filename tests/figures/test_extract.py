@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from paper_figures.extract import Number, extract
+from paper_figures.collect.extract import Number, extract
 
 FIRST = {
     "round": 1,
@@ -84,6 +84,12 @@ def test_a_run_that_is_shown_by_device_keeps_every_device() -> None:
         (2, "energy_left_joule", "", 1, 1.0),
     ]
     assert sum(number.metric == "local_iterations" for number in numbers) == 6
+
+
+def test_numbers_of_devices_are_averaged_not_their_median() -> None:
+    record = LAST | {"imbalance": [0.0, 0.0, 0.75], "sent_bits": [0.0, 0.0, 30.0]}
+    kept = {number.metric: number.value for number in extract([record]) if number.part == ""}
+    assert (kept["imbalance"], kept["cumulative_bits"]) == (0.25, 10.0)
 
 
 def test_a_run_without_records_keeps_nothing() -> None:

@@ -1,50 +1,41 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from rows import example_table
-from synthetic import MODALITIES, SMOKE, TINY, FigureResults, make_results
+from synthetic import MODALITIES, SMOKE, TINY, make_results, of
 
-import paper_figures
-from dmmlkd_ext.experiments.results import Results
 from dmmlkd_ext.training.methods import METHODS, UNIMODAL
-from paper_figures import captions, figure_convergence, levels, style, table_accuracy, transforms
-from paper_figures.inputs import MissingResultsError
+from paper_figures.collect.inputs import MissingResultsError, Results
+from paper_figures.draw import captions, style
+from paper_figures.figures import convergence, non_iid
+from paper_figures.judge import comparisons, transforms
+from paper_figures.judge.comparisons import over_levels
+from paper_figures.pipeline import MODULES, draw
+from paper_figures.plan.labels import LABELS, label
 
-NAMES = [
-    module.name
-    for module in pkgutil.iter_modules(paper_figures.__path__)
-    if module.name.startswith(("figure_", "table_"))
-]
 MEASURED = ("figure_kernels", "table_kernels", "figure_scaling")
 """Drawn from the results of benchmarks; see test_benchmarks.py."""
-DRAWN = [name for name in NAMES if name not in MEASURED]
+DRAWN = [name for name in MODULES if name not in MEASURED]
 NOT_A_NUMBER = re.compile(r"\bnan\b")
-
-
-def module_of(name: str) -> ModuleType:
-    return importlib.import_module(f"paper_figures.{name}")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _style() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "DOTS_PER_INCH", 40)  # what is tested is the same at any resolution, and sooner drawn
-        style.use_style()
-        yield
+        with style.style():
+            yield
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FigureResults:
+def tiny() -> Results:
     return make_results(TINY)
 
 
@@ -54,11 +45,10 @@ def example() -> Results:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_the_same_results_give_the_same_bytes(name: str, tiny: FigureResults, tmp_path: Path) -> None:
-    module = module_of(name)
-    results = tiny.of(module.EXPERIMENTS)
-    first, second = (module.make(results, tmp_path / folder) for folder in ("a", "b"))
-    endings = [".csv", ".md", ".tex"] if name.startswith("table_") else [".pdf", ".png", ".csv", ".md"]
+def test_the_same_results_give_the_same_bytes(name: str, tiny: Results, tmp_path: Path) -> None:
+    results = of(tiny, MODULES[name].EXPERIMENTS)
+    first, second = (draw(name, results, tmp_path / folder) for folder in ("a", "b"))
+    endings = [".tex", ".csv", ".md"] if name.startswith("table_") else [".pdf", ".png", ".csv", ".md"]
     assert [path.name for path in first] == [name + ending for ending in endings]
     for one, other in zip(first, second, strict=True):
         content = one.read_bytes()
@@ -83,21 +73,20 @@ def test_a_few_runs_of_one_seed_are_drawn_without_intervals(name: str, tmp_path:
     }
     datasets = ("watch",) if name == "figure_imbalance" else SMOKE.datasets
     size = dataclasses.replace(SMOKE, seeds=(0,), methods=methods.get(name, SMOKE.methods), datasets=datasets)
-    module = module_of(name)
-    module.make(make_results(size).of(module.EXPERIMENTS), tmp_path)
+    draw(name, of(make_results(size), MODULES[name].EXPERIMENTS), tmp_path)
     assert not NOT_A_NUMBER.search((tmp_path / f"{name}.md").read_text())
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_without_runs_the_error_names_the_figure_and_what_is_missing(name: str, tmp_path: Path) -> None:
-    nothing = FigureResults(example_table().iloc[:0])
+    nothing = Results(example_table().iloc[:0])
     with pytest.raises(MissingResultsError, match=f"{name} cannot be drawn: there is no .+"):
-        module_of(name).make(nothing, tmp_path)
+        draw(name, nothing, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_figure_has_a_panel_a_setting_and_a_line_a_method(example: Results) -> None:
-    figure = figure_convergence.draw(figure_convergence.over_rounds(example.table))
+    figure = convergence.draw(convergence.transform(example))
     assert len(figure.axes) == 2
     assert figure.get_size_inches()[0] == style.ONE_COLUMN
     for axis, factor in zip(figure.axes, (1.0, 0.5), strict=True):
@@ -110,8 +99,8 @@ def test_the_figure_has_a_panel_a_setting_and_a_line_a_method(example: Results) 
     plt.close(figure)
 
 
-def test_the_legend_lies_inside_the_canvas_and_above_the_panels(tiny: FigureResults) -> None:
-    figure = figure_convergence.draw(figure_convergence.over_rounds(tiny.of(["comparison"]).table))
+def test_the_legend_lies_inside_the_canvas_and_above_the_panels(tiny: Results) -> None:
+    figure = convergence.draw(convergence.transform(of(tiny, ["comparison"])))
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     canvas = figure.bbox
@@ -124,16 +113,15 @@ def test_the_legend_lies_inside_the_canvas_and_above_the_panels(tiny: FigureResu
 
 def test_differences_are_drawn_below_the_accuracy_only_where_there_are_some(example: Results) -> None:
     table = example.table.assign(level=0.5)
-    shown = importlib.import_module("paper_figures.figure_non_iid").SHOWN
-    both = levels.draw(levels.over_levels(table), shown)
+    both = non_iid.draw(over_levels(table))
     assert len(both.axes) == 2
-    alone = levels.draw(levels.over_levels(table[table["method"] == "dmml"]), shown)
+    alone = non_iid.draw(over_levels(table[table["method"] == "dmml"]))
     assert len(alone.axes) == 1
     plt.close("all")
 
 
 def test_the_drawn_numbers_are_in_the_csv_and_the_text_beside_it(example: Results, tmp_path: Path) -> None:
-    figure_convergence.make(example, tmp_path)
+    draw("figure_convergence", example, tmp_path)
     drawn = pd.read_csv(tmp_path / "figure_convergence.csv")
     assert drawn.query("method == 'dmml' and setting == 'moderate' and round == 2")["mean"].item() == 0.6
     caption = (tmp_path / "figure_convergence.md").read_text()
@@ -146,11 +134,11 @@ def test_the_drawn_numbers_are_in_the_csv_and_the_text_beside_it(example: Result
 
 
 def test_the_table_has_its_three_forms(example: Results, tmp_path: Path) -> None:
-    table_accuracy.make(example, tmp_path)
+    draw("table_accuracy", example, tmp_path)
     assert len(pd.read_csv(tmp_path / "table_accuracy.csv")) == 4
     markdown = (tmp_path / "table_accuracy.md").read_text()
     assert re.search(r"\| watch +\| moderate +\| DMML-KD +\| 73\.3 ± 14\.3 \| 63\.3 ± 14\.3", markdown)
-    assert "Holm over the 2 tests" in markdown
+    assert "p of the paired t test, not adjusted" in markdown
     latex = (tmp_path / "table_accuracy.tex").read_text()
     assert all(rule in latex for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
     assert r"watch & moderate & DMML-KD & 73.3 $\pm$ 14.3 & 63.3 $\pm$ 14.3 & +13.3 [-1.0, +27.7]" in latex
@@ -159,13 +147,13 @@ def test_the_table_has_its_three_forms(example: Results, tmp_path: Path) -> None
 def test_every_method_looks_different() -> None:
     alone = [UNIMODAL + modality for names in MODALITIES.values() for modality in names]
     looks = {method: style.look(method) for method in (*METHODS, *alone)}
-    assert set(METHODS) == set(style.METHOD_ORDER)
+    assert set(METHODS) == set(LABELS)
     assert len({(look.colour, look.marker) for look in looks.values()}) == len(looks)
-    assert len({look.label for look in looks.values()}) == len(looks)
+    assert len({label(method) for method in looks}) == len(looks)
     compared = [looks[method] for method in METHODS if not method.startswith(("dmml-kd-", "dmml-reversed"))]
     compared.append(looks["dmml-kd-tb"])
     assert len({look.colour for look in compared}) == len({look.marker for look in compared}) == len(compared)
-    assert style.look("mine").label == "mine"
+    assert label("mine") == "mine"
 
 
 def test_numbers_as_text() -> None:
@@ -190,6 +178,6 @@ def test_many_runs_are_counted_and_hashed() -> None:
 def test_a_method_that_only_one_seed_has_is_compared_over_it() -> None:
     table = example_table()
     lacking = table[~((table["method"] == "dmml-kd") & (table["seed"] > 0))]
-    rows = transforms.compare(transforms.final_accuracy(lacking), ["dataset", "setting"])
+    rows = comparisons.compare(transforms.final_accuracy(lacking), ["dataset", "setting"])
     lines = captions.describe_differences(rows, "dmml")
     assert "- watch, moderate, DMML-KD: 70.0 %; against DMML +10.0 points over 1 pair, p -" in lines

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from fake_simulation import build_fake
 
+from dmmlkd_ext.experiments.results import describe_run, read_records
 from dmmlkd_ext.experiments.run import run_experiment, run_name
-from paper_figures import gather
-from paper_figures.embedding import FEATURE_COLUMNS
-from paper_figures.experiments import Case
-from paper_figures.gather import TABLE_COLUMNS, Gathered
-from paper_figures.worlds import world
+from paper_figures.collect import gather, kept
+from paper_figures.collect.embedding import FEATURE_COLUMNS
+from paper_figures.collect.kept import TABLE_COLUMNS, Gathered
+from paper_figures.plan.experiments import Case
+from paper_figures.plan.worlds import world
 
 METHODS = ("dmml", "dmml-kd")
 
@@ -65,11 +66,18 @@ def test_the_table_has_the_documented_columns_and_types(gathered: Gathered) -> N
     assert results.table["budget_fraction"].isna().all()
     assert results.table["commit"].nunique() <= 1  # none where the checkout is not known to git
     assert set(results.table["learning_rate"]) == {0.05}
-    own = results.table.groupby("method", observed=True)["own_parameter"].first()
-    assert (own["dmml-kd"], pd.isna(own["dmml"])) == (1.0, True)
+    tuned = results.table.groupby("method", observed=True)["own_parameter"].first()
+    assert (tuned["dmml-kd"], pd.isna(tuned["dmml"])) == (1.0, True)
     accuracy = results.table.query("metric == 'accuracy' and part == 'test' and seed == 0 and method == 'dmml'")
     assert accuracy["round"].tolist() == [5, 5, 5, 7, 7, 7]
     assert accuracy["device"].tolist() == [0, 1, 2] * 2
+
+
+def test_failures_of_links_and_of_devices_stand_in_their_columns() -> None:
+    config = world("watch", "dmml", 0)
+    failures = replace(config.failures, link_probability=0.25, device_probability=0.125)
+    row = describe_run("run", replace(config, failures=failures), None)
+    assert (row["link_failure"], row["device_failure"]) == (0.25, 0.125)
 
 
 def test_a_figure_gets_its_experiments_alone_and_a_shared_run_stands_in_both(gathered: Gathered) -> None:
@@ -95,7 +103,7 @@ def test_devices_are_kept_round_by_round_for_one_seed_of_the_balance(gathered: G
 
 def test_written_and_read_tables_are_the_gathered_ones(gathered: Gathered, tmp_path: Path) -> None:
     gathered.write(tmp_path / "a")
-    read = gather.read(tmp_path / "a")
+    read = kept.read(tmp_path / "a")
     for name in ("runs", "metrics", "settings", "features"):
         pd.testing.assert_frame_equal(getattr(read, name), getattr(gathered, name))
     read.write(tmp_path / "b")
@@ -104,14 +112,20 @@ def test_written_and_read_tables_are_the_gathered_ones(gathered: Gathered, tmp_p
 
 
 def test_values_keep_the_digits_that_figures_show(gathered: Gathered, runs: Path) -> None:
-    from dmmlkd_ext.experiments.results import find_runs, load_results
-
-    keys = ["run", "round", "part", "device"]
-    plain = load_results(find_runs(runs), metrics=["accuracy"]).table[[*keys, "value"]]
-    kept = gathered.metrics[gathered.metrics["metric"] == "accuracy"]
-    both = plain.astype({"run": str, "part": str}).merge(kept.astype({"part": str}), on=keys, suffixes=("", "_kept"))
-    assert len(both) == len(plain) == len(kept)
-    assert (both["value"] - both["value_kept"]).abs().max() < 1e-7
+    numbers = gathered.metrics[gathered.metrics["metric"] == "accuracy"].set_index(["run", "round", "part", "device"])
+    plain = {
+        (folder.name, record["round"], part, device): value
+        for folder in runs.iterdir()
+        if folder.is_dir() and (folder / "result.json").exists()
+        for record in read_records(folder)
+        if record["accuracy"] is not None
+        for part, values in record["accuracy"].items()
+        for device, value in enumerate(values)
+        if value is not None
+    }
+    assert len(numbers) == len(plain)
+    for key, value in plain.items():
+        assert numbers.loc[key, "value"] == pytest.approx(value, abs=1e-7)
 
 
 def test_every_option_is_in_the_settings(gathered: Gathered) -> None:
@@ -164,12 +178,31 @@ def test_seconds_of_a_run_that_was_resumed_are_added(tmp_path: Path) -> None:
     assert gather.read_seconds(tmp_path / "absent.csv") == {}
 
 
+@pytest.mark.parametrize("name", ["runs.csv", "metrics.parquet", "settings.parquet", "features.csv"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "a cut end"])
+def test_a_damaged_table_is_named_in_one_line(gathered: Gathered, tmp_path: Path, name: str, damage: str) -> None:
+    gathered.write(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content if damage == "a flipped bit" else content[:-20])
+    with pytest.raises(ValueError, match=rf"^.*{name} is damaged: its SHA-256 is not that of SHA256SUMS$"):
+        kept.read(tmp_path)
+
+
+def test_damaged_timings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "timings.csv"
+    for content in (b"run,first_round,last_round,seconds\na,0,5,1.5\nb,0\n", b"run,seconds\na,1.\xff5\n", b"ru\na\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"timings.csv is damaged: a line has no run and seconds"):
+            gather.read_seconds(path)
+
+
 def test_no_runs_give_empty_tables_that_are_read_again(tmp_path: Path) -> None:
     tables, _ = gather.gather(cases(), tmp_path)
     assert tables.results(["comparison"]).table.empty
     assert len(tables.results(["comparison"]).unfinished) == 4
     tables.write(tmp_path / "results")
-    assert gather.read(tmp_path / "results").metrics.empty
+    assert kept.read(tmp_path / "results").metrics.empty
     (tmp_path / "results" / "runs.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"results must hold .*; runs.csv is not there"):
-        gather.read(tmp_path / "results")
+        kept.read(tmp_path / "results")

@@ -6,15 +6,10 @@ import pandas as pd
 import pytest
 from rows import table_of
 
-from paper_figures import (
-    figure_convergence,
-    figure_imbalance,
-    figure_iterations_energy,
-    figure_modality_heterogeneity,
-    figure_topology,
-    measures,
-    table_energy,
-)
+from paper_figures.collect.inputs import Results
+from paper_figures.figures import convergence, imbalance, iterations_energy, modality_heterogeneity, topology
+from paper_figures.judge import measures
+from paper_figures.tables import energy
 
 
 def probe(method: str, device: int, value: float, seed: int = 0, modality: str = "audio") -> dict:
@@ -54,8 +49,8 @@ def held_rows() -> list[dict]:
     for level, (poor, rich) in {0.2: (0.1, 0.0), 0.8: (0.3, 0.2)}.items():
         for method, gain in (("dmml", 0.0), ("dmml-kd", 1.0)):
             about = {"experiment": "missing", "method": method, "level": level}
-            for device, held, own in ((0, 1, poor), (1, 2, rich)):
-                rows.append({**about, "device": device, "value": 0.5 + gain * own})
+            for device, held, more in ((0, 1, poor), (1, 2, rich)):
+                rows.append({**about, "device": device, "value": 0.5 + gain * more})
                 rows.append({**about, "device": device, "metric": "modalities_held", "part": "", "value": held})
     return rows
 
@@ -69,9 +64,26 @@ def test_gains_are_of_devices_with_as_many_modalities() -> None:
         [0.8, 2, True],
     ]
     assert gains["gain"].tolist() == pytest.approx([0.1, 0.0, 0.3, 0.2])
-    drawn = figure_modality_heterogeneity.by_held(table_of(held_rows()))
+    drawn = modality_heterogeneity.by_held(table_of(held_rows()))
     assert drawn["held"].tolist() == [1, 2]
     assert drawn["mean"].tolist() == pytest.approx([0.2, 0.1])
+
+
+def test_complete_devices_hold_all_modalities_of_the_dataset_not_the_most_of_a_level() -> None:
+    rows = [row for row in held_rows() if not (row["level"] == 0.8 and row["device"] == 1)]
+    gains = measures.gain_by_held(table_of(rows))
+    assert gains[["level", "held", "complete"]].to_numpy().tolist() == [
+        [0.2, 1, False],
+        [0.2, 2, True],
+        [0.8, 1, False],
+    ]
+
+
+def test_the_gap_is_a_mean_over_devices() -> None:
+    rows = [probe("unimodal:audio", device, 0.9) for device in range(3)]
+    rows += [probe("dmml", device, value) for device, value in enumerate((0.9, 0.9, 0.3))]
+    (gap,) = measures.undertraining_gap(table_of(rows)).to_dict("records")
+    assert (gap["gap"], gap["alone"], gap["joint"]) == pytest.approx((0.2, 0.9, 0.7))
 
 
 def point(x: float, device: int, embedding: str = "pca", kind: str = "common") -> dict:
@@ -79,10 +91,9 @@ def point(x: float, device: int, embedding: str = "pca", kind: str = "common") -
     return {**about, "device": device, "kind": kind, "embedding": embedding, "x": x, "y": 0.0}
 
 
-def test_a_measured_distance_goes_before_one_in_the_plane() -> None:
-    points = [point(0.0, 0), point(2.0, 1), point(9.0, 0, kind="specific")]
-    plane = measures.feature_distance(pd.DataFrame(points)).iloc[0]
-    assert (plane["distance"], plane["space"]) == (pytest.approx(2.0), "pca")  # 2 apart, 1 from the mean
+def test_the_distance_is_the_measured_one_of_common_features_and_not_of_the_plane() -> None:
+    points = [point(0.0, 0), point(2.0, 1), point(9.0, 0, "distance", kind="specific")]
+    assert measures.feature_distance(pd.DataFrame(points)).empty
     numbers = [point(0.4, 0, "distance"), point(0.6, 0, "distance"), point(math.nan, 0, "distance")]
     measured = measures.feature_distance(pd.DataFrame(points + numbers)).iloc[0]
     assert (measured["distance"], measured["space"]) == (pytest.approx(0.5), "features")
@@ -95,24 +106,24 @@ def test_costs_are_those_of_the_round_that_reached_the_target() -> None:
             about = {"method": method, "round": index, "rounds": 3}
             rows.append({**about, "device": 0, "value": value})
             rows.append({**about, "metric": "cumulative_energy_joule", "part": "", "value": 10.0 * index})
-    found = table_energy.transform(table_of(rows)).set_index("method")
+    found = energy.transform(Results(table_of(rows))).set_index("method")
     assert found["target"].tolist() == pytest.approx([0.9] * 3)
     assert found.loc["dmml", "energy_joule"] == 30.0
     assert found.loc["dmml-kd", ["round", "energy_joule"]].tolist() == [1, 10.0]
     assert found.loc["local", "reached"] == 0
     assert math.isnan(found.loc["local", "energy_joule"])
     assert found["time_s"].isna().all()  # not recorded
-    shown = table_energy.format_rows(found.reset_index()).set_index("Method")
+    shown = energy.show(found.reset_index()).set_index("Method")
     assert shown.loc["Local", "Reached"] == "0 of 1"
     assert shown.loc["DMML-KD", "Energy"] == "10 J"
-    without = table_energy.transform(table_of([row for row in rows if row["method"] != "dmml"]))
+    without = energy.transform(Results(table_of([row for row in rows if row["method"] != "dmml"])))
     assert without["reached"].tolist() == [0, 0]
 
 
 def test_differences_over_the_budget_are_to_the_uniform_cut_of_the_same_losses() -> None:
     values = {"dmml": 0.5, "dmml-tb": 0.6, "dmml-kd": 0.7, "dmml-kd-greedy": 0.65}
     rows = [{"method": name, "level": 0.3, "device": 0, "value": value} for name, value in values.items()]
-    found = figure_iterations_energy.over_budgets(table_of(rows)).set_index("method")["uniform_difference"]
+    found = iterations_energy.over_budgets(table_of(rows)).set_index("method")["uniform_difference"]
     assert found["dmml-tb"] == pytest.approx(0.1)
     assert found["dmml-kd-greedy"] == pytest.approx(-0.05)
     assert found[["dmml", "dmml-kd"]].isna().all()
@@ -124,7 +135,7 @@ def test_the_devices_that_are_traced_hold_the_most_modalities() -> None:
         for device, parts in ((0, ("image",)), (1, ("image", "audio")), (2, ("image",)))
         for part in parts
     ]
-    traces = figure_iterations_energy.trace_devices(table_of(rows), count=2)
+    traces = iterations_energy.trace_devices(table_of(rows), count=2)
     assert sorted(traces["device"].unique()) == [0, 1]
     assert len(traces) == 3
 
@@ -132,7 +143,7 @@ def test_the_devices_that_are_traced_hold_the_most_modalities() -> None:
 def test_curves_have_the_cost_of_their_round() -> None:
     rows = [{"device": 0, "value": 0.5}, {"metric": "cumulative_time_s", "part": "", "value": 7.0}]
     rows += [{"method": "unimodal:audio", "device": 0, "value": 0.9}]
-    (curve,) = figure_convergence.over_rounds(table_of(rows)).to_dict("records")
+    (curve,) = convergence.transform(Results(table_of(rows))).to_dict("records")
     assert (curve["mean"], curve["time_s"]) == (0.5, 7.0)
     assert math.isnan(curve["energy_joule"])
 
@@ -153,7 +164,7 @@ def test_topologies_are_told_apart_in_their_own_setting_alone() -> None:
             ("devices", "ring", 10.0),
         )
     ]
-    drawn = figure_topology.transform(table_of(rows))
+    drawn = topology.transform(Results(table_of(rows)))
     assert drawn[["setting", "topology"]].to_numpy().tolist() == [
         ["topology", "ring"],
         ["topology", "star"],
@@ -174,7 +185,7 @@ def test_the_spectral_gap_is_a_mean_over_seeds_beside_the_accuracy() -> None:
         }
         for row, gap in zip(rows, (0.25, 0.75), strict=True)
     ]
-    drawn = figure_topology.transform(table_of([*rows, *gaps])).set_index("measure")
+    drawn = topology.transform(Results(table_of([*rows, *gaps]))).set_index("measure")
     assert drawn.loc["gap", "mean"] == 0.5
     assert drawn.loc["accuracy", "mean"] == 0.5
     assert drawn.loc["gap", "topology"] == "ring"
@@ -186,7 +197,7 @@ def test_a_modality_alone_has_no_balance_metric() -> None:
         for metric in ("balance_metric", "modality_accuracy")
         for method in ("dmml", "unimodal:audio", "unimodal:image")
     ]
-    drawn = figure_imbalance.transform(table_of(rows))
+    drawn = imbalance.transform(Results(table_of(rows)))
     assert drawn[["measure", "method"]].to_numpy().tolist() == [
         ["modality_accuracy", "dmml"],
         ["modality_accuracy", "unimodal:audio"],

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -11,14 +10,14 @@ import pytest
 from fake_simulation import build_fake
 
 from dmmlkd_ext.data import DataUnavailableError, load_dataset
-from dmmlkd_ext.experiments.results import Results
 from dmmlkd_ext.experiments.run import run_experiment, run_name
 from dmmlkd_ext.experiments.sweep import SweepReport
-from paper_figures import availability, gather, make, pipeline
-from paper_figures.embedding import FEATURE_COLUMNS
-from paper_figures.experiments import EXPERIMENTS
-from paper_figures.pipeline import Figure
-from paper_figures.profiles import Profile, Scope
+from paper_figures import make, pipeline
+from paper_figures.collect import availability, gather
+from paper_figures.collect.embedding import FEATURE_COLUMNS
+from paper_figures.collect.inputs import Results
+from paper_figures.plan.experiments import EXPERIMENTS
+from paper_figures.plan.profiles import Profile, Scope
 
 TINY = Profile(
     "tiny",
@@ -34,28 +33,34 @@ TINY = Profile(
 """Twelve runs; `comparison` and `balance` share none."""
 
 
-def drawer(name: str) -> Callable[[Results, Path], list[Path]]:
-    """Return what draws a figure that says what it was drawn from."""
+class Table(ModuleType):
+    """The module of a table that says what it was drawn from."""
 
-    def draw(results: Results, folder: Path) -> list[Path]:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.csv"
+    NEEDS, TITLE = "numbers", "Numbers"
+
+    def __init__(self, *experiments: str) -> None:
+        super().__init__("table")
+        self.EXPERIMENTS = experiments
+
+    def transform(self, results: Results) -> pd.DataFrame:
+        if not self.EXPERIMENTS:
+            return pd.DataFrame({"count": [1]})
         rows = results.table.groupby(["experiment", "run", "metric"], observed=True)["value"].agg(["count", "mean"])
-        rows.to_csv(path)
-        (folder / f"{name}.md").write_text(f"unfinished: {', '.join(results.unfinished)}\n")
-        return [path]
+        return rows.reset_index()
 
-    return draw
+    def show(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows.astype(str)
+
+    def caption(self, results: Results, rows: pd.DataFrame) -> tuple[str, dict[str, list[str]]]:
+        return "Numbers.", {}
 
 
 @pytest.fixture(autouse=True)
 def _figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two figures of the tests' own, whatever the package has."""
-    figures = {
-        "figure_one": Figure(("comparison",), drawer("figure_one")),
-        "table_two": Figure(("comparison", "balance"), drawer("table_two")),
-    }
-    monkeypatch.setattr(pipeline, "FIGURES", figures)
+    """Two tables of the tests, whatever the package has."""
+    monkeypatch.setattr(
+        pipeline, "MODULES", {"table_one": Table("comparison"), "table_two": Table("comparison", "balance")}
+    )
 
 
 @pytest.fixture
@@ -78,15 +83,15 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_figures_of_a_profile(tmp_path: Path, fake_runs: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out") == 0
-    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"figure_one.csv", "table_two.csv"}
+    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"table_one.csv", "table_two.csv"}
     assert f"12 of 12 runs finished, 0 of them earlier; figures are in {tmp_path / 'out'}" in capsys.readouterr().out
-    one, two = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in pipeline.FIGURES)
+    one, two = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in pipeline.MODULES)
     assert set(one["experiment"]) == {"comparison"}
     assert set(two["experiment"]) == {"comparison", "balance"}
 
 
 def test_one_figure_runs_its_experiments_alone(tmp_path: Path, fake_runs: None) -> None:
-    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["figure_one"]) == 0
+    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["table_one"]) == 0
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
     assert not (tmp_path / "out" / "table_two.csv").exists()
 
@@ -95,7 +100,7 @@ def test_the_reported_profile_is_kept_and_drawn_again_without_its_runs(tmp_path:
     profile = dataclasses.replace(TINY, name=pipeline.REPORTED)
     kept = tmp_path / "results"
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", results_folder=kept) == 0
-    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", ["figure_one"], results_folder=kept) == 0
+    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", ["table_one"], results_folder=kept) == 0
     assert not kept.exists()  # not of another profile, nor of some figures
     assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", results_folder=kept) == 0
     assert pipeline.redraw(kept, tmp_path / "again") == 0
@@ -104,10 +109,10 @@ def test_the_reported_profile_is_kept_and_drawn_again_without_its_runs(tmp_path:
 
 
 def test_finished_runs_are_drawn_without_the_others(tmp_path: Path, fake_runs: None) -> None:
-    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["figure_one"]) == 0
+    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["table_one"]) == 0
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", run=False) == 0
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
-    assert (tmp_path / "out" / "table_two.md").read_text().count("watch-dmml") == 4
+    assert (tmp_path / "out" / "table_two.md").read_text().splitlines()[-1].count("watch-dmml") == 4
 
 
 def test_a_failed_run_is_named_and_the_rest_is_drawn(
@@ -117,31 +122,31 @@ def test_a_failed_run_is_named_and_the_rest_is_drawn(
     scopes = {**TINY.scopes, "comparison": (dataclasses.replace(scope, seeds=(0, 13)),)}
     assert pipeline.make(dataclasses.replace(TINY, scopes=scopes), tmp_path / "runs", tmp_path / "out") == 1
     assert capsys.readouterr().err.count("failed: run ") == 4
-    assert (tmp_path / "out" / "figure_one.md").read_text().count("mfeat-dmml") == 2
+    assert (tmp_path / "out" / "table_one.md").read_text().splitlines()[-1].count("mfeat-dmml") == 2
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are(
     tmp_path: Path, fake_runs: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(results: Results, folder: Path) -> list[Path]:
+    def fail(results: Results) -> pd.DataFrame:
         raise RuntimeError("no ink")
 
-    monkeypatch.setitem(pipeline.FIGURES, "figure_one", Figure(("comparison",), fail))
-    monkeypatch.setitem(pipeline.FIGURES, "figure_three", Figure(("topology",), drawer("figure_three")))
+    monkeypatch.setattr(pipeline.MODULES["table_one"], "transform", fail)
+    monkeypatch.setitem(pipeline.MODULES, "table_three", Table("topology"))
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out") == 1
     shown = capsys.readouterr().err
     assert "RuntimeError: no ink" in shown
-    assert "failed: figure_one was not drawn" in shown
-    assert "ValueError: no run of topology finished" in shown
+    assert "failed: table_one was not drawn" in shown
+    assert "table_three cannot be drawn: no run of topology finished" in shown
     assert (tmp_path / "out" / "table_two.csv").exists()
 
 
 def test_a_figure_without_experiments_needs_no_runs(
     tmp_path: Path, fake_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(pipeline.FIGURES, "figure_kernels", Figure((), drawer("figure_kernels")))
-    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["figure_kernels"]) == 0
-    assert (tmp_path / "out" / "figure_kernels.csv").exists()
+    monkeypatch.setitem(pipeline.MODULES, "table_kernels", Table())
+    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["table_kernels"]) == 0
+    assert (tmp_path / "out" / "table_kernels.csv").exists()
 
 
 def test_a_dataset_that_cannot_be_had_is_left_out(
@@ -152,14 +157,14 @@ def test_a_dataset_that_cannot_be_had_is_left_out(
             raise DataUnavailableError("no network\nno file")
 
     monkeypatch.setattr(availability, "load_dataset", load)
-    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["figure_one"]) == 0
+    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["table_one"]) == 0
     assert "dataset watch is left out: no network no file" in capsys.readouterr().err
-    table = (tmp_path / "out" / "figure_one.csv").read_text()
+    table = (tmp_path / "out" / "table_one.csv").read_text()
     assert "mfeat" in table
     assert "watch" not in table
     monkeypatch.setattr(pipeline, "can_load", lambda name: False)
-    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "again", ["figure_one"]) == 0  # needs no data
-    assert (tmp_path / "again" / "figure_one.csv").read_text() == table
+    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "again", ["table_one"]) == 0  # needs no data
+    assert (tmp_path / "again" / "table_one.csv").read_text() == table
     assert pipeline.make(TINY, tmp_path / "empty", tmp_path / "out") == 1
     assert "none of the datasets can be had" in capsys.readouterr().err
 
@@ -179,12 +184,14 @@ def test_wrong_input_is_refused_before_anything_is_run(tmp_path: Path, capsys: p
 
 
 def test_every_module_of_a_figure_is_found_with_experiments_that_there_are() -> None:
-    figures = pipeline.find_figures()
-    for name, figure in figures.items():
-        assert name == importlib.import_module(f"paper_figures.{name}").NAME
-        assert set(figure.experiments) <= EXPERIMENTS.keys()
-    files = Path(pipeline.__file__).parent.glob("*.py")
-    assert set(figures) == {path.stem for path in files if path.stem.startswith(("figure_", "table_"))}
+    modules = pipeline.find_modules()
+    for name, module in modules.items():
+        assert set(module.EXPERIMENTS) <= EXPERIMENTS.keys()
+        assert hasattr(module, "show") == name.startswith("table_")
+        assert hasattr(module, "draw") == name.startswith("figure_")
+    folder = Path(pipeline.__file__).parent
+    files = [path for kind in ("figures", "tables") for path in (folder / kind).glob("[a-z]*.py")]
+    assert set(modules) == {f"{path.parent.name.removesuffix('s')}_{path.stem}" for path in files}
 
 
 def test_a_tiny_profile_on_real_data(tmp_path: Path) -> None:
@@ -194,19 +201,18 @@ def test_a_tiny_profile_on_real_data(tmp_path: Path) -> None:
         pytest.skip(f"mfeat is neither here nor can be downloaded: {error}")
     scopes = {"features": (Scope((0,), ("mfeat",), ("dmml-kd",)),)}
     profile = dataclasses.replace(TINY, name=pipeline.REPORTED, scopes=scopes)
-    drawn = {"figure_one": Figure(("features",), _draw_features)}
+    table = Table("features")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "FIGURES", drawn)
+        patch.setattr(table, "transform", lambda results: results.features)
+        patch.setattr(pipeline, "MODULES", {"table_features": table})
         kept = tmp_path / "results"
         assert pipeline.make(profile, tmp_path / "runs", tmp_path / "a", results_folder=kept) == 0
         assert pipeline.make(profile, tmp_path / "runs", tmp_path / "b") == 0
         assert pipeline.redraw(kept, tmp_path / "c") == 0
-    first = (tmp_path / "a" / "features.csv").read_bytes()
+    first = (tmp_path / "a" / "table_features.csv").read_bytes()
     assert first.count(b"tsne") > 100
-    assert first == (tmp_path / "b" / "features.csv").read_bytes() == (tmp_path / "c" / "features.csv").read_bytes()
-
-
-def _draw_features(results: Results, folder: Path) -> list[Path]:
-    folder.mkdir(parents=True)
-    results.features.to_csv(folder / "features.csv", index=False)
-    return [folder / "features.csv"]
+    assert (
+        first
+        == (tmp_path / "b" / "table_features.csv").read_bytes()
+        == (tmp_path / "c" / "table_features.csv").read_bytes()
+    )

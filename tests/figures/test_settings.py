@@ -5,9 +5,10 @@ import pytest
 from synthetic import flatten
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from paper_figures import tables
-from paper_figures.marks import MARKS, OURS, PAPER, mark_of
-from paper_figures.table_settings import ELSEWHERE, EVERYWHERE, format_rows, transform
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import files
+from paper_figures.judge.marks import MARKS, OURS, PAPER, mark_of
+from paper_figures.tables.settings import ELSEWHERE, EVERYWHERE, show, transform
 
 NAN = float("nan")
 
@@ -21,7 +22,9 @@ def settings(values: list[tuple[str, str, str, float, str]], option: str = "trai
 
 
 def where(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(transform(frame)[["value", "where"]].itertuples(index=False, name=None))
+    return list(
+        transform(Results(pd.DataFrame(), settings=frame))[["value", "where"]].itertuples(index=False, name=None)
+    )
 
 
 def test_a_value_that_is_the_same_everywhere_stands_once() -> None:
@@ -52,7 +55,8 @@ def test_the_commonest_value_is_told_shortly() -> None:
 
 def test_options_that_are_columns_are_left_out_and_marks_stand_once() -> None:
     rows = [("a", "mfeat", "dmml", NAN, "1"), ("a", "watch", "dmml", NAN, "2")]
-    shown = format_rows(transform(pd.concat([settings(rows, "seed"), settings(rows, "training.rounds")])))
+    frame = pd.concat([settings(rows, "seed"), settings(rows, "training.rounds")])
+    shown = show(transform(Results(pd.DataFrame(), settings=frame)))
     assert shown["Option"].tolist() == ["training.rounds", ""]
     assert shown["Mark"].tolist() == [OURS, ""]
 
@@ -67,5 +71,5 @@ def test_every_option_of_the_configuration_has_a_mark() -> None:
 
 @pytest.mark.parametrize(("text", "latex"), [("a_b & c", r"a\_b \& c"), ("x^2 < 3", r"x\textasciicircum{}2 $<$ 3")])
 def test_latex_is_escaped_once(text: str, latex: str) -> None:
-    assert tables.escape(text) == latex
-    assert latex in tables.to_latex(pd.DataFrame({"head": [text]}))
+    assert files.escape(text) == latex
+    assert latex in files.to_latex(pd.DataFrame({"head": [text]}))

@@ -4,7 +4,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from paper_figures import style
+from paper_figures.draw import style
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,11 @@ from paper_figures import style
     ids=["all fit", "two fit", "three fit a narrow page", "none fits"],
 )
 def test_a_legend_has_as_many_columns_as_fit_the_page(panels, label, columns):
-    style.use_style()
+    with style.style():
+        check_legend(panels, label, columns)
+
+
+def check_legend(panels, label, columns):
     figure, _ = style.panels(1, panels, 2.0)
     style.add_legend(figure, [Line2D([], [], label=f"{label} {number}") for number in range(7)], 4)
     figure.canvas.draw()

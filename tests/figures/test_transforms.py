@@ -7,13 +7,15 @@ import pytest
 from rows import example_table, finals, make_table, table_of
 from scipy import stats
 
-from paper_figures import inputs, transforms
+from dmmlkd_ext.experiments.statistics import paired_difference
+from paper_figures.collect import inputs
+from paper_figures.judge import comparisons, transforms
 
 KEYS = ["dataset", "setting"]
 
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
-    return transforms.compare(transforms.final_accuracy(table), KEYS)
+    return comparisons.compare(transforms.final_accuracy(table), KEYS)
 
 
 def test_accuracy_of_a_round_is_the_mean_and_the_worst_over_devices() -> None:
@@ -21,6 +23,38 @@ def test_accuracy_of_a_round_is_the_mean_and_the_worst_over_devices() -> None:
     assert accuracy["round"].tolist() == [1, 2]
     assert accuracy["mean"].tolist() == pytest.approx([0.2, 0.7])
     assert accuracy["worst"].tolist() == [0.1, 0.5]
+
+
+def test_accuracy_is_the_mean_over_devices_not_the_median() -> None:
+    table = make_table({("dmml", 0): [[0.1, 0.2, 0.9]]})
+    assert transforms.accuracy_by_run(table)["mean"].item() == pytest.approx(0.4)
+    assert transforms.final_accuracy(table)["mean"].item() == pytest.approx(0.4)
+
+
+def test_pairs_are_of_a_seed_in_whatever_order_they_come() -> None:
+    ours, theirs = pd.Series({1: 0.7, 0: 0.5, 2: 0.9}), pd.Series({2: 0.8, 0: 0.4, 1: 0.5})
+    for difference in (comparisons.difference_of(ours, theirs), paired_difference(ours, theirs)):
+        assert difference.mean == pytest.approx(0.4 / 3)
+        assert difference.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.1], 0).pvalue)
+    lacking = comparisons.difference_of(ours, theirs.drop(0).rename({2: 5}))
+    assert (lacking.mean, lacking.count) == (pytest.approx(0.2), 1)
+    rows = pd.DataFrame(
+        {
+            "dataset": "watch",
+            "method": ["dmml"] * 3 + ["dmml-kd"] * 3,
+            "seed": [2, 0, 1, 0, 1, 2],
+            "mean": [0.8, 0.4, 0.5, 0.5, 0.7, 0.9],
+        }
+    )
+    compared = comparisons.compare(rows, ["dataset"], values=["mean"]).set_index("method").loc["dmml-kd"]
+    assert (compared["difference"], compared["p"]) == (pytest.approx(0.4 / 3), pytest.approx(difference.p_value))
+
+
+def test_p_is_that_of_the_margin_on_the_side_of_a_loss() -> None:
+    losses = pd.Series({0: -0.03, 1: -0.05, 2: -0.02})
+    found = comparisons.difference_of(losses + 0.8, pd.Series(0.8, index=losses.index), margin=0.05)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(losses, -0.05).pvalue)
+    assert found.mean == pytest.approx(losses.mean())
 
 
 def test_only_test_accuracy_is_counted() -> None:
@@ -67,11 +101,9 @@ def test_the_comparison_takes_the_last_round_and_pairs_by_seed() -> None:
     assert ours["difference"] == pytest.approx(sum(differences) / 3)
     assert ours["p"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     assert ours["pairs"] == 3
-    # Two tests in the table, with equal p values: the severe runs are the others halved.
-    assert ours["p_holm"] == pytest.approx(2 * ours["p"])
     reference = comparison.query("method == 'dmml' and setting == 'moderate'").iloc[0]
     assert math.isnan(reference["difference"])
-    assert math.isnan(reference["p_holm"])
+    assert math.isnan(reference["p"])
 
 
 def test_a_seed_that_failed_is_left_out_of_the_pairs() -> None:
@@ -93,7 +125,7 @@ def test_settings_are_compared_like_methods() -> None:
     values = {("dmml-kd", seed): 0.5 + 0.1 * seed for seed in range(3)}
     rows = finals(values, setting="default") + finals({key: value - 0.1 for key, value in values.items()}, setting="x")
     final = transforms.final_accuracy(table_of([{**row, "run": f"{index}"} for index, row in enumerate(rows)]))
-    changed = transforms.compare(final, ["dataset", "method"], "default", column="setting").set_index("setting")
+    changed = comparisons.compare(final, ["dataset", "method"], "default", column="setting").set_index("setting")
     assert changed.loc["x", "difference"] == pytest.approx(-0.1)
 
 

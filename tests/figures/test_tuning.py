@@ -11,9 +11,11 @@ from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.own_parameter import get_own_parameter, loss_scale
 from dmmlkd_ext.experiments.run import run_name
 from dmmlkd_ext.training.methods import METHODS
-from paper_figures import tune, tuned, tuning
-from paper_figures.tuned import TUNED_BUDGET, TUNED_METHODS, Choice, Trial
-from paper_figures.worlds import LEVELS, world
+from paper_figures import tune
+from paper_figures.plan import search as tuning
+from paper_figures.plan import tuned
+from paper_figures.plan.tuned import TUNED_BUDGET, TUNED_METHODS, Choice, Trial
+from paper_figures.plan.worlds import LEVELS, world
 
 Judge = Callable[[ExperimentConfig], float]
 
@@ -155,7 +157,7 @@ def test_what_is_not_tuned_takes_over_its_parent_s_settings_at_the_nearer_budget
     assert applied("dmml-reversed", 0.15).training.learning_rate == 0.7
     assert applied("unimodal:accelerometer", 0.3).training.learning_rate == 0.3  # no choice at 0.3: the one without
     assert applied("fedprox", None) == world("watch", "fedprox", 0)
-    with pytest.raises(ValueError, match="method must be tuned, or derived"):
+    with pytest.raises(ValueError, match="method must be one of"):
         tuned.parent("adam")
 
 
@@ -192,7 +194,7 @@ def test_the_command_writes_what_it_chose_and_keeps_other_datasets(
         return sweep.SweepReport(tuple(folder / run_name(config) for config in configs), 0)
 
     monkeypatch.setattr(sweep, "run_sweep", run_sweep)
-    monkeypatch.setattr("paper_figures.availability.load_dataset", lambda name: None)
+    monkeypatch.setattr("paper_figures.collect.availability.load_dataset", lambda name: None)
     output = tmp_path / "tuned.json"
     tuned.write_choices(tuned.by_key([choice("dmml", 0.3)]), output, {})
     arguments = ["--datasets", "mfeat", "--runs", str(tmp_path / "runs"), "--output", str(output)]

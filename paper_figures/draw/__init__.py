@@ -1,0 +1,1 @@
+"""One look for all figures, the text beside them, and their files."""

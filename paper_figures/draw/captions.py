@@ -1,0 +1,167 @@
+"""The text beside a figure: what is seen, with the numbers, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from paper_figures.collect.inputs import Results
+from paper_figures.plan.labels import DEFAULT_SETTING, label
+
+Sections = Mapping[str, Sequence[str]]
+"""Heading of a section of a caption -> its lines."""
+MOST_NAMES = 40
+"""More runs than these are counted and hashed instead of named."""
+SAMPLED = (
+    "Before the last round a device is judged by a sample of the test data, another one for each device, as far as "
+    "training.evaluation_samples asks for less than all."
+)
+"""For whatever shows accuracies before the last round."""
+
+
+def percent(value: float) -> str:
+    """Return an accuracy in percent, e.g. ``81.3``, or a dash where there is none."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    """Return a mean and half of its interval in percent, e.g. ``81.3 ± 2.0``."""
+    return percent(mean) if math.isnan(low) else f"{percent(mean)} ± {100 * (high - low) / 2:.1f}"
+
+
+def signed(value: float, low: float, high: float, scale: float = 100.0, digits: int = 1) -> str:
+    """Return a difference with its interval, by default in percentage points, e.g. ``+3.2 [+1.1, +5.3]``."""
+    if math.isnan(value):
+        return "-"
+    # Adding zero to what is rounded turns -0.0 into +0.0.
+    shown, *ends = (f"{round(scale * number, digits) + 0.0:+.{digits}f}" for number in (value, low, high))
+    return shown if math.isnan(low) else f"{shown} [{', '.join(ends)}]"
+
+
+def p_value(value: float) -> str:
+    """Return a p value, e.g. ``0.012`` or ``<0.001``, or a dash where there is none."""
+    if math.isnan(value):
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Return a number of a wide range with three digits and a unit with its prefix.
+
+    Example:
+        >>> quantity(12345.0, "J"), quantity(0.5, "s"), quantity(float("nan"), "s")
+        ('12.3 kJ', '500 ms', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    factor, prefix = prefix_of(value)
+    return f"{value / factor:.3g} {prefix}{unit}".strip()
+
+
+def prefix_of(largest: float) -> tuple[float, str]:
+    """Return the factor and the prefix of a unit in which a largest value has one to three digits before the point.
+
+    Example:
+        >>> prefix_of(0.056), prefix_of(12.0), prefix_of(4.5e6)
+        ((0.001, 'm'), (1.0, ''), (1000000.0, 'M'))
+    """
+    prefixes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+    return next(((factor, prefix) for factor, prefix in prefixes if abs(largest) >= factor), (1.0, ""))
+
+
+def where(row: Mapping[Any, Any], symbol: str = "") -> str:
+    """Return which dataset, setting and level a row is of.
+
+    Args:
+        row: with some of dataset, setting and level.
+        symbol: what a level is called; empty calls it by its setting.
+
+    Example:
+        >>> where({"dataset": "watch", "level": 0.3}, "energy budget"), where({"dataset": "mfeat", "setting": "severe"})
+        ('watch, energy budget 0.3', 'mfeat, severe')
+    """
+    parts = [str(row["dataset"])] if row.get("dataset") else []
+    level = row.get("level")
+    setting = str(row.get("setting") or "")
+    name = "" if setting == DEFAULT_SETTING else setting
+    if isinstance(level, float) and not math.isnan(level):
+        name = symbol or name
+        name = f"{name} {level:g}".strip()
+    return ", ".join([*parts, name] if name else parts)
+
+
+def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str = "") -> list[str]:
+    """Return a line for each setting and method: final accuracy, and the difference to the reference.
+
+    Args:
+        comparison: of `paper_figures.judge.comparisons.compare`.
+        reference: the method that others were compared with.
+        symbol: what a level is called.
+    """
+    lines = []
+    for row in comparison.to_dict("records"):
+        text = (
+            f"- {where(row, symbol)}, {label(row['method'])}: "
+            f"{with_interval(row['mean'], row['mean_low'], row['mean_high'])} %"
+        )
+        if row["pairs"]:
+            gap = signed(row["difference"], row["difference_low"], row["difference_high"])
+            text += (
+                f"; against {label(reference)} {gap} points over {row['pairs']} "
+                f"pair{'s' if row['pairs'] > 1 else ''}, p {p_value(row['p'])}"
+            )
+        lines.append(text)
+    return lines
+
+
+def describe_provenance(table: pd.DataFrame, unfinished: Sequence[str] = ()) -> list[str]:
+    """Return lines that say which runs, seeds and commit the numbers came from, and which runs are missing."""
+    commits = sorted({str(commit) for commit in table["commit"].dropna()}) or ["unknown"]
+    lines = [
+        f"- Commit: {', '.join(commits)}",
+        f"- Seeds: {', '.join(str(seed) for seed in sorted(table['seed'].unique()))}",
+        f"- Rounds: {', '.join(str(rounds) for rounds in sorted(table['rounds'].unique()))}",
+        f"- Runs: {name_runs(table['run'].unique())}",
+    ]
+    if unfinished:
+        lines.append(f"- Not finished, and left out: {name_runs(unfinished)}")
+    return lines
+
+
+def name_runs(runs: Iterable[object]) -> str:
+    """Return the names of runs, or where they are many their number and a hash of their sorted names.
+
+    Example:
+        >>> name_runs(["b", "a"])
+        'a, b'
+        >>> name_runs(map(str, range(100)))
+        '100, named in the table of runs; SHA-256 of their sorted names, one a line: bde4d0d61ad1'
+    """
+    names = sorted(map(str, runs))
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
+    return f"{len(names)}, named in the table of runs; SHA-256 of their sorted names, one a line: {digest}"
+
+
+def compose(title: str, shown: str, sections: Sections, results: Results | None = None) -> str:
+    """Return a caption: a heading, what is shown, sections of lines, provenance; empty sections are left out.
+
+    Args:
+        title: the heading.
+        shown: what is drawn and how to read it.
+        sections: heading of a section -> its lines.
+        results: where the numbers came from; None adds no provenance.
+    """
+    parts = [f"# {title}", shown]
+    contents = dict(sections)
+    if results is not None:
+        contents["Provenance"] = describe_provenance(results.table, results.unfinished)
+    for heading, lines in contents.items():
+        if lines:
+            parts += [f"{heading}:", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"

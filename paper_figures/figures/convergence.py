@@ -1,0 +1,106 @@
+"""Test accuracy over rounds, over simulated time and over energy spent, by dataset and heterogeneity."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dmmlkd_ext.training.methods import UNIMODAL
+from paper_figures.collect.inputs import Results, pick
+from paper_figures.draw import captions, style
+from paper_figures.judge import transforms
+from paper_figures.judge.comparisons import P_VALUES, compare
+from paper_figures.plan.labels import REFERENCE_METHOD, in_order
+
+EXPERIMENTS = ("comparison",)
+NEEDS = "test accuracy of the experiment comparison"
+TITLE = "Test accuracy over rounds, time and energy"
+COSTS = {"cumulative_time_s": "time_s", "cumulative_energy_joule": "energy_joule"}
+AXES = {"round": ("Round", ""), "time_s": ("Simulated time", "s"), "energy_joule": ("Energy a device", "J")}
+"""Label and unit of a horizontal axis."""
+IN_TEXT = {"time_s": "simulated time", "energy_joule": "the energy that a device has spent"}
+
+
+def transform(results: Results) -> pd.DataFrame:
+    """Return the mean over seeds of each evaluated round's accuracy, and what it had cost by then.
+
+    Methods that use one modality alone are left out; `table_accuracy` has them.
+
+    Returns:
+        Columns dataset, setting, method, round, mean, low, high, seeds, time_s, energy_joule: simulated time and a
+        device's energy up to the round, means over seeds; not a number where they were not recorded.
+    """
+    keys = ["dataset", "setting", "method", "round"]
+    accuracy = transforms.accuracy_by_run(results.table)
+    accuracy = accuracy[~accuracy["method"].str.startswith(UNIMODAL)]
+    if accuracy.empty:
+        return accuracy
+    curves = transforms.summarize(accuracy, keys)
+    for metric, name in COSTS.items():
+        cost = pick(results.table, metric, of_devices=False).groupby(keys)["value"].mean().rename(name)
+        curves = curves.merge(cost.reset_index(), on=keys, how="left")
+    return curves
+
+
+def draw(curves: pd.DataFrame) -> Figure:
+    """Draw a column a dataset; a row a setting over rounds, then the last setting over time and over energy."""
+    datasets = list(dict.fromkeys(curves["dataset"]))
+    settings = list(dict.fromkeys(curves["setting"]))
+    rows = [(setting, "round") for setting in settings]
+    rows += [(settings[-1], cost) for cost in COSTS.values() if curves[cost].notna().any()]
+    figure, axes = style.panels(len(rows), len(datasets), 1.75)
+    for (row, (setting, x)), (column, dataset) in product(enumerate(rows), enumerate(datasets)):
+        axis = axes[row, column]
+        chosen = curves[(curves["dataset"] == dataset) & (curves["setting"] == setting)].dropna(subset=[x])
+        label, unit = AXES[x]
+        factor, prefix = captions.prefix_of(curves[x].max()) if unit else (1.0, "")
+        _draw_panel(axis, chosen.assign(**{x: chosen[x] / factor}), x)
+        style.label_panel(axis, captions.where({"dataset": dataset, "setting": setting}))
+        axis.set_xlabel(f"{label} ({prefix}{unit})" if unit else label)
+        if column == 0:
+            axis.set_ylabel("Test accuracy (%)")
+    style.add_method_legend(figure, curves["method"], 4, strong=True)
+    return figure
+
+
+def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
+    for method in reversed(in_order(panel["method"])):
+        strong = method in style.STRONG
+        style.draw_line(axis, panel[panel["method"] == method], method, x, strong=strong, band=strong)
+    rivals = panel.loc[panel["method"] != "centralized", x]
+    if x != "round" and len(rivals):
+        # The upper reference computes all devices' work in one place: in its scale the others could not be told apart.
+        axis.set_xlim(0, 1.05 * rivals.max())
+    if x == "round":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    style.keep_percent(axis)
+
+
+def caption(results: Results, curves: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is drawn, and the accuracies in the last round."""
+    settings = list(dict.fromkeys(curves["setting"]))
+    costs = [cost for cost in COSTS.values() if curves[cost].notna().any()]
+    shown = (
+        f"Mean test accuracy over devices and up to {curves['seeds'].max()} seeds, with no limit on energy; bands are "
+        "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. "
+        f"{captions.SAMPLED} "
+    )
+    if costs:
+        place = f" ({settings[-1]})" if settings[-1] else ""
+        shown += (
+            f"The last rows show the last setting{place} over {' and over '.join(IN_TEXT[cost] for cost in costs)}"
+            ", means over devices and seeds at the evaluated rounds, as far as the devices' methods go; the numbers of "
+            "every setting are in the CSV. "
+        )
+    missing = [IN_TEXT[cost] for cost in COSTS.values() if cost not in costs]
+    if missing:
+        shown += f"Not recorded, and not drawn: {', '.join(missing)}. "
+    shown += f"Differences are paired by seed; {P_VALUES}"
+    comparison = compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
+    return shown, {"Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD)}

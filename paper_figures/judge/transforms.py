@@ -1,0 +1,91 @@
+"""From the tidy table to accuracies and their means: pure functions, tested on rows made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dmmlkd_ext.experiments.results import last_round
+from dmmlkd_ext.experiments.statistics import mean_interval
+from paper_figures.collect.inputs import pick
+from paper_figures.plan.labels import SETTING_ORDER, in_order
+
+RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
+"""What tells one use of a run from another: a run may serve two experiments, or two settings of one."""
+
+
+def accuracy_by_run(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the mean and the worst device's test accuracy of each evaluated round of each run.
+
+    Args:
+        table: the tidy table.
+        methods: those to keep; empty keeps all.
+
+    Returns:
+        Columns of `RUN`, round, mean, worst.
+    """
+    rows = pick(table, "accuracy", ["test"], methods, of_devices=True)
+    grouped = rows.groupby([*RUN, "round"], dropna=False, sort=True)["value"]
+    return grouped.agg(mean="mean", worst="min").reset_index()
+
+
+def final_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the mean and the worst device's test accuracy in the last round of each run, as `accuracy_by_run`."""
+    return accuracy_by_run(last_round(table), methods)
+
+
+def device_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return each device's test accuracy in the last round: columns of `RUN`, device, value."""
+    rows = pick(last_round(table), "accuracy", ["test"], methods, of_devices=True)
+    return rows[[*RUN, "device", "value"]].reset_index(drop=True)
+
+
+def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> pd.DataFrame:
+    """Return the mean over seeds of a column with its 95% Student interval.
+
+    Args:
+        rows: a row a repetition.
+        keys: columns that are held fixed.
+        value: the column that is averaged.
+
+    Returns:
+        Columns `keys`, mean, low, high, seeds, in the order of figures.
+    """
+    found = []
+    for key, group in rows.groupby(list(keys), dropna=False):
+        interval = mean_interval(group[value].to_numpy())
+        found.append((*key, interval.mean, interval.low, interval.high, interval.count))
+    return in_figure_order(pd.DataFrame(found, columns=[*keys, "mean", "low", "high", "seeds"]))
+
+
+def by_seed(rows: pd.DataFrame, value: str = "mean", **fixed: object) -> pd.Series:
+    """Return a column by seed of the rows in which other columns have fixed values.
+
+    Example:
+        >>> rows = pd.DataFrame({"method": ["a", "b"], "seed": [0, 0], "mean": [0.5, 0.6]})
+        >>> by_seed(rows, method="b").to_dict()
+        {0: 0.6}
+    """
+    chosen = rows
+    for name, wanted in fixed.items():
+        chosen = chosen[chosen[name] == wanted]
+    return chosen.set_index("seed")[value].sort_index()
+
+
+def in_figure_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows: datasets by name, the mildest setting first, levels, methods in the order of legends, rounds."""
+    if rows.empty:
+        return rows
+    ranks: dict[str, pd.Series] = {name: rows[name] for name in ("dataset", "experiment") if name in rows}
+    if "setting" in rows:
+        known = {setting: index for index, setting in enumerate(SETTING_ORDER)}
+        ranks["_setting"] = rows["setting"].map(lambda setting: known.get(setting, len(known)))
+        ranks["setting"] = rows["setting"]
+    ranks |= {name: rows[name] for name in ("level", "topology", "modality", "block", "held") if name in rows}
+    if "method" in rows:
+        order = {method: index for index, method in enumerate(in_order(rows["method"]))}
+        ranks["_method"] = rows["method"].map(order)
+    ranks |= {name: rows[name] for name in ("device", "round") if name in rows}
+    keys = pd.DataFrame(ranks)
+    return rows.loc[keys.sort_values(list(ranks), kind="stable").index].reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""What is run, and what it is called: experiments, worlds, profiles, tuned settings, labels."""

@@ -1,0 +1,101 @@
+"""Final accuracy, and the time, energy and bits that it took to reach a target accuracy."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from dmmlkd_ext.experiments.statistics import mean_interval
+from paper_figures.collect.inputs import Results, pick
+from paper_figures.draw import captions
+from paper_figures.judge import transforms
+from paper_figures.plan.labels import REFERENCE_METHOD, label
+
+EXPERIMENTS = ("balance", "comparison")
+NEEDS = "test accuracy of the experiments balance and comparison"
+TITLE = "Cost of accuracy"
+FRACTION = 0.9
+"""The target, as a fraction of the best final accuracy of the reference method in the same dataset and setting."""
+COSTS = {"time_s": "cumulative_time_s", "energy_joule": "cumulative_energy_joule", "bits": "cumulative_bits"}
+GROUP = ["experiment", "dataset", "setting", "level", "method"]
+
+
+def transform(results: Results) -> pd.DataFrame:
+    """Return what each method reached and what it took to reach the target.
+
+    Returns:
+        Columns experiment, dataset, setting, level, method, accuracy, accuracy_low, accuracy_high, target, seeds,
+        reached, round, time_s, energy_joule, bits; the costs are means over the seeds that reached the target, not a
+        number where none did.
+    """
+    accuracy = transforms.accuracy_by_run(results.table)
+    if accuracy.empty:
+        return accuracy
+    final = transforms.final_accuracy(results.table)
+    reached = first_reached(accuracy, targets(final))
+    for name, metric in COSTS.items():
+        cost = pick(results.table, metric, of_devices=False).rename(columns={"value": name})
+        keys = [*transforms.RUN, "round"]
+        reached = reached.merge(cost[[*keys, name]].drop_duplicates(keys), on=keys, how="left")
+    found = []
+    for key, group in final.groupby(GROUP, dropna=False):
+        row = dict(zip(GROUP, key, strict=True))
+        interval = mean_interval(group["mean"].to_numpy())
+        runs = reached.merge(group[transforms.RUN], on=transforms.RUN)
+        row |= {"accuracy": interval.mean, "accuracy_low": interval.low, "accuracy_high": interval.high}
+        row |= {"target": _target_of(final, group.iloc[0]), "seeds": len(group), "reached": len(runs)}
+        found.append(row | {name: runs[name].mean() for name in ("round", *COSTS)})
+    return transforms.in_figure_order(pd.DataFrame(found))
+
+
+def targets(final: pd.DataFrame) -> pd.DataFrame:
+    """Return the target of each experiment, dataset and setting; where the reference has no runs, there is none."""
+    reference = final[final["method"] == REFERENCE_METHOD]
+    keys = ["experiment", "dataset", "setting"]
+    means = reference.groupby([*keys, "level"], dropna=False)["mean"].mean()
+    return (FRACTION * means.groupby(keys).max()).reset_index(name="target")
+
+
+def first_reached(accuracy: pd.DataFrame, goals: pd.DataFrame) -> pd.DataFrame:
+    """Return each run's first evaluated round at or above its target; a run that stayed below has no row."""
+    both = accuracy.merge(goals, on=["experiment", "dataset", "setting"])
+    above = both[both["mean"] >= both["target"]].sort_values("round", kind="stable")
+    return above.groupby(transforms.RUN, dropna=False, sort=False).head(1).reset_index(drop=True)
+
+
+def _target_of(final: pd.DataFrame, row: pd.Series) -> float:
+    goals = targets(final).merge(row[["experiment", "dataset", "setting"]].to_frame().T)
+    return float(goals["target"].iloc[0]) if len(goals) else math.nan
+
+
+def show(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as text."""
+    shown = [
+        {
+            "Dataset": row["dataset"],
+            "Setting": captions.where({"setting": row["setting"], "level": row["level"]}, "energy budget") or "-",
+            "Method": label(row["method"]),
+            "Accuracy (%)": captions.with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
+            "Target (%)": captions.percent(row["target"]),
+            "Reached": f"{row['reached']} of {row['seeds']}",
+            "Rounds": "-" if math.isnan(row["round"]) else f"{row['round']:.1f}",
+            "Time": captions.quantity(row["time_s"], "s"),
+            "Energy": captions.quantity(row["energy_joule"], "J"),
+            "Sent": captions.quantity(row["bits"], "bit"),
+        }
+        for row in rows.to_dict("records")
+    ]
+    return pd.DataFrame(shown)
+
+
+def caption(_results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Sections]:
+    """Return what is in the table."""
+    shown = (
+        "Test accuracy in the last round, mean ± half of the 95% Student interval over seeds; the target, "
+        f"{FRACTION:.0%} of the best final accuracy of DMML on the dataset, the best over energy budgets where there "
+        "are several; how many seeds' mean over devices reached it in an evaluated round; and the rounds, the "
+        "simulated time, the energy a device and the bits a device until then, means over the seeds that reached it. "
+        f"{captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
+    )
+    return shown, {}
