@@ -82,13 +82,14 @@ class MomentTargets:
 
     def distance(self, features: torch.Tensor) -> torch.Tensor:
         """Return the weighted squared distance of the moments of features [devices, classes, n, d], [devices]."""
-        mean_apart = features.mean(2) - self.mean
-        variance_apart = features.var(2, correction=0) - self.variance
-        return (self.weight * (mean_apart.square() + variance_apart.square()).mean(-1)).sum(1)
+        mean = features.mean(2)
+        variance = (features - mean.unsqueeze(2)).square().mean(2)
+        apart = (mean - self.mean).square() + (variance - self.variance).square()
+        return (self.weight * apart.mean(-1)).sum(1)
 
 
 def mode_seeking(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Return the mode-seeking term of features [devices, classes, n, d] from noise [classes, n, noise_width], [devices].
+    """Return the mode-seeking term [devices] of features [devices, classes, n, d] from noise [classes, n, noise_width].
 
     It is the inverse of how far features of a class are apart for how far their noise is (Mao et al. 2019), over pairs
     of the first half with the second; at most 1000.
@@ -150,10 +151,10 @@ class NetworkGuidance(Guidance):
             noise=torch.stack(noise).to(block.start),
             heads=population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"],
             weights=heads,
-            seen=moments.count_at_hand.to(block.start) if self.config.weigh_heads else None,
-            count=moments.count.to(block.start),
-            sum=moments.sum.to(block.start),
-            product=moments.product.to(block.start),
+            seen=moments.count_at_hand if self.config.weigh_heads else None,
+            count=moments.count,
+            sum=moments.sum,
+            product=moments.product,
         )
         self.learn(block.start, block.momentum, self._second_moment, lesson)
         self._steps[lesson.learners] += self.config.steps

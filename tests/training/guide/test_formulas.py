@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.training.test_losses import draw_outputs
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +18,7 @@ from dmmlkd_ext.training.guide.base import GuidanceBatch, GuidanceRound
 from dmmlkd_ext.training.learn.terms import BatchOutputs, device_losses
 from dmmlkd_ext.training.methods import LossWeights
 from dmmlkd_ext.training.population import Population
+from tests.training.learn.test_terms import draw_outputs
 from tests.training.synthetic import identity_weights
 
 CLASSES, WIDTH, DEVICES = 3, 2, 4
@@ -248,14 +248,11 @@ def test_heads_may_count_by_what_their_device_saw_of_a_class():
     moments.count[:2] = torch.tensor([[6.0, 0.0, 0.0], [2.0, 5.0, 0.0]])
     noise = torch.randn(CLASSES * 4, 3, generator=torch_generator(0, "generator training", 0))
     labels, own = torch.arange(CLASSES).repeat_interleave(4), population.blocks[GENERATOR].start[:1].clone()
-    features, pull_back = guidance.generator.trace(guidance.layout.views(own), noise, labels)
-    leaf = features.detach().requires_grad_()
-    first, second = (F.cross_entropy(leaf[0] @ heads[device], labels, reduction="none") for device in range(2))
+    own.requires_grad_()
+    features = guidance.generator.forward(guidance.layout.views(own), noise, labels)[0]
+    first, second = (F.cross_entropy(features @ heads[device], labels, reduction="none") for device in range(2))
     share = torch.tensor([0.75, 0.0, 0.5])[labels]
-    gradient = torch.empty_like(own)
-    pull_back(
-        torch.autograd.grad((share * first + (1 - share) * second).mean(), leaf)[0], guidance.layout.views(gradient)
-    )
+    (gradient,) = torch.autograd.grad((share * first + (1 - share) * second).mean(), own)
     pair = torch.zeros(DEVICES, DEVICES)
     pair[:2, :2] = 0.5
     guidance.after_exchange(
