@@ -15,10 +15,10 @@ from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.guide import GENERATOR, FeatureMoments, GeneratorConfig, Guidance, make_guidance
 from dmmlkd_ext.training.guide.base import GuidanceBatch, GuidanceRound
-from dmmlkd_ext.training.learn.terms import BatchOutputs, device_losses
+from dmmlkd_ext.training.learn.terms import Batch, loss_terms
 from dmmlkd_ext.training.methods import LossWeights
 from dmmlkd_ext.training.population import Population
-from tests.training.learn.test_terms import draw_outputs
+from tests.training.learn.test_terms import draw_batch
 from tests.training.synthetic import identity_weights
 
 CLASSES, WIDTH, DEVICES = 3, 2, 4
@@ -82,7 +82,7 @@ def test_guidance_that_is_off_gives_no_batch():
     assert guided.batch(0, torch.tensor([0]), torch.tensor([[0]])) is None
 
 
-def guide(outputs: BatchOutputs, by_distance: bool = False) -> GuidanceBatch:
+def guide(outputs: Batch, by_distance: bool = False) -> GuidanceBatch:
     draw = torch.Generator().manual_seed(9)
     devices, batch = outputs.labels.shape
 
@@ -104,15 +104,15 @@ WEIGHTS = LossWeights(generator=0.3, rehearsal=0.1)
 
 
 def test_prototypes_pull_by_distance_and_rehearse_nothing():
-    outputs = draw_outputs(0)
-    batch, head = guide(outputs, by_distance=True), torch.zeros(3, 2, 4, dtype=torch.float64)
-    losses = device_losses(outputs, WEIGHTS, batch, head)
+    outputs = draw_batch(0)
+    batch = guide(outputs, by_distance=True)
+    losses = loss_terms(dataclasses.replace(outputs, guidance=batch), WEIGHTS)
     assert "rehearsal" not in losses
     for device in range(3):
         counted, total = outputs.present[device].any(1) & batch.known[device], 0.0
         for sample in counted.nonzero().flatten():
             here = outputs.present[device, sample].nonzero().flatten()
-            features = torch.stack([outputs.common[modality][device, sample] for modality in here])
+            features = outputs.common[device, sample, here]
             distance = (features - batch.target[device, sample]).square().mean().item()
             total += distance
         assert losses["generator"][device].item() == pytest.approx(0.4 * total / counted.sum().item())
