@@ -87,7 +87,8 @@ class FeatureGenerator:
     def generate_reference(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Do what `generate` does, by operations of torch."""
         features = self.forward(self.layout.views(parameters), noise.flatten(0, 1), self.sorted_labels(noise))
-        return features.unflatten(1, noise.shape[:2])
+        by_class: torch.Tensor = features.unflatten(1, noise.shape[:2])
+        return by_class
 
     def sorted_labels(self, noise: torch.Tensor) -> torch.Tensor:
         """Return the labels of noise [classes, n, noise_width], int64 [classes * n]."""

@@ -127,7 +127,8 @@ class NetworkGuidance(Guidance):
 
     def _noise(self, copies: int, draw: torch.Generator) -> torch.Tensor:
         noise = torch.randn((self.num_classes * copies, self.config.noise_width), generator=draw)
-        return noise.unflatten(0, (self.num_classes, copies))
+        by_class: torch.Tensor = noise.unflatten(0, (self.num_classes, copies))
+        return by_class
 
     def after_exchange(
         self,
