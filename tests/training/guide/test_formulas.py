@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.training.test_losses import draw_outputs
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,9 +15,10 @@ from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.guide import GENERATOR, FeatureMoments, GeneratorConfig, Guidance, make_guidance
 from dmmlkd_ext.training.guide.base import GuidanceBatch, GuidanceRound
-from dmmlkd_ext.training.learn.terms import BatchOutputs, device_losses
+from dmmlkd_ext.training.learn.terms import Batch, loss_terms
 from dmmlkd_ext.training.methods import LossWeights
 from dmmlkd_ext.training.population import Population
+from tests.training.learn.test_terms import draw_batch
 from tests.training.synthetic import identity_weights
 
 CLASSES, WIDTH, DEVICES = 3, 2, 4
@@ -82,7 +82,7 @@ def test_guidance_that_is_off_gives_no_batch():
     assert guided.batch(0, torch.tensor([0]), torch.tensor([[0]])) is None
 
 
-def guide(outputs: BatchOutputs, by_distance: bool = False) -> GuidanceBatch:
+def guide(outputs: Batch, by_distance: bool = False) -> GuidanceBatch:
     draw = torch.Generator().manual_seed(9)
     devices, batch = outputs.labels.shape
 
@@ -104,15 +104,15 @@ WEIGHTS = LossWeights(generator=0.3, rehearsal=0.1)
 
 
 def test_prototypes_pull_by_distance_and_rehearse_nothing():
-    outputs = draw_outputs(0)
-    batch, head = guide(outputs, by_distance=True), torch.zeros(3, 2, 4, dtype=torch.float64)
-    losses = device_losses(outputs, WEIGHTS, batch, head)
+    outputs = draw_batch(0)
+    batch = guide(outputs, by_distance=True)
+    losses = loss_terms(dataclasses.replace(outputs, guidance=batch), WEIGHTS)
     assert "rehearsal" not in losses
     for device in range(3):
         counted, total = outputs.present[device].any(1) & batch.known[device], 0.0
         for sample in counted.nonzero().flatten():
             here = outputs.present[device, sample].nonzero().flatten()
-            features = torch.stack([outputs.common[modality][device, sample] for modality in here])
+            features = outputs.common[device, sample, here]
             distance = (features - batch.target[device, sample]).square().mean().item()
             total += distance
         assert losses["generator"][device].item() == pytest.approx(0.4 * total / counted.sum().item())
@@ -248,14 +248,11 @@ def test_heads_may_count_by_what_their_device_saw_of_a_class():
     moments.count[:2] = torch.tensor([[6.0, 0.0, 0.0], [2.0, 5.0, 0.0]])
     noise = torch.randn(CLASSES * 4, 3, generator=torch_generator(0, "generator training", 0))
     labels, own = torch.arange(CLASSES).repeat_interleave(4), population.blocks[GENERATOR].start[:1].clone()
-    features, pull_back = guidance.generator.trace(guidance.layout.views(own), noise, labels)
-    leaf = features.detach().requires_grad_()
-    first, second = (F.cross_entropy(leaf[0] @ heads[device], labels, reduction="none") for device in range(2))
+    own.requires_grad_()
+    features = guidance.generator.forward(guidance.layout.views(own), noise, labels)[0]
+    first, second = (F.cross_entropy(features @ heads[device], labels, reduction="none") for device in range(2))
     share = torch.tensor([0.75, 0.0, 0.5])[labels]
-    gradient = torch.empty_like(own)
-    pull_back(
-        torch.autograd.grad((share * first + (1 - share) * second).mean(), leaf)[0], guidance.layout.views(gradient)
-    )
+    (gradient,) = torch.autograd.grad((share * first + (1 - share) * second).mean(), own)
     pair = torch.zeros(DEVICES, DEVICES)
     pair[:2, :2] = 0.5
     guidance.after_exchange(

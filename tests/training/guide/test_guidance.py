@@ -9,7 +9,7 @@ import torch
 from dmmlkd_ext.model.network import SHARED
 from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.training.guide import GENERATOR, FeatureMoments, GeneratorConfig, make_guidance
-from dmmlkd_ext.training.learn.terms import BatchOutputs, device_losses
+from dmmlkd_ext.training.learn.terms import Batch, loss_terms
 from dmmlkd_ext.training.measure.evaluation import evaluate
 from dmmlkd_ext.training.methods import LossWeights, MethodConfig
 from dmmlkd_ext.training.population import Population
@@ -125,30 +125,30 @@ def test_guidance_is_off_during_the_warm_up():
 
 def make_outputs(devices=2, batch=6, modalities=2, classes=3, width=4):
     generator = torch.Generator().manual_seed(0)
-    common = [torch.randn(devices, batch, width, generator=generator, requires_grad=True) for _ in range(modalities)]
+    common = torch.randn(devices, batch, modalities, width, generator=generator, requires_grad=True)
     head = torch.randn(devices, width, classes, generator=generator, requires_grad=True)
-    outputs = BatchOutputs(
+    return Batch(
         labels=torch.randint(classes, (devices, batch), generator=generator),
-        common_logits=torch.stack([feature @ head for feature in common], 2),
-        specific_logits=torch.randn(devices, batch, modalities, classes, generator=generator),
         present=torch.rand(devices, batch, modalities, generator=generator) < 0.7,
         common=common,
         specific=common,
-        positions=[torch.arange(devices)] * modalities,
+        common_logits=common @ head.unsqueeze(1),
+        specific_logits=torch.randn(devices, batch, modalities, classes, generator=generator),
+        shared_head=head,
     )
-    return outputs, head
 
 
 def test_the_generator_loss_is_the_divergence_from_the_generated_prediction():
     from dmmlkd_ext.training.guide import GuidanceBatch
 
-    outputs, head = make_outputs()
+    outputs = make_outputs()
+    head = outputs.shared_head
     target = torch.randn(2, 6, 4, requires_grad=True)
     known = torch.ones(2, 6, dtype=torch.bool)
     known[0, 0] = False
     rehearsed = torch.tensor([[True] * 6, [True] * 5 + [False]])
     batch = GuidanceBatch(target, known, target, outputs.labels[0], rehearsed, by_distance=False, strength=0.5)
-    losses = device_losses(outputs, LossWeights(generator=1.0, rehearsal=1.0), batch, head)
+    losses = loss_terms(dataclasses.replace(outputs, guidance=batch), LossWeights(generator=1.0, rehearsal=1.0))
     expected = torch.zeros(2)
     for device in range(2):
         for sample in range(6):
@@ -172,13 +172,15 @@ def test_the_generator_loss_is_the_divergence_from_the_generated_prediction():
 def test_the_teacher_carries_no_gradient_but_the_head_and_the_features_do():
     from dmmlkd_ext.training.guide import GuidanceBatch
 
-    outputs, head = make_outputs()
+    outputs = make_outputs()
+    head = outputs.shared_head
     target = torch.randn(2, 6, 4, requires_grad=True)
     known = torch.ones(2, 6, dtype=torch.bool)
     batch = GuidanceBatch(target.detach(), known, None, outputs.labels[0], None, by_distance=False, strength=1.0)
-    device_losses(outputs, LossWeights(generator=1.0), batch, head)["generator"].sum().backward()
+    losses = loss_terms(dataclasses.replace(outputs, guidance=batch), LossWeights(generator=1.0))
+    losses["generator"].sum().backward()
     assert head.grad.abs().sum() > 0
-    assert all(feature.grad.abs().sum() > 0 for feature in outputs.common)
+    assert (outputs.common.grad.abs().sum((0, 1, 3)) > 0).all()
     assert target.grad is None
 
 

@@ -82,7 +82,7 @@ def _objective(device, outputs, labels, present, batch) -> torch.Tensor:
     """METHOD 3, sample by sample; terms that are not guidance as in test_population_equals_loop.py."""
     from tests.training.plain_loop import loss_terms
 
-    terms = loss_terms(outputs, labels, present, WEIGHTS, None)
+    terms = loss_terms(outputs, labels, present, WEIGHTS)
     total = terms["task"] + sum(getattr(WEIGHTS, name) * value for name, value in terms.items() if name != "task")
     pulls = []
     for sample in range(len(labels)):
