@@ -1,5 +1,5 @@
-// Every operator's schema; and which function computes it on a CPU, for those whose files say nothing of torch's
-// dispatcher. torch/library.h costs more to compile than such a file, so it is included here alone.
+// Every operator's schema; and which function computes it on a CPU, for those whose files say nothing of
+// torch's dispatcher. torch/library.h costs more to compile than such a file, so it is included here alone.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
@@ -141,8 +141,8 @@ TORCH_LIBRARY(dmmlkd, m) {
 namespace dmmlkd {
 namespace {
 
-// Writing over a tensor that autograd has saved must be noticed when its graph is run. The argument at `place`
-// is the one that is written.
+// Writing over a tensor that autograd has saved must be noticed when its graph is run. The argument at
+// `place` is the one that is written.
 template <size_t place>
 void note_writing(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const at::Tensor written = torch::jit::peek(*stack, place, op.schema().arguments().size()).toTensor();

@@ -134,8 +134,9 @@ at::Tensor gossip_mix_cpu(const at::Tensor& local, const at::Tensor& row_pointer
                           const at::Tensor& values, std::optional<int64_t> transposed) {
   check_weights("gossip_mix", local, row_pointers, columns, values);
   const int64_t rows = row_pointers.size(0) - 1;
-  TORCH_CHECK_VALUE(!transposed || (local.size(0) == rows && *transposed >= 0), "gossip_mix: local must have ",
-                    rows, " rows, those of the weights that are transposed, got ", local.size(0));
+  TORCH_CHECK_VALUE(!transposed || (local.size(0) == rows && *transposed >= 0),
+                    "gossip_mix: local must have ", rows,
+                    " rows, those of the weights that are transposed, got ", local.size(0));
   const at::Tensor lines = local.stride(1) == 1 ? local : local.contiguous();
   const at::Tensor out = local.new_empty({transposed.value_or(rows), local.size(1)});
   if (transposed)

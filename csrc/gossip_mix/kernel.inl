@@ -86,8 +86,8 @@ inline bool kept_in_float(Vector<float> variation, Vector<float> size) {
 }
 inline bool kept_in_float(Vector<double>, Vector<double>) { return true; }
 
-// Measures again, in float64 from the square on, what float32 has not kept, and adds it to the row's two norms.
-// A lane that is zero because all of its values are is kept. Returns whether the sums were replaced.
+// Measures again, in float64 from the square on, what float32 has not kept, and adds it to the row's two
+// norms. A lane that is zero because all of its values are is kept. Returns whether the sums were replaced.
 template <class A>
 __attribute__((noinline, cold)) bool measure_in_double(const A* local, const A* start, int64_t count,
                                                        Vector<A> variation, Vector<A> size, double* norms,
@@ -170,8 +170,8 @@ inline void mix_whole_tile(const GossipColumns<T, T>& g, int64_t column, Vector<
       prefetch_tile<T, past_cache>(g, place / tiles, next + place % tiles * gossip_tile);
     T* out = g.out + row * g.out_stride + column;
     if (norms)
-      measure_row<T>(g.local + row * g.local_stride + column, out, gossip_tile, norms + 2 * row, g.norms + row,
-                     g.rows_out);
+      measure_row<T>(g.local + row * g.local_stride + column, out, gossip_tile, norms + 2 * row,
+                     g.norms + row, g.rows_out);
     const int64_t first = g.row_pointers[row];
     mix_row<T, past_cache>(g.local + column, g.local_stride, g.columns + first, g.values + first,
                            g.row_pointers[row + 1] - first, out);
