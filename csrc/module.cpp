@@ -1,11 +1,19 @@
 // The Python module: build information and the choice of instruction set. The operators are reached through
 // torch.ops once this library is loaded.
 #include <pybind11/pybind11.h>
+#include <torch/headeronly/version.h>
 
 #include <string>
 
 #include "interface.h"
 #include "simd/kernels.h"
+
+namespace {
+
+// dmmlkd_ext/ops/native.py also looks for this text in a library that another torch cannot load.
+[[gnu::used]] const char built_for[] = "dmmlkd_ext was built for torch " TORCH_VERSION ";";
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of dmmlkd_ext";
@@ -21,6 +29,7 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("name"),
       "Use the kernels of one instruction set; raises ValueError where the processor lacks it.");
+  m.attr("built_for") = TORCH_VERSION;
   m.attr("interface") = dmmlkd::interface_number;
   m.attr("compiler") = std::string(
 #if defined(__clang__)

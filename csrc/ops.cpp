@@ -1,8 +1,11 @@
-// Every operator's schema.
+// Every operator's schema; and which function computes it on a CPU, for those whose files say nothing of
+// torch's dispatcher. torch/library.h costs more to compile than such a file, so it is included here alone.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include "check.h"
 #include "generator_round/cpu.h"
+#include "gossip_mix/cpu.h"
 
 TORCH_LIBRARY(dmmlkd, m) {
   // Differentiable. Losses of all samples in the leading dimensions; reduction: 0 none, 1 mean, 2 sum.
@@ -23,8 +26,11 @@ TORCH_LIBRARY(dmmlkd, m) {
       "orthogonality_forward(Tensor common, Tensor specific, Tensor? mask, bool normalize, int reduction, "
       "bool common_gradient, bool specific_gradient) -> (Tensor, Tensor, Tensor)");
 
-  // Differentiable in local. Weights are compressed rows.
-  m.def("gossip_mix(Tensor local, Tensor row_pointers, Tensor columns, Tensor values) -> Tensor");
+  // Weights are compressed rows. The derivative in local mixes by the transposed weights, which have as many
+  // rows as `transposed` says.
+  m.def(
+      "gossip_mix(Tensor local, Tensor row_pointers, Tensor columns, Tensor values, SymInt? transposed=None) "
+      "-> Tensor");
   // Writes the columns [column_begin, column_end) of out. With measure, out holds the rows at the round's
   // start, and the result is float64 [2, rows]: ||local - start||^2 and ||start||^2 over those columns; else
   // it is empty.
@@ -176,11 +182,29 @@ void generator_round_by_name(const at::Tensor& parameters, const at::Tensor& fir
   });
 }
 
+// Writing over a tensor that autograd has saved must be noticed when its graph is run. The argument at
+// `place` is the one that is written.
+template <size_t place>
+void note_writing(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const at::Tensor written = torch::jit::peek(*stack, place, op.schema().arguments().size()).toTensor();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  written.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
   m.impl("generator_round_", generator_round_by_name);
   m.impl("generate_features", generate_features);
+  m.impl("gossip_mix", gossip_mix_cpu);
+  m.impl("gossip_mix_", gossip_mix_into_cpu);
+  m.impl("gossip_mix_inplace_", gossip_mix_inplace_cpu);
+}
+
+TORCH_LIBRARY_IMPL(dmmlkd, ADInplaceOrView, m) {
+  m.impl("gossip_mix_", torch::CppFunction::makeFromBoxedFunction<note_writing<4>>());
+  m.impl("gossip_mix_inplace_", torch::CppFunction::makeFromBoxedFunction<note_writing<0>>());
 }
 
 }  // namespace dmmlkd

@@ -62,10 +62,56 @@ inline void convert_row(const float* source, float16_bits* target, int64_t count
   for (int64_t i = 0; i < count; ++i) target[i] = to_float16(source[i]);
 }
 
-// Adds the squares of one row of a tile to that row's two running vectors. They are summed by themselves
-// first: a sum of sums loses fewer digits.
+// Whether a lane is below zero.
+inline bool any_negative(Integers<float> value) {
+#if defined(__x86_64__) && DMMLKD_VECTOR_BYTES == 64
+  return __builtin_ia32_cvtd2mask512(value);
+#elif defined(__x86_64__) && DMMLKD_VECTOR_BYTES == 32
+  return __builtin_ia32_movmskps256(reinterpret_cast<Vector<float>>(value));
+#else
+  Integer<float> signs = 0;
+  for (int lane = 0; lane < Simd<float>::width; ++lane) signs |= value[lane];
+  return signs < 0;
+#endif
+}
+
+// Whether sums of squares have kept what float32 can hold: no lane is so small that squares were lost below
+// the smallest number, and none so large that the sum over all columns of a chunk may overflow. Numbers that
+// are not negative are ordered like their bits; NaN is larger than all.
+inline bool kept_in_float(Vector<float> variation, Vector<float> size) {
+  constexpr Integer<float> least = 0x03800000, most = 0x71800000;  // 2^-120 and 2^100
+  const auto bits = reinterpret_cast<Integers<float>>(variation);
+  const auto more = reinterpret_cast<Integers<float>>(size);
+  return !any_negative((bits - least) | (most - bits) | (more - least) | (most - more));
+}
+inline bool kept_in_float(Vector<double>, Vector<double>) { return true; }
+
+// Measures again, in float64 from the square on, what float32 has not kept, and adds it to the row's two
+// norms. A lane that is zero because all of its values are is kept. Returns whether the sums were replaced.
 template <class A>
-inline void measure_row(const A* local, const A* start, int64_t count, Vector<A>* norms) {
+__attribute__((noinline, cold)) bool measure_in_double(const A* local, const A* start, int64_t count,
+                                                       Vector<A> variation, Vector<A> size, double* norms,
+                                                       int64_t stride) {
+  constexpr A least = A(7.52316384526264e-37), most = A(1.2676506002282294e30);  // 2^-120 and 2^100
+  bool kept = true;
+  double changes = 0, sizes = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int lane = int(i % Simd<A>::width);
+    const A before = start[i], change = local[i] - before;
+    kept &= (change == 0 || (variation[lane] >= least && variation[lane] <= most)) &&
+            (before == 0 || (size[lane] >= least && size[lane] <= most));
+    changes += double(change) * double(change), sizes += double(before) * double(before);
+  }
+  if (kept) return false;
+  norms[0] += changes, norms[stride] += sizes;
+  return true;
+}
+
+// Adds the squares of one row of a tile to that row's two running vectors. They are summed by themselves
+// first: a sum of sums loses fewer digits. What they cannot hold goes to the row's sums in float64.
+template <class A>
+inline void measure_row(const A* local, const A* start, int64_t count, Vector<A>* norms, double* sums,
+                        int64_t rows) {
   constexpr int width = Simd<A>::width;
   Vector<A> variation{}, size{};
   for (int64_t i = 0; i < count; i += width) {
@@ -73,6 +119,9 @@ inline void measure_row(const A* local, const A* start, int64_t count, Vector<A>
     variation += change * change;
     size += before * before;
   }
+  if (__builtin_expect(!kept_in_float(variation, size), 0) &&
+      measure_in_double<A>(local, start, count, variation, size, sums, rows))
+    return;
   norms[0] += variation;
   norms[1] += size;
 }
@@ -120,7 +169,9 @@ inline void mix_whole_tile(const GossipColumns<T, T>& g, int64_t column, Vector<
     if (more && place / tiles < g.rows_in)
       prefetch_tile<T, past_cache>(g, place / tiles, next + place % tiles * gossip_tile);
     T* out = g.out + row * g.out_stride + column;
-    if (norms) measure_row<T>(g.local + row * g.local_stride + column, out, gossip_tile, norms + 2 * row);
+    if (norms)
+      measure_row<T>(g.local + row * g.local_stride + column, out, gossip_tile, norms + 2 * row,
+                     g.norms + row, g.rows_out);
     const int64_t first = g.row_pointers[row];
     mix_row<T, past_cache>(g.local + column, g.local_stride, g.columns + first, g.values + first,
                            g.row_pointers[row + 1] - first, out);
@@ -143,7 +194,7 @@ inline void mix_staged_tile(const GossipColumns<T, A>& g, int64_t column, int64_
       for (int64_t i = 0; i < gossip_tile; ++i) mixed[i] = 0;
       convert_row(out, mixed, count);
       measure_row<A>(g.scratch + row * gossip_tile, mixed, (count + width - 1) / width * width,
-                     norms + 2 * row);
+                     norms + 2 * row, g.norms + row, g.rows_out);
     }
     const int64_t first = g.row_pointers[row];
     mix_row<A>(g.scratch, gossip_tile, g.columns + first, g.values + first, g.row_pointers[row + 1] - first,
@@ -178,13 +229,13 @@ void gossip_mix(const GossipColumns<T, A>& g) {
   Vector<A>* norms = nullptr;
   if (g.norms) {
     norms = reinterpret_cast<Vector<A>*>(g.scratch + g.rows_in * gossip_tile);
-    for (int64_t i = 0; i < 2 * g.rows_out; ++i) norms[i] = Vector<A>{};
+    for (int64_t i = 0; i < 2 * g.rows_out; ++i) norms[i] = Vector<A>{}, g.norms[i] = 0;
   }
   for (int64_t column = mix_whole_tiles(g, norms); column < g.end; column += gossip_tile)
     mix_staged_tile<T, A>(g, column, g.end - column < gossip_tile ? g.end - column : gossip_tile, norms);
   if (!norms) return;
   for (int64_t row = 0; row < g.rows_out; ++row) {
-    g.norms[row] = double(sum_lanes<A>(norms[2 * row]));
-    g.norms[g.rows_out + row] = double(sum_lanes<A>(norms[2 * row + 1]));
+    g.norms[row] += double(sum_lanes<A>(norms[2 * row]));
+    g.norms[g.rows_out + row] += double(sum_lanes<A>(norms[2 * row + 1]));
   }
 }

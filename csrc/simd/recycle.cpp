@@ -1,13 +1,16 @@
 #include "recycle.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_like_ops.h>
 
 #include <array>
 #include <mutex>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #ifdef __linux__
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -67,17 +70,18 @@ class Kept {
     return std::exchange(*target, header);
   }
 
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
   std::mutex mutex_;
   std::array<Header*, 8> slots_{};
   size_t total_ = 0, next_ = 0;
 };
 
-// Never destroyed: tensors may outlive every static object.
-Kept& kept() {
-  static Kept* const blocks = new Kept;
-  return *blocks;
-}
+// Ready before any code runs and never destroyed: tensors may outlive every static object.
+constinit Kept kept;
+static_assert(std::is_trivially_destructible_v<Kept>);
 
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
@@ -95,12 +99,18 @@ Allocator* allocator() {
   return instance;
 }
 
+#ifdef __linux__
+// A process forked while another thread holds the lock would wait for it forever: that thread is not in it.
+[[maybe_unused]] const int lock_around_forks =
+    pthread_atfork([] { kept.lock(); }, [] { kept.unlock(); }, [] { kept.unlock(); });
+#endif
+
 constexpr c10::DispatchKeySet cpu_keys(c10::DispatchKey::CPU);
 
 }  // namespace
 
 void* take_block(size_t bytes) {
-  Header* header = bytes >= smallest ? kept().take(bytes) : nullptr;
+  Header* header = bytes >= smallest ? kept.take(bytes) : nullptr;
   if (!header) {
     const size_t rounded = bytes >= smallest ? (bytes + page - 1) / page * page : bytes;
     header = allocate(rounded);
@@ -111,7 +121,7 @@ void* take_block(size_t bytes) {
 void give_block(void* block) {
   if (!block) return;
   Header* header = static_cast<Header*>(block) - 1;
-  if (header->bytes >= smallest) header = kept().give(header);
+  if (header->bytes >= smallest) header = kept.give(header);
   if (header) release(header);
 }
 
@@ -124,7 +134,7 @@ at::Tensor recycled_empty(at::IntArrayRef sizes, const at::TensorOptions& option
 
 at::Tensor recycled_empty_like(const at::Tensor& tensor) {
   // A tensor that is not dense is laid out anew, as at::empty_like does it.
-  if (!tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
+  if (!tensor.is_non_overlapping_and_dense()) return at::_ops::empty_like::call(tensor, {}, {}, {}, {}, {});
   if (tensor.nbytes() < smallest)
     return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.scalar_type());
   return at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), allocator(), cpu_keys,

@@ -1,6 +1,8 @@
 """The three operators, for any project: they need torch and nothing else of this package."""
 
-from dmmlkd_ext.ops.gossip_mix import GossipMix, GossipMixing, GossipWeights, gossip_mix, gossip_mix_reference
+from dmmlkd_ext.ops.gossip_group import GossipGroup, GroupVariation
+from dmmlkd_ext.ops.gossip_mix import GossipMix, GossipMixing, gossip_mix, gossip_mix_reference
+from dmmlkd_ext.ops.gossip_weights import GossipWeights
 from dmmlkd_ext.ops.native import backend, build_info
 from dmmlkd_ext.ops.orthogonality import (
     OrthogonalityDifference,
@@ -14,9 +16,11 @@ from dmmlkd_ext.ops.pairwise_kl import (
 )
 
 __all__ = [
+    "GossipGroup",
     "GossipMix",
     "GossipMixing",
     "GossipWeights",
+    "GroupVariation",
     "OrthogonalityDifference",
     "PairwiseKLSimilarity",
     "backend",

@@ -8,9 +8,11 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def check_floating(operator: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise TypeError unless `tensor` is a tensor, and ValueError unless its dtype is one we compute in."""
+    """Raise TypeError unless `tensor` is a tensor, and ValueError unless it is dense and of a dtype we compute in."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{operator}: {name} must be a dense tensor (torch.strided), got {tensor.layout}")
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"{operator}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 

@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._C import _are_functorch_transforms_active as _functorch_is_active
+from torch.autograd import forward_ad
 
 from dmmlkd_ext.ops import native as _native
 from dmmlkd_ext.ops.arguments import check_floating
-
-
-class GossipWeights(NamedTuple):
-    """A sparse matrix of mixing weights, [rows produced, rows at hand], as compressed rows.
-
-    Make it by `from_dense` or `from_scipy`; it belongs to one device and one dtype.
-    """
-
-    row_pointers: torch.Tensor
-    """int64 [rows + 1]: where each row's entries begin; the last is the number of entries."""
-    columns: torch.Tensor
-    """int64 [entries]: the row of `local` that an entry weighs."""
-    values: torch.Tensor
-    """[entries]: float64 for float64 parameters, float32 for all others."""
-
-    @classmethod
-    def from_dense(cls, matrix: torch.Tensor) -> GossipWeights:
-        """Return the weights of a dense matrix [rows, columns]; zeros are left out.
-
-        Raises:
-            ValueError: `matrix` has not two dimensions or is not float32 or float64.
-
-        Example:
-            >>> GossipWeights.from_dense(torch.eye(3)).columns
-            tensor([0, 1, 2])
-        """
-        if matrix.dim() != 2 or matrix.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                "GossipWeights: matrix must be float32 or float64 of shape [rows, columns], got "
-                f"{matrix.dtype} of shape {list(matrix.shape)}"
-            )
-        rows, columns = matrix.nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=matrix.shape[0])
-        pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(pointers, columns, matrix[rows, columns])
-
-    @classmethod
-    def from_scipy(
-        cls, matrix: Any, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> GossipWeights:
-        """Return the weights of a scipy.sparse matrix or array.
-
-        Example:
-            >>> import scipy.sparse
-            >>> GossipWeights.from_scipy(scipy.sparse.eye_array(2)).row_pointers
-            tensor([0, 1, 2])
-        """
-        rows = matrix.tocsr()
-        return cls(
-            torch.as_tensor(rows.indptr, dtype=torch.int64, device=device),
-            torch.as_tensor(rows.indices, dtype=torch.int64, device=device),
-            torch.as_tensor(rows.data, dtype=dtype, device=device),
-        )
+from dmmlkd_ext.ops.gossip_weights import GossipWeights
 
 
 class GossipMixing(NamedTuple):
@@ -100,7 +51,7 @@ def gossip_mix(
     The result has the same bits on any number of threads.
 
     Args:
-        local: [rows at hand, parameters], the trained parameters, one row a device; a row may be a part of a wider
+        local: [rows at hand, parameters], the trained parameters, one row per device; a row may be a part of a wider
             one, and has to be contiguous where `out` is given. Half precisions accumulate in float32.
         weights: [rows produced, rows at hand] as compressed rows.
         out: [rows produced, parameters], written, with contiguous rows; must not share memory with `local` unless it
@@ -114,7 +65,7 @@ def gossip_mix(
         The mixed parameters, or with `measure` a `GossipMixing`.
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, or `columns` is not a pair of integers.
         ValueError: a dtype, shape, device, range or entry of `weights` does not fit; nothing has been written then.
 
     Source:
@@ -133,9 +84,8 @@ def gossip_mix(
     if not _native.uses_native(local):
         return gossip_mix_reference(local, weights, out, measure=measure, columns=columns)
     if out is None:
-        mixed: torch.Tensor = torch.ops.dmmlkd.gossip_mix(local, *weights)
-        return mixed
-    begin, end = columns or (0, local.shape[1])
+        return _mix(local, *weights)
+    begin, end = (0, local.shape[1]) if columns is None else columns
     if out is local:
         torch.ops.dmmlkd.gossip_mix_inplace_(local, *weights, begin, end)
         return out
@@ -161,13 +111,13 @@ def gossip_mix_reference(
     """
     _check(local, weights, out, measure, columns)
     _check_entries(weights, local.shape[0])
-    begin, end = columns or (0, local.shape[1])
+    begin, end = (0, local.shape[1]) if columns is None else columns
     wide = weights.values.dtype
     trained = local[:, begin:end].to(wide)
     pointers = weights.row_pointers.tolist()
     # A dense product would be shorter, but its zeros would spread a row that is not finite to all the others.
     rows = [weights.values[first:last] @ trained[weights.columns[first:last]] for first, last in pairwise(pointers)]
-    mixed = (torch.stack(rows) if rows else trained.new_zeros(0, end - begin)).to(local.dtype)
+    mixed = (torch.stack(rows) if rows else trained[:0]).to(local.dtype)
     if out is None:
         return mixed
     with torch.no_grad():
@@ -192,12 +142,17 @@ def _check(
     check_floating("gossip_mix", "local", local)
     if not isinstance(weights, GossipWeights):
         raise TypeError(f"gossip_mix: weights must be GossipWeights, got {type(weights).__name__}")
+    if columns is not None:
+        _check_columns(columns)
     if out is None and (measure or columns is not None):
         raise ValueError("gossip_mix: measure and columns need out, the parameters at the round's start; got None")
     if out is local and measure:
         raise ValueError("gossip_mix: measure needs an out that holds the round's start; got out = local")
     wide = torch.float64 if local.dtype == torch.float64 else torch.float32
     pointers, indices, values = weights
+    for field, tensor in zip(weights._fields, weights, strict=True):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"gossip_mix: {field} must be a torch.Tensor, got {type(tensor).__name__}")
     if local.dim() != 2:
         raise ValueError(f"gossip_mix: local must have shape [rows, parameters], got {list(local.shape)}")
     if pointers.dtype != torch.int64 or pointers.dim() != 1 or pointers.numel() < 1:
@@ -220,6 +175,12 @@ def _check(
         _check_out(local, pointers.shape[0] - 1, out, measure, columns)
 
 
+def _check_columns(columns: tuple[int, int]) -> None:
+    is_pair = isinstance(columns, (tuple, list)) and len(columns) == 2
+    if not is_pair or any(isinstance(end, bool) or not isinstance(end, (int, torch.SymInt)) for end in columns):
+        raise TypeError(f"gossip_mix: columns must be a pair of integers (begin, end) or None, got {columns!r}")
+
+
 def _check_out(
     local: torch.Tensor, rows: int, out: torch.Tensor, measure: bool, columns: tuple[int, int] | None
 ) -> None:
@@ -240,7 +201,7 @@ def _check_out(
         )
     if rows > 1 and out.stride(0) < out.shape[1]:
         raise ValueError(f"gossip_mix: the rows of out must not overlap, got strides {list(out.stride())}")
-    begin, end = columns or (0, local.shape[1])
+    begin, end = (0, local.shape[1]) if columns is None else columns
     if not 0 <= begin <= end <= local.shape[1]:
         raise ValueError(f"gossip_mix: columns must lie in [0, {local.shape[1]}], got [{begin}, {end})")
 
@@ -257,16 +218,117 @@ def _check_entries(weights: GossipWeights, rows_at_hand: int) -> None:
         raise ValueError(f"gossip_mix: columns must be in [0, {rows_at_hand}), got {columns.tolist()[:8]}...")
 
 
-def _register() -> None:
-    """Tell torch the operators' shapes (fake tensors) and how mixing acts on batches (torch.func.vmap)."""
+def _mix(
+    local: torch.Tensor,
+    row_pointers: torch.Tensor,
+    columns: torch.Tensor,
+    values: torch.Tensor,
+    transposed: int | None = None,
+) -> torch.Tensor:
+    """Mix into new rows by the weights or, if so many rows are given, by their transpose."""
+    arguments = local, row_pointers, columns, values, transposed
+    mixed: torch.Tensor
+    if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
+        mixed = _TransformedMix.apply(*arguments)
+    elif torch.is_grad_enabled() and local.requires_grad:
+        mixed = _Mix.apply(*arguments)
+    else:
+        mixed = torch.ops.dmmlkd.gossip_mix(*arguments)
+    return mixed
 
-    @torch.library.register_vmap("dmmlkd::gossip_mix")
-    def _(info: Any, in_dims: Any, local: torch.Tensor, *weights: torch.Tensor) -> Any:
+
+class _Mix(torch.autograd.Function):
+    """Mixing is linear: its derivative mixes by the transposed weights, and so on."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, *rest: Any) -> torch.Tensor:
+        *weights, ctx.transposed = rest
+        ctx.save_for_backward(*weights)
+        ctx.rows = local.shape[0]
+        mixed: torch.Tensor = torch.ops.dmmlkd.gossip_mix(local, *rest)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        back = ctx.rows if ctx.transposed is None else None
+        gradient = None if upstream is None else _mix(upstream, *ctx.saved_tensors, back)
+        return gradient, None, None, None, None
+
+
+class _TransformedMix(torch.autograd.Function):
+    """The same for torch.func and forward mode.
+
+    They need other methods: torch.compile does not trace `jvp`, and `setup_context` costs 50 us per call.
+    """
+
+    @staticmethod
+    def forward(local: torch.Tensor, *rest: Any) -> torch.Tensor:
+        mixed: torch.Tensor = torch.ops.dmmlkd.gossip_mix(local, *rest)
+        return mixed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG004
+        local, *weights, ctx.transposed = inputs
+        ctx.save_for_backward(*weights)
+        ctx.save_for_forward(*weights)
+        ctx.rows = local.shape[0]
+        ctx.set_materialize_grads(False)  # so that a tangent that nobody gave is None
+
+    backward = _Mix.backward
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor | None, *rest: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+        if tangent is None or any(other is not None for other in rest):
+            raise ValueError("gossip_mix: values must not have a tangent; mixing is differentiable in local alone")
+        return _mix(tangent, *ctx.saved_tensors, ctx.transposed)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, local: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:  # type: ignore[override]  # noqa: ARG004
         if any(dim is not None for dim in in_dims[1:]):
             raise ValueError("gossip_mix: torch.func.vmap over weights is not supported, only over local")
         batched = local.movedim(in_dims[0], 1)  # [rows, batch, parameters]: all members are mixed as one row
-        mixed = torch.ops.dmmlkd.gossip_mix(batched.flatten(1), *weights)
-        return mixed.unflatten(1, batched.shape[1:]), 1
+        return _mix(batched.flatten(1), *rest).unflatten(1, batched.shape[1:]), 1
+
+
+def _transpose(
+    row_pointers: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the compressed rows of the transposed weights without a word to the host."""
+    order = torch.argsort(columns, stable=True)
+    row = torch.repeat_interleave(row_pointers.diff(), output_size=columns.shape[0])
+    pointers = row_pointers.new_zeros(rows + 1)
+    pointers[1:].index_add_(0, columns, torch.ones_like(columns)).cumsum_(0)
+    return pointers, row[order], values[order]
+
+
+def _register() -> None:
+    """Tell torch the operators' shapes (fake tensors), and make new rows on a GPU."""
+
+    @torch.library.register_fake("dmmlkd::gossip_mix")
+    def _(
+        local: torch.Tensor,
+        row_pointers: torch.Tensor,
+        columns: torch.Tensor,
+        values: torch.Tensor,
+        transposed: int | None = None,
+    ) -> torch.Tensor:
+        return local.new_empty(row_pointers.shape[0] - 1 if transposed is None else transposed, local.shape[1])
+
+    @torch.library.impl("dmmlkd::gossip_mix", "CUDA")
+    def _(
+        local: torch.Tensor,
+        row_pointers: torch.Tensor,
+        columns: torch.Tensor,
+        values: torch.Tensor,
+        transposed: int | None = None,
+    ) -> torch.Tensor:
+        weights = row_pointers, columns, values
+        if transposed is not None:
+            weights = _transpose(*weights, transposed)
+        rows = local if local.stride(1) == 1 else local.clone(memory_format=torch.contiguous_format)
+        mixed = local.new_empty(weights[0].shape[0] - 1, local.shape[1])
+        torch.ops.dmmlkd.gossip_mix_(rows, *weights, mixed, 0, local.shape[1], False)
+        return mixed
 
     @torch.library.register_fake("dmmlkd::gossip_mix_")
     def _(
@@ -300,13 +362,20 @@ if _native.backend() == "native":
 class GossipMix(nn.Module):
     """Mixing by fixed weights (METHOD 4) as a module, differentiable in its input.
 
+    The weights move to another torch_device with the module. Their dtype follows to float64 and back; for half
+    precisions they stay float32, which parameters of such dtypes are mixed by.
+
     Raises:
         TypeError: `weights` is of another type than `GossipWeights`.
 
     Example:
-        >>> GossipMix(GossipWeights.from_dense(torch.full((2, 2), 0.5)))(torch.tensor([[1.0], [3.0]]))
+        >>> module = GossipMix(GossipWeights.from_dense(torch.full((2, 2), 0.5)))
+        >>> module(torch.tensor([[1.0], [3.0]]))
         tensor([[2.],
                 [2.]])
+        >>> module.half()(torch.tensor([[1.0], [3.0]]).half())
+        tensor([[2.],
+                [2.]], dtype=torch.float16)
     """
 
     row_pointers: torch.Tensor
@@ -315,9 +384,19 @@ class GossipMix(nn.Module):
 
     def __init__(self, weights: GossipWeights) -> None:
         super().__init__()
+        if not isinstance(weights, GossipWeights):
+            raise TypeError(f"GossipMix: weights must be GossipWeights, got {type(weights).__name__}")
         self.register_buffer("row_pointers", weights.row_pointers)
         self.register_buffer("columns", weights.columns)
         self.register_buffer("values", weights.values)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GossipMix:
+        """Apply what `to`, `half`, `cuda` and so on do to each tensor; the values keep at least float32."""
+        values = self.values
+        super()._apply(fn, recurse)
+        if self.values.dtype in (torch.float16, torch.bfloat16):
+            self.values = values.to(self.values.device, torch.float32)
+        return self
 
     def forward(self, local: torch.Tensor) -> torch.Tensor:
         """Return the mixed rows of `local` [rows, parameters]."""

@@ -2,7 +2,7 @@
 
 The environment variable ``DMMLKD_BACKEND`` chooses: ``auto`` (the default) takes the extension where it loads,
 ``native`` insists on it, ``reference`` leaves it alone. ``DMMLKD_INSTRUCTION_SET`` (``auto``, ``base``, ``avx2``,
-``avx512``) overrides the choice of the CPU kernels, for tests.
+``avx512``) overrides the choice of the CPU kernels, for tests. Empty is as unset.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -25,11 +26,23 @@ INTERFACE = 5
 
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
 
+_BUILD_AGAIN = (
+    "build it again (`make build` in a clone, `pip install --no-build-isolation --force-reinstall --no-deps` elsewhere)"
+)
+
+
+class SettingError(SystemExit, ValueError):
+    """An environment variable has a value that it cannot have.
+
+    Nobody can use the package then, and the import is where it shows; where nobody catches it, Python prints its one
+    line and no traceback.
+    """
+
 
 def _load() -> tuple[ModuleType | None, str]:
-    wanted = os.environ.get("DMMLKD_BACKEND", "auto")
+    wanted = os.environ.get("DMMLKD_BACKEND") or "auto"
     if wanted not in ("auto", "native", "reference"):
-        raise ValueError(f"DMMLKD_BACKEND must be auto, native or reference; got {wanted!r}")
+        raise SettingError(f"DMMLKD_BACKEND must be auto, native or reference; got {wanted!r}")
     if wanted == "reference":
         return None, "DMMLKD_BACKEND=reference asks for the reference implementations"
     try:
@@ -37,7 +50,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         package = Path(__file__).parents[1]
         unbuilt = package / "_not_built.txt"  # written by setup.py
-        reason = f"the native extension cannot be loaded: {error}"
+        reason = _why_not_loaded(error, package)
         if unbuilt.exists():
             reason = f"the native extension was not built: {unbuilt.read_text(encoding='utf-8').strip()}"
         if wanted == "native":
@@ -46,8 +59,28 @@ def _load() -> tuple[ModuleType | None, str]:
             warnings.warn(f"dmmlkd_ext runs by its reference implementations: {reason}", stacklevel=2)
         return None, reason
     _check_interface(getattr(module, "interface", None), module.__file__)
-    module.select_instruction_set(os.environ.get("DMMLKD_INSTRUCTION_SET", "auto"))
+    try:
+        module.select_instruction_set(os.environ.get("DMMLKD_INSTRUCTION_SET") or "auto")
+    except ValueError as error:
+        raise SettingError(f"DMMLKD_INSTRUCTION_SET: {error}") from error
     return module, ""
+
+
+def _why_not_loaded(error: ImportError, package: Path) -> str:
+    """Return why the extension is not loaded; one that was built for another torch lacks symbols of this one."""
+    for library in package.glob("_C.*"):
+        built_for = re.search(rb"dmmlkd_ext was built for torch ([^;\0]+);", library.read_bytes())
+        if built_for and built_for[1].decode() != _number(torch.__version__):
+            return (
+                f"the native extension was built for torch {built_for[1].decode()}, this is torch {torch.__version__}: "
+                f"{_BUILD_AGAIN}"
+            )
+    return f"the native extension cannot be loaded: {error}"
+
+
+def _number(version: str) -> str:
+    """Return a version without its local part, which names the build (+cpu, +cu130)."""
+    return version.partition("+")[0]
 
 
 def _load_cuda() -> str:
@@ -70,8 +103,7 @@ def _check_interface(built: int | None, file: str | None) -> None:
     if built != INTERFACE:
         raise ImportError(
             f"the native extension must have the interface {INTERFACE} of this package, got {built} in {file}: it was "
-            "built from other sources; build it again (`make build` in a clone, "
-            "`pip install --no-build-isolation --force-reinstall --no-deps` elsewhere)"
+            f"built from other sources; {_BUILD_AGAIN}"
         )
 
 
@@ -121,7 +153,7 @@ def build_info() -> dict[str, Any]:
 
     Example:
         >>> sorted(build_info())[:3]
-        ['backend', 'compiler', 'cuda_kernels']
+        ['backend', 'built_for_torch', 'compiler']
     """
     return {
         "version": __version__,
@@ -130,6 +162,7 @@ def build_info() -> dict[str, Any]:
         "backend": backend(),
         "reason": _reason or None,
         "instruction_set": _module.instruction_set() if _module else None,
+        "built_for_torch": _module.built_for if _module else None,
         "compiler": _module.compiler if _module else None,
         "openmp": _module.openmp if _module else None,
         "cuda_kernels": not _cuda_reason,

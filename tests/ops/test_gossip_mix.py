@@ -6,6 +6,7 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from dmmlkd_ext.ops import (
     GossipMix,
@@ -15,6 +16,7 @@ from dmmlkd_ext.ops import (
     gossip_mix,
     gossip_mix_reference,
 )
+from dmmlkd_ext.wireless.topology import metropolis_hastings
 from tests.ops.instruction_sets import instruction_sets, kernels_of
 from tests.ops.oracles import gossip_oracle
 
@@ -349,15 +351,70 @@ def test_native_equals_reference_on_random_input(data):
 @native_only
 def test_opcheck():
     weights, square = random_weights(5, 7), random_weights(7, 7)
-    for requires_grad in (False, True):
-        local = random_rows(7, 70).requires_grad_(requires_grad)
-        torch.library.opcheck(torch.ops.dmmlkd.gossip_mix.default, (local, *weights))
+    torch.library.opcheck(torch.ops.dmmlkd.gossip_mix.default, (random_rows(7, 70), *weights))
+    torch.library.opcheck(torch.ops.dmmlkd.gossip_mix.default, (random_rows(5, 70), *weights, 7))
     for measure in (False, True):
         torch.library.opcheck(
             torch.ops.dmmlkd.gossip_mix_.default,
             (random_rows(7, 70), *weights, random_rows(5, 70), 3, 69, measure),
         )
     torch.library.opcheck(torch.ops.dmmlkd.gossip_mix_inplace_.default, (random_rows(7, 70), *square, 3, 69))
+
+
+# Differences whose squares float32 cannot hold, alone, beside ordinary ones, in whole tiles and in a tail.
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-19, 1e-15, 1e15, 1e19, 1e30])
+@pytest.mark.parametrize("columns", [3, 64, 200, 8300])
+@pytest.mark.parametrize("mixed_in", [False, True], ids=["alone", "beside ordinary ones"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_norms_neither_overflow_nor_underflow(scale, columns, mixed_in, implementation, instruction_set):
+    local, start = random_rows(3, columns) * scale, random_rows(3, columns, 1) * scale
+    start[2, ::2] = local[2, ::2] = 0
+    if mixed_in:
+        local[:, columns // 2 :] /= scale
+    change, before = (local - start).double(), start.double()
+    result = implementation(local, SQUARE, start.clone(), measure=True)
+    torch.testing.assert_close(result.variation, change.square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(result.start, before.square().sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_backward_of_nothing_and_of_expanded_gradients(implementation):
+    for rows, columns in ((0, 4), (4, 0)):
+        local = torch.zeros(rows, columns, requires_grad=True)
+        implementation(local, GossipWeights.from_dense(torch.zeros(rows, rows))).sum().backward()
+        assert local.grad.shape == (rows, columns)
+    local = torch.ones(4, 5, requires_grad=True)
+    implementation(local, GossipWeights.from_dense(torch.zeros(0, 4))).sum().backward()
+    assert torch.equal(local.grad, torch.zeros(4, 5))
+    weights = random_weights(5, 7)
+    local = random_rows(7, 9).requires_grad_()
+    implementation(local, weights).sum().backward()  # its upstream gradient is one number, expanded
+    totals = torch.zeros(7).index_add_(0, weights.columns, weights.values)
+    torch.testing.assert_close(local.grad, totals[:, None].expand(7, 9))
+    assert implementation(torch.empty(0, 10)[:, ::2], GossipWeights.from_dense(torch.zeros(3, 0))).shape == (3, 5)
+
+
+@native_only
+def test_forward_mode_matches_the_reference():
+    weights, local, direction = random_weights(5, 7), random_rows(7, 33), random_rows(7, 33, 5)
+    for point in (local, local.clone().requires_grad_()):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(point, direction)
+            tangent = torch.autograd.forward_ad.unpack_dual(gossip_mix(dual, weights)).tangent
+        torch.testing.assert_close(tangent, gossip_mix_reference(direction, weights))
+    wide = random_weights(3, 2, dtype=torch.float64)
+    point = random_rows(2, 2, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: gossip_mix(x, wide), point, check_forward_ad=True, check_batched_grad=True
+    )
+    hessian = torch.func.hessian(lambda x: gossip_mix(x, wide).pow(3).sum())(point.detach())
+    expected = torch.func.hessian(lambda x: gossip_mix_reference(x, wide).pow(3).sum())(point.detach())
+    torch.testing.assert_close(hessian, expected)
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(ValueError, match="values must not have a tangent"),
+    ):
+        gossip_mix(local, weights._replace(values=torch.autograd.forward_ad.make_dual(weights.values, weights.values)))
 
 
 @native_only
@@ -367,6 +424,7 @@ def test_vmap_matches_a_loop():
     torch.testing.assert_close(torch.func.vmap(lambda x: gossip_mix(x, weights))(local), looped)
     last = torch.func.vmap(lambda x: gossip_mix(x, weights), in_dims=2)(local.movedim(0, 2))
     torch.testing.assert_close(last, looped)
+    assert torch.func.vmap(lambda x: gossip_mix(x, weights))(local[:0]).shape == (0, 5, 33)
     with pytest.raises(ValueError, match="vmap over weights is not supported"):
         torch.func.vmap(lambda v: gossip_mix(local[0], weights._replace(values=v)))(torch.stack([weights.values] * 2))
 
@@ -415,6 +473,31 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(seen, expected)
 
 
+@pytest.mark.compile
+@native_only
+def test_compiled_once_for_any_number_of_parameters():
+    weights = random_weights(7, 7)
+
+    def mixed_twice(x):
+        return gossip_mix(gossip_mix(x, weights), weights).square().sum()
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    for options in ({}, {"dynamic": True}):
+        compiled = torch.compile(mixed_twice, fullgraph=True, backend="aot_eager", **options)
+        for columns in (100, 101, 130, 64, 7, 8193, 250, 31, 90, 55):
+            local = random_rows(7, columns).requires_grad_()
+            compiled(local).backward()
+            seen, local.grad = local.grad, None
+            mixed_twice(local).backward()
+            torch.testing.assert_close(seen, local.grad)
+    torch._dynamo.reset()
+    counted = torch.compile(lambda x: gossip_mix(x, weights), fullgraph=True, backend=counter)
+    for columns in (100, 101, 130, 64, 7):
+        counted(random_rows(7, columns))
+    assert counter.frame_count <= 2
+
+
 def test_module_moves_with_its_model():
     weights = random_weights(5, 7, dtype=torch.float64)
     module = GossipMix(weights)
@@ -423,6 +506,21 @@ def test_module_moves_with_its_model():
     single = module.float()
     torch.testing.assert_close(single(local.float()).double(), module(local.float()).double())
     assert set(module.state_dict()) == {"row_pointers", "columns", "values"}
+    exact = module.values.clone()
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.testing.assert_close(
+            module.to(dtype)(local.to(dtype)), gossip_mix(local.to(dtype), single_weights(module))
+        )
+        assert torch.equal(module.values, exact)
+    assert nn.Sequential(module).half()[0].values.dtype == torch.float32
+    assert module.double()(local).dtype == torch.float64
+    assert module.half()(local.half()).dtype == torch.float16
+    with pytest.raises(TypeError, match="weights must be GossipWeights, got Tensor"):
+        GossipMix(torch.eye(3))
+
+
+def single_weights(module):
+    return GossipWeights(module.row_pointers, module.columns, module.values)
 
 
 def test_weights_from_dense_and_scipy_agree():
@@ -435,6 +533,60 @@ def test_weights_from_dense_and_scipy_agree():
         GossipWeights.from_dense(torch.zeros(3, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="matrix must be float32 or float64"):
         GossipWeights.from_dense(torch.zeros(3))
+
+
+def test_weights_are_named_where_they_are_wrong():
+    with pytest.raises(TypeError, match=r"matrix must be a torch.Tensor, got ndarray"):
+        GossipWeights.from_dense(np.eye(3))
+    with pytest.raises(ValueError, match="matrix must be a dense tensor"):
+        GossipWeights.from_dense(torch.eye(3).to_sparse())
+    with pytest.raises(TypeError, match=r"matrix must be of scipy.sparse, got ndarray"):
+        GossipWeights.from_scipy(np.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_keep_nothing_of_a_scipy_matrix(dtype):
+    matrix = scipy.sparse.csr_array(np.eye(3, dtype=np.float64 if dtype == torch.float64 else np.float32))
+    matrix.indptr, matrix.indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
+    weights = GossipWeights.from_scipy(matrix, dtype)
+    matrix.data[:], matrix.indices[:], matrix.indptr[:] = 7, 0, 0
+    assert weights.values.tolist() == [1, 1, 1]
+    assert weights.columns.tolist() == [0, 1, 2]
+    assert weights.row_pointers.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 7, 50])
+def test_metropolis_weights_equal_those_of_the_simulation(nodes):
+    generator = np.random.default_rng(nodes)
+    edges = np.argwhere(np.triu(generator.random((nodes, nodes)) < 0.3, 1))
+    flipped = generator.random(len(edges)) < 0.5
+    edges[flipped] = edges[flipped][:, ::-1]
+    expected = GossipWeights.from_scipy(metropolis_hastings(edges, nodes), torch.float64)
+    for given_edges in (edges, torch.as_tensor(edges), edges.tolist(), edges.astype(np.int32)):
+        weights = GossipWeights.metropolis(given_edges, nodes, torch.float64)
+        assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+    sums = torch.zeros(nodes, dtype=torch.float64).index_add_(
+        0, torch.repeat_interleave(weights.row_pointers.diff()), weights.values
+    )
+    torch.testing.assert_close(sums, torch.ones(nodes, dtype=torch.float64), rtol=1e-15, atol=0)
+    single = GossipWeights.metropolis(edges, nodes)
+    assert torch.equal(single.values, expected.values.float())
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [
+        ([[0, 3]], r"two different nodes in \[0, 3\), got \[0, 3\]"),
+        ([[-1, 0]], r"got \[-1, 0\]"),
+        ([[1, 1]], r"got \[1, 1\]"),
+        ([[0, 1], [1, 0]], r"each link once, got \[0, 1\] twice"),
+        ([[0.0, 1.0]], "must be integers of shape"),
+        ([0, 1], "must be integers of shape"),
+    ],
+)
+def test_wrong_edges_are_named(edges, words):
+    with pytest.raises(ValueError, match=words):
+        GossipWeights.metropolis(edges, 3)
 
 
 @native_only
@@ -552,6 +704,12 @@ SQUARE = GossipWeights.from_dense(torch.eye(3))
         ((ROWS, SQUARE), {"measure": True}, "measure and columns need out"),
         ((ROWS, SQUARE), {"columns": (0, 3)}, "measure and columns need out"),
         ((ROWS, SQUARE, ROWS), {"measure": True}, "measure needs an out"),
+        ((ROWS.to_sparse_csr(), SQUARE), {}, "local must be a dense tensor"),
+        ((ROWS, SQUARE, ROWS.to_sparse()), {}, "out must be a dense tensor"),
+        ((ROWS, SQUARE._replace(columns=[0, 1, 2])), {}, "columns must be a torch.Tensor, got list"),
+        ((ROWS, SQUARE, torch.zeros(3, 10)), {"columns": (0.0, 2.0)}, "columns must be a pair of integers"),
+        ((ROWS, SQUARE, torch.zeros(3, 10)), {"columns": ()}, "columns must be a pair of integers"),
+        ((ROWS, SQUARE, torch.zeros(3, 10)), {"columns": 3}, "columns must be a pair of integers"),
         ((ROWS, SQUARE, torch.zeros(3, 10)), {"columns": (4, 3)}, "columns must lie in"),
         ((ROWS, SQUARE, torch.zeros(3, 10)), {"columns": (0, 11)}, "columns must lie in"),
         ((ROWS, SQUARE, torch.zeros(3, 10)), {"columns": (-1, 3)}, "columns must lie in"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +28,93 @@ def test_an_extension_of_other_sources_is_named(monkeypatch, built):
         ImportError, match=rf"interface {own} of this package, got (None|{own + 1}) in _C\.so: .*make build"
     ):
         _native._load()
+
+
+def run_python(code, **settings):
+    """Run a program with other settings of this package."""
+    environment = {**os.environ, "PYTHONPATH": str(SCHEMAS.parents[1]), "OMP_NUM_THREADS": "1", **settings}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("name", ["DMMLKD_BACKEND", "DMMLKD_INSTRUCTION_SET"])
+def test_an_impossible_setting_is_one_line(name):
+    if backend() == "reference" and name == "DMMLKD_INSTRUCTION_SET":
+        pytest.skip("the reference has no instruction set")
+    done = run_python("import dmmlkd_ext", **{name: "foo"})
+    assert done.returncode == 1
+    assert re.fullmatch(rf"{name}.* must be .*foo'?\n", done.stderr), done.stderr
+    caught = run_python("try:\n    import dmmlkd_ext\nexcept ValueError as error:\n    print(error)", **{name: "foo"})
+    assert caught.stdout == done.stderr
+
+
+def test_an_empty_setting_is_as_unset(monkeypatch):
+    monkeypatch.setenv("DMMLKD_BACKEND", "")
+    monkeypatch.setenv("DMMLKD_INSTRUCTION_SET", "")
+    assert _native._load()[1] in ("", _native._why_not_loaded(ImportError("x"), Path()), _native._reason)
+
+
+def test_an_extension_of_another_torch_is_named(monkeypatch, tmp_path):
+    (tmp_path / "ops").mkdir()
+    library = tmp_path / "_C.cpython-311.so"
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "ops" / "native.py"))
+    monkeypatch.delenv("DMMLKD_BACKEND", raising=False)
+
+    def fail(_):
+        raise ImportError("undefined symbol: _ZN3c106detail23torchInternalAssertFail")
+
+    monkeypatch.setattr(_native, "import_module", fail)
+    library.write_bytes(b"\x7fELF...\0dmmlkd_ext was built for torch 1.0.0;\0...")
+    words = r"built for torch 1\.0\.0, this is torch .*: build it again \(`make build`"
+    with pytest.warns(UserWarning, match=words):
+        assert "1.0.0" in _native._load()[1]
+    monkeypatch.setenv("DMMLKD_BACKEND", "native")
+    with pytest.raises(ImportError, match=words):
+        _native._load()
+    here = _native._number(_native.torch.__version__)
+    library.write_bytes(f"dmmlkd_ext was built for torch {here};".encode())
+    with pytest.raises(ImportError, match="cannot be loaded: undefined symbol"):
+        _native._load()
+
+
+@pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
+def test_the_extension_says_which_torch_it_is_for():
+    assert _native._module.built_for == _native._number(_native.torch.__version__)
+    text = f"dmmlkd_ext was built for torch {_native._module.built_for};".encode()
+    assert text in Path(_native._module.__file__).read_bytes()
+
+
+FORKS = """
+import os, signal, threading, torch
+from dmmlkd_ext.ops import GossipWeights, gossip_mix
+torch.set_num_threads(1)
+weights, local = GossipWeights.from_dense(torch.eye(300)), torch.ones(300, 1)  # more than 64 KiB of scratch
+out, done = torch.zeros(300, 1), threading.Event()
+def work():
+    mine = torch.zeros(300, 1)
+    while not done.is_set():
+        gossip_mix(local, weights, mine)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+for _ in range(100):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a child that hangs dies by SIGALRM
+        gossip_mix(local, weights, out)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("a child hung")
+        break
+done.set()
+for thread in threads: thread.join()
+"""
+
+
+@pytest.mark.skipif(backend() == "reference" or not hasattr(os, "fork"), reason="needs the native extension and fork")
+def test_a_process_forked_while_others_compute_does_not_hang():
+    done = run_python(FORKS)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 @pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
@@ -62,4 +152,4 @@ def test_the_number_rises_with_the_schemas():
     """Who changes a schema raises the number on both sides, then writes the digest of the schemas here."""
     code = re.sub(r"//[^\n]*", "", SCHEMAS.read_text(encoding="utf-8"))
     schemas = "".join("".join(re.findall(r'"([^"]*)"', code)).split())
-    assert (_native.INTERFACE, hashlib.sha256(schemas.encode()).hexdigest()[:12]) == (4, "e673bca32e16")
+    assert (_native.INTERFACE, hashlib.sha256(schemas.encode()).hexdigest()[:12]) == (5, "f88c3b936e45")
