@@ -282,7 +282,7 @@ inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
   const int64_t small = 8 * modalities * largest_vector;  // a few vectors and pointers a modality
   if (uses_lanes(modalities, classes))
     return 3 * (modalities * classes + largest_vector) * largest_vector + small;
-  return 2 * modalities * whole_vectors(classes) + small;
+  return 4 * modalities * whole_vectors(classes) + small;
 }
 
 // From one row to the next where a few columns of many rows are to stay in the first-level cache: rows of
