@@ -16,10 +16,9 @@ namespace dmmlkd {
 enum Reduction : int64_t { reduction_none = 0, reduction_mean = 1, reduction_sum = 2 };
 
 inline void check_floating(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(at::isFloatingType(tensor.scalar_type()) && tensor.scalar_type() != at::kFloat8_e4m3fn &&
-                        tensor.scalar_type() != at::kFloat8_e5m2,
-                    op, ": ", name, " must be float16, bfloat16, float32 or float64, got ",
-                    tensor.scalar_type());
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_VALUE(type == at::kHalf || type == at::kBFloat16 || type == at::kFloat || type == at::kDouble,
+                    op, ": ", name, " must be float16, bfloat16, float32 or float64, got ", type);
 }
 
 inline void check_mask(const char* op, const at::Tensor& mask, c10::SymIntArrayRef shape,

@@ -8,20 +8,14 @@
 #include "gossip_mix/cpu.h"
 
 TORCH_LIBRARY(dmmlkd, m) {
-  // Differentiable. Losses of all samples in the leading dimensions; reduction: 0 none, 1 mean, 2 sum.
-  m.def("pairwise_kl_similarity(Tensor logits, Tensor? mask, int reduction) -> Tensor");
-  // The loss and its gradient for an upstream gradient of 1 (empty unless asked for), in one pass.
+  // The loss of each sample in the leading dimensions, or reduced (0 none, 1 mean, 2 sum), and its gradient
+  // for an upstream gradient of 1 (empty unless asked for), in one pass.
   m.def(
       "pairwise_kl_forward(Tensor logits, Tensor? mask, int reduction, bool with_gradient) -> (Tensor, "
       "Tensor)");
 
-  // Differentiable. One value a matrix in the leading dimensions, or, with a reduction, of them all.
-  m.def(
-      "orthogonality_difference(Tensor common, Tensor specific, Tensor? mask, bool normalize, int "
-      "reduction=0) "
-      "-> Tensor");
-  // On a CPU, by kernels of its own: the loss, and the gradients for an upstream gradient of 1 (each empty
-  // unless asked for).
+  // One value per pair of matrices in the leading dimensions, or reduced, and the gradients for an upstream
+  // gradient of 1 (each empty unless asked for).
   m.def(
       "orthogonality_forward(Tensor common, Tensor specific, Tensor? mask, bool normalize, int reduction, "
       "bool common_gradient, bool specific_gradient) -> (Tensor, Tensor, Tensor)");

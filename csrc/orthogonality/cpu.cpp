@@ -1,4 +1,9 @@
-// orthogonality_forward on CPU tensors: shares out many pairs of matrices, or the rows of a few large ones.
+// orthogonality_forward on CPU tensors: shares out many pairs of matrices, or the rows of a few large ones,
+// or leaves the largest to the GEMM library.
+//
+// With rows H = common and S = specific of B samples, || H^T S ||_F^2 = sum of squares of the d x d matrix
+// H^T S, and also <H H^T, S S^T>, B x B. Whichever form costs less is taken, for the loss and for
+//     d/dH = 2 S (H^T S)^T = 2 (S S^T) H,    d/dS = 2 H (H^T S) = 2 (H H^T) S.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -8,7 +13,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "../check.h"
 #include "../simd/kernels.h"
@@ -40,6 +44,12 @@ double compute(const OrthogonalityPair<T>& o, bool shared) {
   over(OrthogonalityStep::prepare, o.samples);
   over(OrthogonalityStep::gram, o.by_samples ? 2 * o.samples : o.common_features);
   const double loss = run(o, OrthogonalityStep::loss, 0, 0);
+  if (loss == untrusted_form) {
+    const Scratch<T> scratch(orthogonality_scratch(o.samples, o.common_features, o.specific_features, false));
+    OrthogonalityPair<T> by_features = o;
+    by_features.by_samples = false, by_features.scratch = scratch.data();
+    return compute<T>(by_features, shared);
+  }
   if (o.common_gradient || o.specific_gradient) over(OrthogonalityStep::gradient, o.samples);
   return loss;
 }
@@ -65,7 +75,7 @@ Losses compute_all(const at::Tensor& common, const at::Tensor& specific, const a
       o.common_gradient = common_gradient.mutable_data_ptr<T>() + index * samples * d;
     if (specific_gradient.defined())
       o.specific_gradient = specific_gradient.mutable_data_ptr<T>() + index * samples * e;
-    o.scale = static_cast<T>(scale), o.scratch = scratch;
+    o.scale = static_cast<T>(scale), o.scratch = scratch, o.exact = true;
     return o;
   };
   const int64_t work = samples * d * e, threads = at::get_num_threads();
@@ -97,10 +107,9 @@ at::Tensor reduced(const Losses& losses, int64_t reduction, at::IntArrayRef lead
   return result;
 }
 
-using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
-Three forward_cpu(const at::Tensor& common, const at::Tensor& specific, const std::optional<at::Tensor>& mask,
-                  bool normalize, int64_t reduction, bool with_common, bool with_specific) {
+LossAndGradients forward_cpu(const at::Tensor& common, const at::Tensor& specific,
+                             const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction,
+                             bool with_common, bool with_specific) {
   check_orthogonality(common, specific, mask, reduction);
   const auto type = common.scalar_type();
   if (type != at::kFloat && type != at::kDouble) {  // half precisions accumulate in float32
@@ -111,6 +120,8 @@ Three forward_cpu(const at::Tensor& common, const at::Tensor& specific, const st
   }
   const auto leading = common.sizes().slice(0, common.dim() - 2);
   const auto options = common.options();
+  if (common.numel() > 0 && !prefers_native(common.size(-2), common.size(-1), specific.size(-1), normalize))
+    return orthogonality_by_library(common, specific, mask, normalize, reduction, with_common, with_specific);
   if (common.numel() == 0) {
     const bool whole = reduction != reduction_none;
     return {at::zeros(whole ? at::IntArrayRef{} : leading, options),
@@ -131,16 +142,6 @@ Three forward_cpu(const at::Tensor& common, const at::Tensor& specific, const st
           with_specific ? s_gradient : at::empty({0}, options)};
 }
 
-Three forward_shapes(const at::Tensor& common, const at::Tensor& specific, const std::optional<at::Tensor>&,
-                     bool, int64_t reduction, bool with_common, bool with_specific) {
-  const auto leading = common.sym_sizes().slice(0, common.dim() - 2), none = leading.slice(0, 0);
-  const std::vector<c10::SymInt> empty{0};
-  return {at::empty_symint(reduction == reduction_none ? leading : none, common.options()),
-          at::empty_symint(with_common ? common.sym_sizes() : c10::SymIntArrayRef(empty), common.options()),
-          at::empty_symint(with_specific ? specific.sym_sizes() : c10::SymIntArrayRef(empty),
-                           specific.options())};
-}
-
 }  // namespace
 
 bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize) {
@@ -156,6 +157,5 @@ bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize) {
 }
 
 TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("orthogonality_forward", forward_cpu); }
-TORCH_LIBRARY_IMPL(dmmlkd, Meta, m) { m.impl("orthogonality_forward", forward_shapes); }
 
 }  // namespace dmmlkd

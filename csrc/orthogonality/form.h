@@ -4,21 +4,22 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+#include <tuple>
+
 namespace dmmlkd {
 
-// Multiplications of a loss and its gradient by the GEMM library: 2 B^2 (d + e) by samples against 3 B d e by
-// features.
-inline bool by_samples(const at::Tensor& common, const at::Tensor& specific) {
-  const int64_t b = common.sym_size(-2).guard_int(__FILE__, __LINE__);
-  const int64_t d = common.sym_size(-1).guard_int(__FILE__, __LINE__);
-  const int64_t e = specific.sym_size(-1).guard_int(__FILE__, __LINE__);
-  return 2 * b * (d + e) < 3 * d * e;
-}
-
-// The kernels of our own compute half of a symmetric matrix: 3/2 B^2 (d + e).
+// The kernels of our own compute half of a symmetric matrix: 3/2 B^2 (d + e) multiplications against 3 B d e.
 inline bool native_by_samples(int64_t b, int64_t d, int64_t e) { return b * (d + e) < 2 * d * e; }
 
 // Whether the CPU's kernels of the instruction set in use are faster than the GEMM library.
 bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize);
+
+using LossAndGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// orthogonality_forward of float32 or float64 on any device.
+LossAndGradients orthogonality_by_library(const at::Tensor& common, const at::Tensor& specific,
+                                          const std::optional<at::Tensor>& mask, bool normalize,
+                                          int64_t reduction, bool with_common, bool with_specific);
 
 }  // namespace dmmlkd

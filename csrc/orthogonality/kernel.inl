@@ -152,6 +152,15 @@ inline T inverse_length(const T* row, int64_t features) {
   return sum != sum ? sum : inverse_extreme_length(row, features);
 }
 
+// A row so short that the inverse of its length leaves the range of T, scaled to unit length.
+template <class T>
+void scale_shortest_row(const T* row, int64_t features, T* out) {
+  constexpr T lift = sizeof(T) == 4 ? T(0x1p100f) : T(0x1p1000);
+  for (int64_t i = 0; i < features; ++i) out[i] = row[i] * lift;
+  const T factor = inverse_extreme_length(out, features);
+  for (int64_t i = 0; i < features; ++i) out[i] *= factor;
+}
+
 // Where everything of one pair lies: in the user's tensors, else in the scratch.
 template <class T>
 struct OrthogonalityPlan {
@@ -161,6 +170,7 @@ struct OrthogonalityPlan {
   T *common_copy, *specific_copy;    // scaled, padded or spread rows; null: the user's do
   T *first, *second;                 // G and G^T; or P and Q
   T *common_columns, *specific_columns;
+  T* product;  // some rows of G, where the form is by samples
 
   explicit OrthogonalityPlan(const OrthogonalityPair<T>& pair) : o(pair) {
     samples_stride = spread_stride(o.samples, o.samples);
@@ -178,6 +188,7 @@ struct OrthogonalityPlan {
     second = take(o.by_samples ? o.samples * samples_stride : o.specific_features * d_stride);
     common_columns = take(o.by_samples ? o.common_features * samples_stride : 0);
     specific_columns = take(o.by_samples ? o.specific_features * samples_stride : 0);
+    product = take(o.by_samples ? product_rows * e_stride : 0);
   }
   Factor<T> common() const {
     return common_copy ? Factor<T>{common_copy, d_stride} : Factor<T>{o.common, o.common_stride};
@@ -205,10 +216,14 @@ inline void prepare_rows(const OrthogonalityPair<T>& o, Factor<T> rows, int64_t 
       factor = T(0);
     else if (o.normalize)
       factor = inverse_length(source, features);
-    if (scale) scale[row] = factor;
+    constexpr T largest = sizeof(T) == 4 ? T(3.402823466e38) : T(1.7976931348623157e308);
+    const bool shortest = factor > largest;
+    if (scale) scale[row] = shortest ? largest : factor;
     if (!copy) continue;
     T* out = copy + row * stride;
-    if (factor == T(0))
+    if (shortest)
+      scale_shortest_row(source, features, out);
+    else if (factor == T(0))
       for (int64_t i = 0; i < features; ++i) out[i] = T(0);
     else
       for (int64_t i = 0; i < features; ++i) out[i] = factor * source[i];
@@ -259,6 +274,56 @@ inline double dot_rows(const T* a, const T* b, int64_t rows, int64_t columns, in
   return sum;
 }
 
+// The same in double precision throughout.
+template <class T>
+inline double dot_rows_exactly(const T* a, const T* b, int64_t rows, int64_t columns, int64_t stride) {
+  constexpr int width = Simd<double>::width;
+  const auto wide = [](const T* from) {
+    return __builtin_convertvector(load_lanes<T, width>(from), Vector<double>);
+  };
+  Vector<double> sums[2]{};
+  double rest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const T *x = a + row * stride, *y = b + row * stride;
+    int64_t i = 0;
+    for (; i + 2 * width <= columns; i += 2 * width) {
+      sums[0] += wide(x + i) * wide(y + i);
+      sums[1] += wide(x + i + width) * wide(y + i + width);
+    }
+    for (; i < columns; ++i) rest += double(x[i]) * double(y[i]);
+  }
+  return rest + sum_lanes<double>(sums[0] + sums[1]);
+}
+
+// || G ||_F^2, some rows of G at a time: a sum of squares, from which nothing cancels.
+template <class T>
+inline double loss_by_features(const OrthogonalityPlan<T>& plan) {
+  const auto& o = plan.o;
+  const Factor<T> h = plan.common();
+  double loss = 0;
+  for (int64_t row = 0; row < o.common_features; row += product_rows) {
+    const int64_t left = o.common_features - row, rows = left < product_rows ? left : product_rows;
+    multiply<T, true>({h.data + row, h.stride}, plan.specific(), plan.product, plan.e_stride,
+                      {0, rows, whole_vectors(o.specific_features), o.samples, false}, T(1));
+    loss += dot_rows_exactly(plan.product, plan.product, rows, o.specific_features, plan.e_stride);
+  }
+  return loss;
+}
+
+// <P, Q>; of features that are almost orthogonal little is left of it, which is computed by features.
+template <class T>
+inline double loss_by_samples(const OrthogonalityPlan<T>& plan) {
+  const auto dot = [&](const T* a, const T* b) {
+    return dot_rows_exactly(a, b, plan.o.samples, plan.o.samples, plan.samples_stride);
+  };
+  constexpr double least = sizeof(T) == 4 ? 1e-60 : 1e-280, most = 1 / least;
+  const double p = dot(plan.first, plan.first), q = dot(plan.second, plan.second);
+  if (!(p > least && p < most && q > least && q < most)) return untrusted_form;
+  const double loss = dot(plan.first, plan.second);
+  constexpr double enough = 1.0 / 64;
+  return loss > enough * __builtin_sqrt(p) * __builtin_sqrt(q) ? loss : loss_by_features(plan);
+}
+
 // The loss, and what the gradients need of the Gram matrices beside themselves.
 template <class T>
 inline double finish_gram(const OrthogonalityPlan<T>& plan) {
@@ -267,13 +332,15 @@ inline double finish_gram(const OrthogonalityPlan<T>& plan) {
   if (o.by_samples) {
     mirror(plan.first, o.samples, plan.samples_stride);
     mirror(plan.second, o.samples, plan.samples_stride);
-    loss = dot_rows(plan.first, plan.second, o.samples, o.samples, plan.samples_stride);
+    loss = o.exact ? loss_by_samples(plan)
+                   : dot_rows(plan.first, plan.second, o.samples, o.samples, plan.samples_stride);
+    if (o.exact && loss == untrusted_form) return untrusted_form;
     loss = loss < 0 ? 0 : loss;  // orthogonal features may leave a rounding error below zero
   } else {
-    loss = dot_rows(plan.first, plan.first, o.common_features, o.specific_features, plan.e_stride);
-    if (o.common_gradient)
-      transpose_rows(plan.first, plan.e_stride, o.common_features, o.specific_features, 0, o.common_features,
-                     plan.second, plan.d_stride);
+    const int64_t d = o.common_features, e = o.specific_features;
+    loss = o.exact ? dot_rows_exactly(plan.first, plan.first, d, e, plan.e_stride)
+                   : dot_rows(plan.first, plan.first, d, e, plan.e_stride);
+    if (o.common_gradient) transpose_rows(plan.first, plan.e_stride, d, e, 0, d, plan.second, plan.d_stride);
   }
   return loss * double(plan.weight());
 }

@@ -8,6 +8,11 @@
 // present, u_m = (z_m - z_first) - (max_m - max_first): where modalities nearly agree both differences are
 // exact, so that nothing cancels; no logarithm is needed because constants drop out of every term.
 //
+// Two roundings would be larger than the result. Rows that lie far apart by a constant are moved together
+// before they are subtracted (far_apart). And the p of a confident row are rounded to 1, so that p_m - pbar
+// no longer sums to zero over the classes: what is left, R_m = sum_i (p_mi - pbar_i), is taken off the loss
+// (A_m R_m) and the gradient (p_m R_m).
+//
 // Few classes: a vector holds one class of many samples ("lanes"), so that sums over classes need no
 // shuffles. Many classes: a vector holds neighbouring classes of one sample ("rows").
 
@@ -16,12 +21,52 @@ inline T largest_finite() {
   return sizeof(T) == 4 ? T(3.402823466e38) : T(1.7976931348623157e308);
 }
 
+// Peaks of two rows may differ by so much: the rounding of z_m - z_first is then that of a log-softmax.
+template <class T>
+constexpr T far_apart = T(4);
+
+template <class T>
+inline Vector<T> magnitude(Vector<T> value) {
+  return value < T(0) ? -value : value;
+}
+
+// Whether a lane of a is above that of b.
+template <class T>
+inline bool any_above(Vector<T> a, Vector<T> b) {
+#if defined(__x86_64__) && !defined(__clang__) && DMMLKD_VECTOR_BYTES == 64
+  constexpr int above = 14, all_lanes = -1, current_rounding = 4;
+  if constexpr (sizeof(T) == 4)
+    return __builtin_ia32_cmpps512_mask(a, b, above, all_lanes, current_rounding) != 0;
+  else
+    return __builtin_ia32_cmppd512_mask(a, b, above, all_lanes, current_rounding) != 0;
+#elif defined(__x86_64__) && !defined(__clang__) && DMMLKD_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4)
+    return __builtin_ia32_movmskps256(reinterpret_cast<Vector<float> >(a > b)) != 0;
+  else
+    return __builtin_ia32_movmskpd256(reinterpret_cast<Vector<double> >(a > b)) != 0;
+#else
+  return max_lanes<T>(a - b) > T(0);
+#endif
+}
+
+// What is taken off a row, so that a constant between the rows does not cost the digits below it: its
+// distance from the row whose peak is the smallest number, where that is far. The difference of a row and
+// this constant is exact wherever p counts.
+template <class T>
+inline Vector<T> row_shift(Vector<T> peak, Vector<T> smallest, Integers<T> far) {
+  const Vector<T> shift = peak - smallest;
+  return far & (magnitude<T>(shift) > far_apart<T>) ? shift : Vector<T>{};
+}
+
 // Sums over the classes, class by class (or vector of classes by vector). Differences are taken from the
 // first modality: where modalities nearly agree, and where there is one class, nothing is lost.
 template <class T, int modalities>
 struct PairwiseKlSums {
-  // Of p d, of p - mean of p (zero but for rounding, which the loss is rid of), of the product of the
-  // deviations.
+  // Deviations from the mean of the modalities are counted in this unit: of two they are halves of one
+  // difference.
+  static constexpr T unit = modalities == 2 ? T(0.5) : T(1);
+  // Of p d, of p - mean of p (zero but for rounding, which loss and gradient are rid of), of the product of
+  // the deviations.
   Vector<T> moment[modalities]{}, rest[modalities]{}, loss{};
 
   // p: probabilities; u: distances, whose deviations from their mean are left in d.
@@ -33,25 +78,29 @@ struct PairwiseKlSums {
     for (int m = 0; m < modalities; ++m) {
       moment[m] += p[m] * d[m];
       if (modalities > 2 || m) rest[m] += deviation[m];
-      if (modalities > 2) loss += deviation[m] * d[m];
+      if (modalities > 2 || m) loss += deviation[m] * d[m];
     }
-    if (modalities == 2) loss += (p[1] - p[0]) * d[1];  // both deviations are halves of a difference
   }
   static void deviations(const Vector<T>* x, Vector<T>* d) {
-    Vector<T> sum = d[1] = x[1] - x[0];
+    if constexpr (modalities == 2) {
+      d[1] = x[1] - x[0], d[0] = -d[1];
+    } else {
+      Vector<T> sum = d[1] = x[1] - x[0];
 #pragma GCC unroll 8
-    for (int m = 2; m < modalities; ++m) sum += d[m] = x[m] - x[0];
-    const Vector<T> mean = sum * (T(1) / T(modalities));
-    d[0] = -mean;
+      for (int m = 2; m < modalities; ++m) sum += d[m] = x[m] - x[0];
+      const Vector<T> mean = sum * (T(1) / T(modalities));
+      d[0] = -mean;
 #pragma GCC unroll 8
-    for (int m = 1; m < modalities; ++m) d[m] = modalities == 2 ? mean : d[m] - mean;
+      for (int m = 1; m < modalities; ++m) d[m] = d[m] - mean;
+    }
   }
-  // p scaled and d to the gradient so scaled: p (d - moment) + p - mean of p.
-  static void gradient(const Vector<T>* p, const Vector<T>* d, const Vector<T>* moments, Vector<T>* g) {
+  // The gradient: p (d - moment - rest) + p - mean of p, all times the weight.
+  static void gradient(const Vector<T>* p, const Vector<T>* d, const Vector<T>* moments, Vector<T> weight,
+                       Vector<T>* g) {
     Vector<T> deviation[modalities];
     deviations(p, deviation);
 #pragma GCC unroll 8
-    for (int m = 0; m < modalities; ++m) g[m] = p[m] * (d[m] - moments[m]) + deviation[m];
+    for (int m = 0; m < modalities; ++m) g[m] = (p[m] * (d[m] - moments[m]) + deviation[m]) * weight;
   }
 };
 
@@ -68,8 +117,45 @@ inline Vector<T> finish_loss(Vector<T>& loss, Vector<T> count) {
   return weight;
 }
 
+template <class T>
+inline T pairwise_kl_of_allowed(const PairwiseKlSamples<T>& s, int64_t sample);
+
 #include "lanes.inl"
 #include "rows.inl"
+
+// A class that every modality present excludes by a logit of -inf counts nothing. Such a sample, whose loss
+// came out as NaN, is computed anew from its other classes; one that has none such stays NaN.
+template <class T>
+[[gnu::noinline, gnu::cold]] T pairwise_kl_of_allowed(const PairwiseKlSamples<T>& s, int64_t sample) {
+  const T* logits = s.logits + sample * s.sample_stride;
+  const bool* mask = s.mask ? s.mask + sample * s.mask_sample_stride : nullptr;
+  const T lowest = -largest_finite<T>();
+  const auto excluded = [&](int64_t i) {
+    for (int64_t m = 0; m < s.modalities; ++m)
+      if (!mask || mask[m * s.mask_modality_stride])
+        if (!(logits[m * s.modality_stride + i] < lowest)) return false;
+    return true;
+  };
+  int64_t allowed = 0;
+  for (int64_t i = 0; i < s.classes; ++i) allowed += !excluded(i);
+  const T nan = lowest * 0 / T(0);
+  if (allowed == 0 || allowed == s.classes) return nan;
+  const int64_t room = whole_vectors(s.modalities * s.classes);
+  T *values = s.scratch, *gradient = values + room, loss;
+  PairwiseKlSamples<T> part = s;
+  part.samples = 1, part.classes = part.modality_stride = part.gradient_modality_stride = allowed;
+  part.logits = values, part.readable_end = gradient, part.mask = mask, part.loss = &loss;
+  part.gradient = s.gradient ? gradient : nullptr, part.scratch = gradient + room;
+  for (int64_t m = 0; m < s.modalities; ++m)
+    for (int64_t i = 0, k = 0; i < s.classes; ++i)
+      if (!excluded(i)) values[m * allowed + k++] = logits[m * s.modality_stride + i];
+  pairwise_kl_by_rows<T>(part);
+  for (int64_t m = 0; s.gradient && m < s.modalities; ++m) {
+    T* out = s.gradient + sample * s.gradient_sample_stride + m * s.gradient_modality_stride;
+    for (int64_t i = 0, k = 0; i < s.classes; ++i) out[i] = excluded(i) ? T(0) : gradient[m * allowed + k++];
+  }
+  return loss;
+}
 
 template <class T>
 double pairwise_kl(const PairwiseKlSamples<T>& s) {

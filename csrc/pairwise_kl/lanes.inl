@@ -98,6 +98,25 @@ inline Vector<T> exponentials(const Vector<T>* z, Vector<T>* p, int64_t classes,
   return T(1) / total;
 }
 
+// Rows of lanes in which two rows lie far apart are moved together, in place, with their peaks.
+template <class T>
+[[gnu::noinline]] void move_rows_together(Vector<T>* z, Vector<T>* peak, const Integers<T>* present,
+                                          Vector<T> first_peak, int64_t modalities, int64_t classes) {
+  Vector<T> smallest = first_peak;
+  Integers<T> far{};
+  for (int64_t m = 0; m < modalities; ++m) {
+    const Integers<T> here = present ? present[m] : ~Integers<T>{};
+    far |= here & (magnitude<T>(peak[m] - first_peak) > far_apart<T>);
+    smallest = here & (magnitude<T>(peak[m]) < magnitude<T>(smallest)) ? peak[m] : smallest;
+  }
+  for (int64_t m = 0; m < modalities; ++m) {
+    const Integers<T> here = present ? far & present[m] : far;
+    const Vector<T> shift = row_shift<T>(peak[m], smallest, here);
+    peak[m] -= shift;
+    for (int64_t i = 0; i < classes; ++i) z[m * classes + i] -= shift;
+  }
+}
+
 // One vector of samples with all of a few modalities; z becomes the gradient, and the losses are returned.
 template <class T, int modalities>
 inline Vector<T> pairwise_kl_lanes_fixed(const PairwiseKlSamples<T>& s, Vector<T>* z, Vector<T>* p) {
@@ -105,6 +124,10 @@ inline Vector<T> pairwise_kl_lanes_fixed(const PairwiseKlSamples<T>& s, Vector<T
   Vector<T> peak[modalities], inverse[modalities];
   for (int m = 0; m < modalities; ++m)
     inverse[m] = exponentials<T>(z + m * classes, p + m * classes, classes, peak[m]);
+  Vector<T> farthest = magnitude<T>(peak[1] - peak[0]);
+  for (int m = 2; m < modalities; ++m) farthest = maximum<T>(farthest, magnitude<T>(peak[m] - peak[0]));
+  if (any_above<T>(farthest, splat(far_apart<T>)))
+    move_rows_together<T>(z, peak, nullptr, peak[0], modalities, classes);
   for (int m = 1; m < modalities; ++m) peak[m] -= peak[0];
   PairwiseKlSums<T, modalities> sums;
   constexpr int from = modalities == 2;  // of two modalities d_0 = -d_1
@@ -122,17 +145,20 @@ inline Vector<T> pairwise_kl_lanes_fixed(const PairwiseKlSamples<T>& s, Vector<T
   }
   if (modalities == 2) sums.rest[0] = -sums.rest[1];
   Vector<T> loss = sums.loss;
-  for (int m = 0; m < modalities; ++m) loss -= sums.moment[m] * sums.rest[m];
+  for (int m = 0; m < modalities; ++m) {
+    loss -= sums.unit * sums.moment[m] * sums.rest[m];
+    sums.moment[m] += sums.rest[m];
+  }
+  loss *= sums.unit;
   Vector<T> weight = finish_loss<T>(loss, splat(T(modalities)));
   if (!s.gradient) return loss;
-  weight *= s.scale;
-  for (int m = 0; m < modalities; ++m) inverse[m] *= weight;
+  weight *= s.scale * sums.unit;
   for (int64_t i = 0; i < classes; ++i) {
     Vector<T> q[modalities], d[modalities], g[modalities];
 #pragma GCC unroll 8
     for (int m = 0; m < modalities; ++m) q[m] = p[m * classes + i] * inverse[m], d[m] = z[m * classes + i];
     if (modalities == 2) d[0] = -d[1];
-    sums.gradient(q, d, sums.moment, g);
+    sums.gradient(q, d, sums.moment, weight, g);
 #pragma GCC unroll 8
     for (int m = 0; m < modalities; ++m) z[m * classes + i] = g[m];
   }
@@ -140,7 +166,8 @@ inline Vector<T> pairwise_kl_lanes_fixed(const PairwiseKlSamples<T>& s, Vector<T
 }
 
 // The same for any number of modalities, of which some may be absent. `row` holds four vectors a modality.
-template <class T, bool masked>
+// local_round does without what `exact` adds: its recorded results were computed so.
+template <class T, bool masked, bool exact = false>
 inline Vector<T> pairwise_kl_lanes(const PairwiseKlSamples<T>& s, Vector<T>* z, Vector<T>* p,
                                    const Presence<T>& presence, Vector<T>* row) {
   const int64_t modalities = s.modalities, classes = s.classes;
@@ -164,7 +191,16 @@ inline Vector<T> pairwise_kl_lanes(const PairwiseKlSamples<T>& s, Vector<T>* z, 
     inverse[m] = held(m, exponentials<T>(zm, p + m * classes, classes, peak[m]));
     moment[m] = rest[m] = zero;
   }
-  const Vector<T> first_peak = first_of(peak, 1);
+  Vector<T> first_peak = first_of(peak, 1);
+  if constexpr (exact) {
+    Vector<T> farthest = zero;
+    for (int64_t m = 0; m < modalities; ++m)
+      farthest = maximum<T>(farthest, magnitude<T>(held(m, peak[m] - first_peak)));
+    if (any_above<T>(farthest, splat(far_apart<T>))) {
+      move_rows_together<T>(z, peak, masked ? presence.present : nullptr, first_peak, modalities, classes);
+      first_peak = first_of(peak, 1);
+    }
+  }
   for (int64_t m = 0; m < modalities; ++m) peak[m] -= first_peak;
   const Vector<T> count = masked ? maximum<T>(presence.count, one) : splat(T(modalities));
   const Vector<T> part = one / count;
@@ -190,7 +226,10 @@ inline Vector<T> pairwise_kl_lanes(const PairwiseKlSamples<T>& s, Vector<T>* z, 
       loss += deviation * d;
     }
   }
-  for (int64_t m = 0; m < modalities; ++m) loss -= moment[m] * rest[m];
+  for (int64_t m = 0; m < modalities; ++m) {
+    loss -= moment[m] * rest[m];
+    if constexpr (exact) moment[m] += rest[m];
+  }
   Vector<T> weight = finish_loss<T>(loss, count);
   if constexpr (masked) {
     loss = presence.active ? loss : zero;
@@ -218,13 +257,13 @@ inline Vector<T> pairwise_kl_group(const PairwiseKlSamples<T>& s, int64_t begin,
                                    Vector<T>* z, Vector<T>* p, Integers<T>* present, Vector<T>* row) {
   if (s.mask) {
     const bool* mask = s.mask + begin * s.mask_sample_stride;
-    return pairwise_kl_lanes<T, true>(s, z, p, load_presence<T>(s, mask, samples, present), row);
+    return pairwise_kl_lanes<T, true, true>(s, z, p, load_presence<T>(s, mask, samples, present), row);
   }
   if (s.modalities == 2) return pairwise_kl_lanes_fixed<T, 2>(s, z, p);
   if (s.modalities == 3) return pairwise_kl_lanes_fixed<T, 3>(s, z, p);
   if (s.modalities == 4) return pairwise_kl_lanes_fixed<T, 4>(s, z, p);
   if (s.modalities == 6) return pairwise_kl_lanes_fixed<T, 6>(s, z, p);
-  return pairwise_kl_lanes<T, false>(s, z, p, Presence<T>{}, row);
+  return pairwise_kl_lanes<T, false, true>(s, z, p, Presence<T>{}, row);
 }
 
 template <class T>
@@ -239,7 +278,18 @@ double pairwise_kl_by_lanes(const PairwiseKlSamples<T>& s) {
   for (int64_t begin = 0; begin < s.samples; begin += width) {
     const int64_t samples = s.samples - begin < width ? s.samples - begin : width;
     load_group<T>(s, s.logits + begin * s.sample_stride, samples, z, staging);
-    const Vector<T> loss = pairwise_kl_group<T>(s, begin, samples, z, p, present, row);
+    Vector<T> loss = pairwise_kl_group<T>(s, begin, samples, z, p, present, row);
+    if (s.gradient) {
+      T* gradient = s.gradient + begin * s.gradient_sample_stride;
+      const bool dense = s.gradient_modality_stride == s.classes;
+      const int64_t run = dense ? s.modalities * s.classes : s.classes;
+      for (int64_t m = 0; m < (dense ? 1 : s.modalities); ++m)
+        store_lanes<T>(z + m * s.classes, gradient + m * s.gradient_modality_stride, s.gradient_sample_stride,
+                       run, samples);
+    }
+    if (const T part = sum_lanes<T>(loss); part != part)
+      for (int64_t lane = 0; lane < samples; ++lane)
+        if (loss[lane] != loss[lane]) loss[lane] = pairwise_kl_of_allowed<T>(s, begin + lane);
     if (samples == width) {
       sum += double(sum_lanes<T>(loss));
       if (s.loss) store(s.loss + begin, loss);
@@ -248,15 +298,6 @@ double pairwise_kl_by_lanes(const PairwiseKlSamples<T>& s) {
         sum += double(loss[lane]);
         if (s.loss) s.loss[begin + lane] = loss[lane];
       }
-    }
-    if (!s.gradient) continue;
-    T* gradient = s.gradient + begin * s.gradient_sample_stride;
-    if (s.gradient_modality_stride == s.classes) {
-      store_lanes<T>(z, gradient, s.gradient_sample_stride, s.modalities * s.classes, samples);
-    } else {
-      for (int64_t m = 0; m < s.modalities; ++m)
-        store_lanes<T>(z + m * s.classes, gradient + m * s.gradient_modality_stride, s.gradient_sample_stride,
-                       s.classes, samples);
     }
   }
   return sum;

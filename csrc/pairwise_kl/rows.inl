@@ -26,8 +26,26 @@ struct PairwiseKlRow {
   const T* logits;
   Vector<T> tail;
   T *p, *d, *gradient;
-  T peak, inverse;
+  T peak, inverse, shift;
 };
+
+// Sets the rows' shifts and moves their peaks by them; whether there is one.
+template <class T>
+inline bool shift_rows(PairwiseKlRow<T>* rows, int64_t count) {
+  const auto size = [](T value) { return value < T(0) ? -value : value; };
+  bool far = false;
+  T smallest = rows[0].peak;
+  for (int64_t k = 0; k < count; ++k) {
+    far |= size(rows[k].peak - rows[0].peak) > far_apart<T>;
+    if (size(rows[k].peak) < size(smallest)) smallest = rows[k].peak;
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const T shift = rows[k].peak - smallest;
+    rows[k].shift = far && size(shift) > far_apart<T> ? shift : T(0);
+  }
+  for (int64_t k = 0; k < count; ++k) rows[k].peak -= rows[k].shift;
+  return far;
+}
 
 // Exponentials of one row to its p, 0 past its end.
 template <class T>
@@ -60,42 +78,53 @@ inline void store_classes(T* target, Vector<T> value, int64_t classes, int64_t a
   for (int64_t lane = 0; at + lane < classes; ++lane) target[at + lane] = value[lane];
 }
 
+template <bool chosen>
+struct Choice {
+  static constexpr bool value = chosen;
+};
+
 // One sample with many classes and a few modalities, all present.
 template <class T, int modalities>
 inline T pairwise_kl_row_fixed(const PairwiseKlSamples<T>& s, PairwiseKlRow<T>* rows) {
   for (int m = 0; m < modalities; ++m) exponentials(rows[m], s.classes);
   PairwiseKlSums<T, modalities> sums;
-  over_classes<T>(s.classes, [&](int64_t at, auto read, bool) {
-    Vector<T> q[modalities], u[modalities], d[modalities];
-    const Vector<T> first = read(rows[0].logits, rows[0].tail);
-    u[0] = Vector<T>{};
+  const auto add_classes = [&](auto shifted) {
+    over_classes<T>(s.classes, [&](int64_t at, auto read, bool) {
+      Vector<T> q[modalities], u[modalities], d[modalities], z[modalities];
+      u[0] = Vector<T>{};
 #pragma GCC unroll 8
-    for (int m = 0; m < modalities; ++m) {
-      q[m] = load(rows[m].p + at) * rows[m].inverse;
-      if (m) u[m] = (read(rows[m].logits, rows[m].tail) - first) - (rows[m].peak - rows[0].peak);
-    }
-    sums.add(q, u, d);
+      for (int m = 0; m < modalities; ++m) {
+        q[m] = load(rows[m].p + at) * rows[m].inverse;
+        z[m] = read(rows[m].logits, rows[m].tail);
+        if (shifted.value) z[m] -= rows[m].shift;
+        if (m) u[m] = (z[m] - z[0]) - (rows[m].peak - rows[0].peak);
+      }
+      sums.add(q, u, d);
 #pragma GCC unroll 8
-    for (int m = 0; m < modalities; ++m) store(rows[m].d + at, d[m]);
-  });
+      for (int m = 0; m < modalities; ++m) store(rows[m].d + at, d[m]);
+    });
+  };
+  if (shift_rows(rows, modalities))
+    add_classes(Choice<true>{});
+  else
+    add_classes(Choice<false>{});
   if (modalities == 2) sums.rest[0] = -sums.rest[1];
   T total = sum_lanes<T>(sums.loss);
   Vector<T> moment[modalities];
   for (int m = 0; m < modalities; ++m) {
-    const T sum = sum_lanes<T>(sums.moment[m]);
-    moment[m] = splat(sum);
-    total -= sum * sum_lanes<T>(sums.rest[m]);
+    const T sum = sum_lanes<T>(sums.moment[m]), rest = sum_lanes<T>(sums.rest[m]);
+    moment[m] = splat(sum + rest);
+    total -= sums.unit * sum * rest;
   }
-  Vector<T> loss = splat(total);
-  const T weight = finish_loss<T>(loss, splat(T(modalities)))[0] * s.scale;
+  Vector<T> loss = splat(total * sums.unit);
+  const Vector<T> weight = finish_loss<T>(loss, splat(T(modalities))) * (s.scale * sums.unit);
   if (!rows[0].gradient) return loss[0];
-  Vector<T> factor[modalities];
-  for (int m = 0; m < modalities; ++m) factor[m] = splat(rows[m].inverse * weight);
   over_classes<T>(s.classes, [&](int64_t at, auto, bool last) {
     Vector<T> q[modalities], d[modalities], g[modalities];
 #pragma GCC unroll 8
-    for (int m = 0; m < modalities; ++m) q[m] = load(rows[m].p + at) * factor[m], d[m] = load(rows[m].d + at);
-    sums.gradient(q, d, moment, g);
+    for (int m = 0; m < modalities; ++m)
+      q[m] = load(rows[m].p + at) * rows[m].inverse, d[m] = load(rows[m].d + at);
+    sums.gradient(q, d, moment, weight, g);
 #pragma GCC unroll 8
     for (int m = 0; m < modalities; ++m) store_classes<T>(rows[m].gradient, g[m], s.classes, at, last);
   });
@@ -110,15 +139,17 @@ inline T pairwise_kl_row(const PairwiseKlSamples<T>& s, PairwiseKlRow<T>* rows, 
     exponentials(rows[k], s.classes);
     moment[k] = rest[k] = Vector<T>{};
   }
+  shift_rows(rows, count);
   const T part = T(1) / T(count);
   Vector<T> loss{};
   over_classes<T>(s.classes, [&](int64_t at, auto read, bool) {
-    const Vector<T> first = read(rows[0].logits, rows[0].tail),
+    const Vector<T> first = read(rows[0].logits, rows[0].tail) - rows[0].shift,
                     p_first = load(rows[0].p + at) * rows[0].inverse;
     Vector<T> p_sum{}, u_sum{};
     for (int64_t k = 0; k < count; ++k) {
       const Vector<T> pk = load(rows[k].p + at) * rows[k].inverse;
-      const Vector<T> uk = (read(rows[k].logits, rows[k].tail) - first) - (rows[k].peak - rows[0].peak);
+      const Vector<T> zk = read(rows[k].logits, rows[k].tail) - rows[k].shift,
+                      uk = (zk - first) - (rows[k].peak - rows[0].peak);
       store(rows[k].p + at, pk);
       store(rows[k].d + at, uk);
       p_sum += pk - p_first;
@@ -136,9 +167,9 @@ inline T pairwise_kl_row(const PairwiseKlSamples<T>& s, PairwiseKlRow<T>* rows, 
   });
   T total = sum_lanes<T>(loss);
   for (int64_t k = 0; k < count; ++k) {
-    const T sum = sum_lanes<T>(moment[k]);
-    moment[k] = splat(sum);
-    total -= sum * sum_lanes<T>(rest[k]);
+    const T sum = sum_lanes<T>(moment[k]), left = sum_lanes<T>(rest[k]);
+    moment[k] = splat(sum + left);
+    total -= sum * left;
   }
   loss = splat(total);
   const T weight = finish_loss<T>(loss, splat(T(count)))[0] * s.scale;
@@ -187,6 +218,7 @@ double pairwise_kl_by_rows(const PairwiseKlSamples<T>& s) {
       loss = pairwise_kl_row_fixed<T, 3>(s, rows);
     else if (count > 3)
       loss = pairwise_kl_row<T>(s, rows, count, moment, rest);
+    if (loss != loss) loss = pairwise_kl_of_allowed<T>(s, sample);
     sum += loss;
     if (s.loss) s.loss[sample] = loss;
   }

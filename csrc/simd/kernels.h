@@ -51,7 +51,13 @@ struct OrthogonalityPair {
   T *common_gradient, *specific_gradient;  // null: not wanted
   T scale;                                 // the gradients are multiplied by it
   T* scratch;                              // orthogonality_scratch() values
+  // By samples the loss is what is left of larger numbers. True: where little is left, the loss step computes
+  // it by features, and where a product left the range of T, it returns untrusted_form. local_round does
+  // without: its recorded results were computed so.
+  bool exact;
 };
+
+constexpr double untrusted_form = -1;
 
 // In this order, each over all of its rows before the next: prepare over samples, from a multiple of 16; gram
 // over common_features, or twice the samples where the form is by samples; loss, which returns it, over
@@ -273,7 +279,7 @@ inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
   const int64_t small = 8 * modalities * largest_vector;  // a few vectors and pointers a modality
   if (uses_lanes(modalities, classes))
     return 3 * (modalities * classes + largest_vector) * largest_vector + small;
-  return 2 * modalities * whole_vectors(classes) + small;
+  return 4 * modalities * whole_vectors(classes) + small;
 }
 
 // From one row to the next where a few columns of many rows are to stay in the first-level cache: rows of
@@ -283,10 +289,14 @@ inline int64_t spread_stride(int64_t columns, int64_t rows) {
   return rows >= 64 && whole >= 128 && whole % 64 == 0 ? whole + largest_vector : whole;
 }
 
+constexpr int64_t product_rows = 48;  // of H^T S, at a time
+
 inline int64_t orthogonality_scratch(int64_t samples, int64_t d, int64_t e, bool by_samples) {
   const int64_t rows =
       samples * (spread_stride(d, samples) + spread_stride(e, samples)) + 2 * whole_vectors(samples);
-  if (by_samples) return rows + (2 * samples + d + e) * spread_stride(samples, samples);
+  if (by_samples)
+    return rows + (2 * samples + d + e) * spread_stride(samples, samples) +
+           product_rows * spread_stride(e, samples);
   return rows + d * spread_stride(e, samples) + e * spread_stride(d, samples);
 }
 

@@ -1,5 +1,6 @@
 """The three operators, for any project: they need torch and nothing else of this package."""
 
+from dmmlkd_ext.ops.fused_linear import fused_linear_pairwise_kl
 from dmmlkd_ext.ops.gossip_group import GossipGroup, GroupVariation
 from dmmlkd_ext.ops.gossip_mix import GossipMix, GossipMixing, gossip_mix, gossip_mix_reference
 from dmmlkd_ext.ops.gossip_weights import GossipWeights
@@ -25,6 +26,7 @@ __all__ = [
     "PairwiseKLSimilarity",
     "backend",
     "build_info",
+    "fused_linear_pairwise_kl",
     "gossip_mix",
     "gossip_mix_reference",
     "orthogonality_difference",

@@ -42,4 +42,4 @@ def reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
     """Reduce a loss over all its elements; the mean of none is zero, not NaN."""
     if reduction == "none" or values.dim() == 0:
         return values
-    return values.sum() if reduction == "sum" else values.sum() / max(1, values.numel())
+    return values.mean() if reduction == "mean" and values.numel() else values.sum()

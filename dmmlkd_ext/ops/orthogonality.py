@@ -9,8 +9,18 @@ from torch import nn
 
 from dmmlkd_ext.ops import native as _native
 from dmmlkd_ext.ops.arguments import check_floating, check_mask, reduce, reduction_code
+from dmmlkd_ext.ops.derivative import (
+    differentiated_again,
+    full_precision,
+    loss_dtype,
+    needs_formula,
+    scaled,
+    widened,
+)
 
 Norm = Literal["fro", "spectral"]
+
+_OPERATOR = "orthogonality_difference"
 
 
 def orthogonality_difference(
@@ -20,16 +30,30 @@ def orthogonality_difference(
     normalize: bool = False,
     norm: Norm = "fro",
     reduction: str = "sum",
+    *,
+    center: bool = False,
 ) -> torch.Tensor:
     r"""Return the squared norm of the product of two feature matrices, summed over all of them.
 
     .. math:: \sum \| H^\top S \|^2
 
     for H = `common` and S = `specific`, rows being samples; the leading dimensions run over modalities (and
-    devices). The cheaper of the forms d x d and B x B is computed, and only it is kept for the backward pass.
+    devices). On a CPU the cheaper of the forms d x d and B x B is computed, with its gradient; the second only
+    while enough digits are left of it.
+
+    Equivalents, for one pair of matrices H [B, d] and S [B, e]:
+
+    - F_dif of the paper: `orthogonality_difference(H, S)`; the form that training uses here, independent of B and
+      of the features' scale: `orthogonality_difference(H, S, normalize=True)`
+    - domain separation networks (Bousmalis et al. 2016), as published: `orthogonality_difference(H, S)`; as released:
+      `B**2 / (d * e) * orthogonality_difference(H, S, center=True, normalize=True)`
+    - MISA (Hazarika et al. 2020), as released, which takes the rows' lengths as constants: for X in H and S
+      `X = X - X.mean(0); X = X / (X.norm(dim=1, keepdim=True).detach() + 1e-6)`, then
+      `orthogonality_difference(H, S) / (d * e)`
 
     Args:
-        common: [..., samples, features], any floating dtype; half precisions accumulate in float32.
+        common: [..., samples, features], float16, bfloat16, float32 or float64; half precisions accumulate in
+            float32.
         specific: [..., samples, other features], of the same leading shape, dtype and device.
         mask: bool, broadcastable to [..., samples]: which samples count; None means all.
         normalize: scale rows to unit length first and divide by the squared number of samples that count, so that
@@ -37,17 +61,18 @@ def orthogonality_difference(
         norm: "fro", the Frobenius norm [C: the reading of the paper's formula], or "spectral", the largest
             singular value, which runs by the reference on every device.
         reduction: "sum" over the leading dimensions (the paper's sum over modalities), "mean", or "none".
+        center: subtract each matrix's mean row over the samples that count, before anything else.
 
     Returns:
-        A scalar, or [...] for "none", in the dtype of `common` (float32 under autocast).
+        A scalar, or [...] for "none", in the dtype of `common` (half precisions: float32 under autocast).
 
     Raises:
-        TypeError: an argument is not a tensor.
+        TypeError: an argument is not a tensor, or a switch not a bool.
         ValueError: a dtype, shape, device, `norm` or `reduction` does not fit; the message names it.
 
     Source:
-        F_dif of arXiv 2311.06500 [P]; the squared Frobenius norm as in domain separation networks (Bousmalis et
-        al. 2016) and the normalized form are choices of METHOD 3 [C].
+        F_dif of arXiv 2311.06500 [P]; the squared Frobenius norm as in domain separation networks and the
+        normalized form are choices of METHOD 3 [C].
 
     Example:
         >>> common = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -55,15 +80,68 @@ def orthogonality_difference(
         9.0
     """
     tensors = isinstance(common, torch.Tensor) and isinstance(specific, torch.Tensor)
-    if not tensors or norm != "fro" or not _native.uses_native(common):
-        return orthogonality_difference_reference(common, specific, mask, normalize, norm, reduction)
+    if not tensors or norm != "fro" or needs_formula() or not _runs_natively(common):
+        return orthogonality_difference_reference(common, specific, mask, normalize, norm, reduction, center=center)
     if mask is not None and not isinstance(mask, torch.Tensor):
-        raise TypeError(f"orthogonality_difference: mask must be a torch.Tensor or None, got {type(mask).__name__}")
-    if not isinstance(normalize, bool):
-        raise TypeError(f"orthogonality_difference: normalize must be a bool, got {type(normalize).__name__}")
-    code = reduction_code("orthogonality_difference", reduction)
-    result: torch.Tensor = torch.ops.dmmlkd.orthogonality_difference(common, specific, mask, normalize, code)
-    return result
+        raise TypeError(f"{_OPERATOR}: mask must be a torch.Tensor or None, got {type(mask).__name__}")
+    _check_switches(normalize, center)
+    code = reduction_code(_OPERATOR, reduction)
+    if center or specific.device != common.device or (mask is not None and mask.device != common.device):
+        _check(common, specific, mask, norm)
+    h, s = common, specific
+    if center:
+        h, s = _centered(widened(h), mask), _centered(widened(s), mask)
+    if torch.is_grad_enabled() and (h.requires_grad or s.requires_grad):
+        loss: torch.Tensor = _Orthogonality.apply(h, s, mask, normalize, reduction)
+    else:
+        loss = torch.ops.dmmlkd.orthogonality_forward.default(
+            widened(h), widened(s), mask, normalize, code, False, False
+        )[0]
+    return loss if loss.dtype is common.dtype else loss.to(loss_dtype(common))
+
+
+def _runs_natively(tensor: torch.Tensor) -> bool:
+    """Return whether the native operator takes this tensor; it has no CUDA kernel."""
+    return tensor.device.type in ("cpu", "meta") and _native.uses_native(tensor)
+
+
+class _Orthogonality(torch.autograd.Function):
+    """Loss (half precisions: in float32) whose gradients the forward pass computes and the backward pass scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        common: torch.Tensor,
+        specific: torch.Tensor,
+        mask: torch.Tensor | None,
+        normalize: bool,
+        reduction: str,
+    ) -> torch.Tensor:
+        wanted = ctx.needs_input_grad[:2]
+        loss, *gradients = torch.ops.dmmlkd.orthogonality_forward.default(
+            widened(common), widened(specific), mask, normalize, reduction_code(_OPERATOR, reduction), *wanted
+        )
+        ctx.save_for_backward(common, specific, mask, *gradients)
+        ctx.settings = normalize, reduction
+        result: torch.Tensor = loss
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        common, specific, mask, *gradients = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        if differentiated_again():
+            normalize, reduction = ctx.settings
+            inputs = [x for x, asked in zip((common, specific), wanted, strict=True) if asked]
+            loss = _formula(common, specific, mask, normalize, "fro", reduction)
+            found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
+            results = [next(found) if asked else None for asked in wanted]
+        else:
+            dtype = common.dtype
+            results = [
+                scaled(g, upstream, dtype) if asked else None for g, asked in zip(gradients, wanted, strict=True)
+            ]
+        return *results, None, None, None
 
 
 def orthogonality_difference_reference(
@@ -73,6 +151,8 @@ def orthogonality_difference_reference(
     normalize: bool = False,
     norm: Norm = "fro",
     reduction: str = "sum",
+    *,
+    center: bool = False,
 ) -> torch.Tensor:
     """Return what `orthogonality_difference` returns, by the formula as METHOD 3 writes it.
 
@@ -80,24 +160,50 @@ def orthogonality_difference_reference(
         >>> orthogonality_difference_reference(torch.eye(2), torch.eye(2), norm="spectral").item()
         1.0
     """
-    _check(common, specific, mask, normalize, norm, reduction)
-    wide = torch.float64 if common.dtype == torch.float64 else torch.float32
-    h, s = common.to(wide), specific.to(wide)
-    samples = h.new_full(h.shape[:-2], h.shape[-2])
-    if mask is not None:
-        held = mask.expand(common.shape[:-1])
-        h, s = h.where(held.unsqueeze(-1), 0), s.where(held.unsqueeze(-1), 0)
-        samples = held.sum(-1).to(wide)
-    if normalize:
-        h, s = _unit_rows(h), _unit_rows(s)
-    product = h.transpose(-2, -1) @ s
-    if norm == "fro":
-        values = product.square().sum((-2, -1))
-    else:
-        values = torch.linalg.matrix_norm(product, ord=2).square()
-    if normalize:
-        values = values / samples.clamp_min(1).square()
-    return reduce(values, reduction).to(common.dtype)
+    reduction_code(_OPERATOR, reduction)
+    _check_switches(normalize, center)
+    _check(common, specific, mask, norm)
+    h, s = common, specific
+    if center:
+        h, s = _centered(widened(h), mask), _centered(widened(s), mask)
+    return _formula(h, s, mask, normalize, norm, reduction).to(loss_dtype(common))
+
+
+def _formula(
+    common: torch.Tensor,
+    specific: torch.Tensor,
+    mask: torch.Tensor | None,
+    normalize: bool,
+    norm: Norm,
+    reduction: str,
+) -> torch.Tensor:
+    """Return the loss in float32 or float64, differentiable as often as one likes."""
+    with full_precision(common):
+        h, s = widened(common), widened(specific)
+        samples = h.new_full(h.shape[:-2], h.shape[-2])
+        if mask is not None:
+            held = mask.expand(common.shape[:-1])
+            h, s = h.where(held.unsqueeze(-1), 0), s.where(held.unsqueeze(-1), 0)
+            samples = held.sum(-1).to(h.dtype)
+        if normalize:
+            h, s = _unit_rows(h), _unit_rows(s)
+        product = h.transpose(-2, -1) @ s
+        if norm == "fro":
+            values = product.square().sum((-2, -1))
+        else:
+            values = torch.linalg.matrix_norm(product, ord=2).square()
+        if normalize:
+            values = values / samples.clamp_min(1).square()
+        return reduce(values, reduction)
+
+
+def _centered(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Subtract the mean row over the samples that count."""
+    if mask is None:
+        return features - features.mean(-2, keepdim=True) if features.shape[-2] else features
+    held = mask.expand(features.shape[:-1]).unsqueeze(-1)
+    features = features.where(held, 0)
+    return features - features.sum(-2, keepdim=True) / held.sum(-2, keepdim=True).clamp_min(1)
 
 
 def _unit_rows(features: torch.Tensor) -> torch.Tensor:
@@ -109,41 +215,36 @@ def _unit_rows(features: torch.Tensor) -> torch.Tensor:
     return (scaled * scaled.square().sum(-1, keepdim=True).where(~empty, 1).rsqrt()).where(~empty, 0)
 
 
-def _check(
-    common: torch.Tensor,
-    specific: torch.Tensor,
-    mask: torch.Tensor | None,
-    normalize: bool,
-    norm: str,
-    reduction: str,
-) -> None:
-    operator = "orthogonality_difference"
-    reduction_code(operator, reduction)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"{operator}: normalize must be a bool, got {type(normalize).__name__}")
+def _check_switches(normalize: bool, center: bool) -> None:
+    for name, value in (("normalize", normalize), ("center", center)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{_OPERATOR}: {name} must be a bool, got {type(value).__name__}")
+
+
+def _check(common: torch.Tensor, specific: torch.Tensor, mask: torch.Tensor | None, norm: str) -> None:
     if norm not in ("fro", "spectral"):
-        raise ValueError(f"{operator}: norm must be 'fro' or 'spectral', got {norm!r}")
-    check_floating(operator, "common", common)
-    check_floating(operator, "specific", specific)
+        raise ValueError(f"{_OPERATOR}: norm must be 'fro' or 'spectral', got {norm!r}")
+    check_floating(_OPERATOR, "common", common)
+    check_floating(_OPERATOR, "specific", specific)
     if common.dim() < 2:
-        raise ValueError(f"{operator}: common must have shape [..., samples, features], got {list(common.shape)}")
+        raise ValueError(f"{_OPERATOR}: common must have shape [..., samples, features], got {list(common.shape)}")
     if common.shape[:-1] != specific.shape[:-1]:
         raise ValueError(
-            f"{operator}: specific must have the leading shape of common, {list(common.shape)}, "
+            f"{_OPERATOR}: specific must have the leading shape of common, {list(common.shape)}, "
             f"got {list(specific.shape)}"
         )
     if common.dtype != specific.dtype or common.device != specific.device:
         raise ValueError(
-            f"{operator}: specific must have the dtype and device of common, {common.dtype} on {common.device}, "
+            f"{_OPERATOR}: specific must have the dtype and device of common, {common.dtype} on {common.device}, "
             f"got {specific.dtype} on {specific.device}"
         )
     if common.shape[-1] < 1 or specific.shape[-1] < 1:
         raise ValueError(
-            f"{operator}: common and specific must hold at least one feature, got shapes {list(common.shape)} "
+            f"{_OPERATOR}: common and specific must hold at least one feature, got shapes {list(common.shape)} "
             f"and {list(specific.shape)}"
         )
     if mask is not None:
-        check_mask(operator, mask, common.shape[:-1], common.device)
+        check_mask(_OPERATOR, mask, common.shape[:-1], common.device)
 
 
 class OrthogonalityDifference(nn.Module):
@@ -154,48 +255,45 @@ class OrthogonalityDifference(nn.Module):
         0.5
     """
 
-    def __init__(self, normalize: bool = False, norm: Norm = "fro", reduction: str = "sum") -> None:
+    def __init__(
+        self, normalize: bool = False, norm: Norm = "fro", reduction: str = "sum", *, center: bool = False
+    ) -> None:
         super().__init__()
+        _check_switches(normalize, center)
         reduction_code("OrthogonalityDifference", reduction)
         if norm not in ("fro", "spectral"):
             raise ValueError(f"OrthogonalityDifference: norm must be 'fro' or 'spectral', got {norm!r}")
-        self.normalize, self.norm, self.reduction = normalize, norm, reduction
+        self.normalize, self.norm, self.reduction, self.center = normalize, norm, reduction, center
 
     def forward(self, common: torch.Tensor, specific: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the loss of `common` and `specific` [..., samples, features] under `mask` [..., samples]."""
-        return orthogonality_difference(common, specific, mask, self.normalize, self.norm, self.reduction)
+        return orthogonality_difference(
+            common, specific, mask, self.normalize, self.norm, self.reduction, center=self.center
+        )
 
     def extra_repr(self) -> str:
         """Return the settings that `repr` shows."""
-        return f"normalize={self.normalize}, norm={self.norm!r}, reduction={self.reduction!r}"
+        return f"normalize={self.normalize}, norm={self.norm!r}, reduction={self.reduction!r}, center={self.center}"
 
 
 def _register() -> None:
-    @torch.library.register_vmap("dmmlkd::orthogonality_difference")
+    """Tell torch the native operator's shapes (fake tensors)."""
+
+    @torch.library.register_fake("dmmlkd::orthogonality_forward")
     def _(
-        info: Any,
-        in_dims: Any,
         common: torch.Tensor,
         specific: torch.Tensor,
         mask: torch.Tensor | None,
         normalize: bool,
-        reduction: int = 0,
-    ) -> Any:
-        def leading(x: torch.Tensor, dim: int | None) -> torch.Tensor:
-            return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
+        reduction: int,
+        common_gradient: bool,
+        specific_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        def gradient(features: torch.Tensor, wanted: bool) -> torch.Tensor:
+            return features.new_empty(features.shape if wanted else 0)
 
-        common, specific = leading(common, in_dims[0]), leading(specific, in_dims[1])
-        if mask is not None:
-            mask = leading(mask, in_dims[2])
-            mask = mask.reshape(mask.shape[0], *(1,) * (common.dim() - 1 - mask.dim()), *mask.shape[1:])
-        wide = torch.float64 if common.dtype == torch.float64 else torch.float32
-        if not reduction:
-            return torch.ops.dmmlkd.orthogonality_difference(common, specific, mask, normalize), 0
-        # Half precisions round the sum, not its terms.
-        losses = torch.ops.dmmlkd.orthogonality_difference(common.to(wide), specific.to(wide), mask, normalize)
-        losses = losses.reshape(info.batch_size, -1)
-        losses = losses.sum(1) / (max(1, losses.shape[1]) if reduction == 1 else 1)
-        return losses.to(common.dtype), 0
+        loss = common.new_empty(() if reduction else common.shape[:-2])
+        return loss, gradient(common, common_gradient), gradient(specific, specific_gradient)
 
 
 if _native.backend() == "native":

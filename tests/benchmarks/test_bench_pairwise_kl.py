@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from dmmlkd_ext.ops import pairwise_kl_similarity, pairwise_kl_similarity_reference
+from dmmlkd_ext.ops import fused_linear_pairwise_kl, pairwise_kl_similarity, pairwise_kl_similarity_reference
 from tests.benchmarks.paired import interleave
 
 torch.manual_seed(0)
@@ -97,6 +97,43 @@ def test_the_operator_from_memory(benchmark, results, samples):
     case = str(tuple(logits.shape))
     benchmark.extra_info.update(results.add("pairwise_kl", case, "inside the operator", times, {limit: 1.0}))
     benchmark.pedantic(native, rounds=3)
+
+
+# Loss and gradient from memory against a copy of the logits; and without the logits, by chunks of a head's samples.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [32_000, 128_000])
+def test_large_vocabularies(benchmark, results, classes, dtype):
+    torch.set_num_threads(1)
+    logits = torch.randn(4, 64, 2, classes, dtype=dtype, requires_grad=True)
+    copy = torch.empty_like(logits)
+    functions = {
+        "native": both(pairwise_kl_similarity, logits),
+        "reference": both(pairwise_kl_similarity_reference, logits),
+        "limit: copy of the logits": lambda: copy.copy_(logits.detach()),
+    }
+    times = interleave(functions, least=3)
+    case = f"{tuple(logits.shape)}, {str(dtype).removeprefix('torch.')}"
+    targets = {"limit: copy of the logits": 1 / 1.2}
+    benchmark.extra_info.update(results.add("pairwise_kl", case, "loss + gradient", times, targets))
+    benchmark.pedantic(functions["native"], rounds=3)
+
+
+def test_a_large_head_in_chunks(benchmark, results):
+    torch.set_num_threads(1)
+    features, head = torch.randn(256, 2, 256, requires_grad=True), torch.randn(32_000, 256, requires_grad=True)
+
+    def gradients(loss):
+        return lambda: torch.autograd.grad(loss(), (features, head))
+
+    functions = {
+        "native": gradients(lambda: fused_linear_pairwise_kl(features, head)),
+        "with the logits": gradients(lambda: pairwise_kl_similarity(features @ head.T)),
+        "reference": gradients(lambda: pairwise_kl_similarity_reference(features @ head.T)),
+    }
+    times = interleave(functions, least=3)
+    case = "(256, 2, 256) x 32000"
+    benchmark.extra_info.update(results.add("fused_linear_pairwise_kl", case, "all gradients", times))
+    benchmark.pedantic(functions["native"], rounds=3)
 
 
 @pytest.mark.parametrize("devices", [20, 100])

@@ -7,21 +7,27 @@ import itertools
 import torch
 
 
-def pairwise_kl_oracle(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """F_sim of each sample [...] of logits [..., modalities, classes], pair by pair."""
+def pairwise_kl_oracle(
+    logits: torch.Tensor, mask: torch.Tensor | None = None, pair_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """F_sim of each sample [...] of logits [..., modalities, classes], pair by pair, weighted if asked for."""
     leading, (modalities, classes) = logits.shape[:-2], logits.shape[-2:]
     samples = logits.double().reshape(-1, modalities, classes)
     held = torch.ones(samples.shape[:2], dtype=torch.bool)
     if mask is not None:
         held = mask.expand(logits.shape[:-1]).reshape(-1, modalities)
+    weights = torch.ones(modalities, modalities) if pair_weights is None else pair_weights
     losses = []
     for sample, present in zip(samples, held, strict=True):
         indices = present.nonzero().flatten().tolist()
-        total = samples.new_zeros(())
-        p, log_p = sample.softmax(-1), sample.log_softmax(-1)
+        allowed = ~(sample[indices] == -torch.inf).all(0)
+        total, count = samples.new_zeros(()), 0.0
         for m, n in itertools.permutations(indices, 2):
-            total = total + torch.sum(p[m] * (log_p[m] - log_p[n]))
-        losses.append(total / max(1, len(indices) * (len(indices) - 1)))
+            weight = float(weights[m, n])
+            log_p, log_q = sample[m, allowed].log_softmax(-1), sample[n, allowed].log_softmax(-1)
+            total = total + weight * torch.sum(log_p.exp() * (log_p - log_q))
+            count += weight
+        losses.append(total / count if count else total)
     return torch.stack(losses).reshape(leading) if losses else samples.new_zeros(leading)
 
 

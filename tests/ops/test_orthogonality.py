@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,6 +226,7 @@ def test_nan_in_a_row_of_zeros_is_not_lost(implementation, instruction_set):
     assert loss.isnan().tolist() == [False, True]
 
 
+@native_only
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("shape", [((3,), 200, 170, 180), ((1,), 150, 300, 290), ((20,), 9, 30, 30)], ids=str)
 def test_the_same_bits_on_any_number_of_threads(shape, normalize):
@@ -395,15 +399,9 @@ def test_backward_twice_through_a_retained_graph():
 def test_opcheck(shape, normalize, masked):
     common, specific = random_features(*shape)
     mask = random_mask(common.shape[:-1]) if masked else None
-    for requires_grad in (False, True):
-        inputs = common.clone().requires_grad_(requires_grad), specific.clone().requires_grad_(requires_grad)
-        for reduction in (0, 1, 2):
-            torch.library.opcheck(
-                torch.ops.dmmlkd.orthogonality_difference.default, (*inputs, mask, normalize, reduction)
-            )
-    detached = common, specific, mask, normalize, 1
-    for wanted in [(True, True), (True, False), (False, False)]:
-        torch.library.opcheck(torch.ops.dmmlkd.orthogonality_forward.default, (*detached, *wanted))
+    for reduction, wanted in itertools.product((0, 1, 2), [(True, True), (True, False), (False, False)]):
+        arguments = common, specific, mask, normalize, reduction, *wanted
+        torch.library.opcheck(torch.ops.dmmlkd.orthogonality_forward.default, arguments)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -443,31 +441,179 @@ def test_func_grad_and_hessian_vector_products(normalize):
     torch.testing.assert_close(forward, reverse)
 
 
-def test_autocast_computes_in_float32():
-    common, specific = random_features((2,), 8, 4, 4, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = orthogonality_difference(common, specific, None, True)
-    if backend() == "native":
-        assert loss.dtype == torch.float32
-    tolerance = 1e-5 if backend() == "native" else 1e-2
-    torch.testing.assert_close(
-        loss.double(), orthogonality_oracle(common, specific, None, True).sum(), rtol=tolerance, atol=0
-    )
+@pytest.mark.parametrize("norm", ["fro", "spectral"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_autocast_computes_in_float32(implementation, norm):
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        common, specific = random_features((2,), 8, 4, 4, dtype=dtype)
+        expected = implementation(common.double(), specific.double(), None, True, norm)
+        leaf = common.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = implementation(leaf, specific, None, True, norm)
+        loss.backward()
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert leaf.grad.dtype == dtype
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.compile
-def test_compiles_without_a_graph_break():
-    def loss(h, s, m):
-        return orthogonality_difference(h.relu() + 1, s * 2, m, True).sin()
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_without_a_graph_break_and_once_for_all_batch_sizes(dynamic):
+    compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
-    common, specific = random_features((2,), 4, 12, 12)
-    mask = random_mask((2, 4))
-    common.requires_grad_(), specific.requires_grad_()
-    torch.compile(loss, fullgraph=True)(common, specific, mask).backward()
-    compiled = common.grad.clone(), specific.grad.clone()
-    common.grad = specific.grad = None
-    loss(common, specific, mask).backward()
-    torch.testing.assert_close(compiled, (common.grad, specific.grad))
+    def loss(h, s, m):
+        return orthogonality_difference(h.relu() + 1, s * 2, m, True, center=True).sin()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=compilations)
+    for samples in (4, 40, 7, 9, 33, 2, 100, 17, 64, 71):  # both forms of the product
+        common, specific = random_features((2,), samples, 12, 11)
+        mask, results = random_mask((2, samples)), []
+        for function in (compiled, loss):
+            leaf = common.clone().requires_grad_()
+            function(leaf, specific, mask).backward()
+            results.append(leaf.grad)
+        torch.testing.assert_close(*results)
+    assert compilations.frame_count <= 4  # of 10 batch sizes
+
+
+@pytest.mark.compile
+def test_exports_with_any_number_of_samples():
+    batch = torch.export.Dim("batch", min=2)
+    shapes = ({0: batch}, {0: batch}, {0: batch})
+    arguments = *random_features((), 6, 12, 12), random_mask((6,))
+    program = torch.export.export(OrthogonalityDifference(normalize=True), arguments, dynamic_shapes=shapes)
+    for samples in (3, 50):
+        more = *random_features((), samples, 12, 12), random_mask((samples,))
+        torch.testing.assert_close(program.module()(*more), orthogonality_difference(*more, True))
+
+
+def nearly_orthogonal(samples, features, away, dtype=torch.float32):
+    """Return H and S whose samples lie in two subspaces, S moved towards the other by so much."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(samples, samples, generator=generator, dtype=torch.float64))[0]
+    half = samples // 2
+    common = basis[:, :half] @ torch.randn(half, features, generator=generator, dtype=torch.float64)
+    specific = basis[:, half:] @ torch.randn(samples - half, features, generator=generator, dtype=torch.float64)
+    return common.to(dtype), (specific + away * common).to(dtype)
+
+
+@pytest.mark.parametrize(("samples", "features"), [(32, 64), (40, 500), (600, 900)])
+@pytest.mark.parametrize("away", [1e-1, 1e-2, 1e-3, 1e-4, 0.0])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_features_near_the_optimum_keep_their_digits(implementation, normalize, away, samples, features):
+    common, specific = nearly_orthogonal(samples, features, away)
+    loss, gradient, _ = with_gradients(implementation, common, specific, None, normalize)
+    wide = with_gradients(orthogonality_difference_reference, common.double(), specific.double(), None, normalize)
+    size = float(common.double().square().sum() * specific.double().square().sum())
+    if normalize:
+        size = 1.0
+    rounding = 2e-13 * size  # the square of that of the product's elements
+    assert abs(loss.double() - wide[0]) <= max(1e-5, 1e-9 / max(away, 1e-9)) * wide[0] + rounding
+    if away >= 1e-3:
+        torch.testing.assert_close(gradient.double(), wide[1], rtol=0, atol=1e-2 * float(wide[1].abs().max()))
+
+
+@pytest.mark.parametrize("sizes", [(1e-30, 1e10), (1e20, 1e-20), (1e-15, 1e-3), (1e12, 1e6)])
+@pytest.mark.parametrize("shape", [((2,), 5, 20, 18), ((2,), 20, 5, 6), ((1,), 530, 520, 514)], ids=str)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_products_that_leave_the_range_where_the_value_does_not(implementation, shape, sizes, instruction_set):
+    common, specific = random_features(*shape)
+    common, specific = common * sizes[0], specific * sizes[1]
+    loss, gradient, _ = with_gradients(implementation, common, specific, None, False, "fro", "none")
+    expected = with_gradients(
+        orthogonality_difference_reference, common.double(), specific.double(), None, False, "fro", "none"
+    )
+    if implementation is orthogonality_difference_reference and sizes[0] < 1e-20:
+        return  # it squares in float32
+    fits = expected[0].abs() < 3e38
+    torch.testing.assert_close(loss.double()[fits], expected[0][fits], rtol=1e-4, atol=0)
+    assert loss[~fits].isinf().all()
+    if bool(fits.all()) and sizes[0] > 1e-20:
+        torch.testing.assert_close(gradient.double(), expected[1], rtol=0, atol=1e-4 * float(expected[1].abs().max()))
+
+
+def test_normalized_rows_shorter_than_any_inverse(instruction_set):
+    for features in (2, 40):
+        common = torch.zeros(2, features)
+        common[:, 0] = 1e-39
+        loss = orthogonality_difference(common, torch.eye(2, features), None, True)
+        torch.testing.assert_close(loss, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_forward_mode_gives_the_directional_derivative(implementation):
+    common, specific = random_features((2,), 4, 6, 5)
+    tangent = torch.randn_like(common)
+    expected = (oracle_gradients(common, specific)[0] * tangent).sum()
+    for requires_grad in (False, True):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(common.clone().requires_grad_(requires_grad), tangent)
+            found = torch.autograd.forward_ad.unpack_dual(implementation(dual, specific)).tangent
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def centered(matrix):
+    return matrix - matrix.mean(0)
+
+
+def detached_unit_rows(matrix):
+    return matrix / (matrix.norm(dim=1, keepdim=True).detach() + 1e-6)
+
+
+# Published losses of H [B, d] and S [B, e], as their authors write them, and the same by one line here.
+PUBLISHED = {
+    "the paper's": (lambda h, s: (h.T @ s).square().sum(), lambda f, h, s: f(h, s)),
+    "ours": (
+        lambda h, s: (torch.nn.functional.normalize(h).T @ torch.nn.functional.normalize(s) / len(h)).square().sum(),
+        lambda f, h, s: f(h, s, normalize=True),
+    ),
+    "domain separation networks": (
+        lambda h, s: (
+            (torch.nn.functional.normalize(centered(h)).T @ torch.nn.functional.normalize(centered(s))).square().mean()
+        ),
+        lambda f, h, s: len(h) ** 2 / (h.shape[1] * s.shape[1]) * f(h, s, center=True, normalize=True),
+    ),
+    "MISA": (
+        lambda h, s: (detached_unit_rows(centered(h)).T @ detached_unit_rows(centered(s))).square().mean(),
+        lambda f, h, s: f(detached_unit_rows(centered(h)), detached_unit_rows(centered(s))) / (h.shape[1] * s.shape[1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("shape", [((), 20, 5, 6), ((), 5, 20, 18)], ids=str)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_published_losses_by_one_line(implementation, shape, name):
+    published, ours = PUBLISHED[name]
+    features = random_features(*shape)
+    narrow = [x.clone().requires_grad_() for x in features]
+    wide = [x.double().requires_grad_() for x in features]
+    loss, expected = ours(implementation, *narrow), published(*wide)
+    loss.backward(), expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    for x, y in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-4, atol=1e-5 * float(y.grad.abs().max()))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_centering_leaves_absent_samples_out(implementation, normalize):
+    common, specific = random_features((3,), 9, 4, 12)
+    mask = random_mask((3, 9))
+    mask[2] = False
+    poisoned = common.masked_fill(~mask.unsqueeze(-1), float("nan"))
+    loss, gradient, _ = with_gradients(
+        lambda h, s: implementation(h, s, mask, normalize, "fro", "none", center=True), poisoned, specific
+    )
+    for k in range(2):
+        h, s = (centered(x[k][mask[k]]) for x in (common, specific))
+        torch.testing.assert_close(loss[k].double(), orthogonality_oracle(h, s, None, normalize), rtol=1e-5, atol=1e-6)
+    assert loss[2] == 0
+    assert (gradient[~mask] == 0).all()
+    empty = torch.zeros(2, 0, 4)
+    assert implementation(empty, empty, center=True) == 0
 
 
 def test_module_and_its_repr():
@@ -506,6 +652,7 @@ FEATURES = torch.zeros(2, 5, 3)
         ((FEATURES, FEATURES, torch.ones(2, 4, dtype=torch.bool)), "mask must broadcast"),
         ((FEATURES, FEATURES, torch.ones(1, 2, 5, dtype=torch.bool)), "mask must broadcast"),
         ((FEATURES, FEATURES, None, "yes"), "normalize must be a bool, got str"),
+        ((FEATURES.to(torch.float8_e4m3fnuz), FEATURES.to(torch.float8_e4m3fnuz)), "common must be float16"),
         ((FEATURES, FEATURES, None, False, "nuclear"), "norm must be 'fro' or 'spectral'"),
         ((FEATURES, FEATURES, None, False, "fro", "average"), "reduction must be one of none, mean, sum"),
     ],
@@ -513,3 +660,5 @@ FEATURES = torch.zeros(2, 5, 3)
 def test_bad_input_is_named(implementation, arguments, words):
     with pytest.raises((TypeError, ValueError), match=words):
         implementation(*arguments)
+    with pytest.raises(TypeError, match="center must be a bool, got int"):
+        implementation(FEATURES, FEATURES, center=1)

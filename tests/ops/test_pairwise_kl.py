@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -177,6 +179,121 @@ def test_a_value_that_is_not_finite_gives_nan_in_its_sample_alone(
     assert logits.grad[others].isfinite().all()
 
 
+def worst_errors(implementation, logits):
+    """Return the largest relative errors of a sample's loss and of its gradient."""
+    leaf, wide = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    losses, expected = implementation(leaf, None, "none"), pairwise_kl_similarity_reference(wide, None, "none")
+    losses.sum().backward(), expected.sum().backward()
+    error = ((losses.double() - expected).abs() / expected).detach()
+    distance = (leaf.grad.double() - wide.grad).flatten(1).norm(dim=1) / wide.grad.flatten(1).norm(dim=1)
+    return float(error.max()), float(distance.max())
+
+
+def naive_pairs(logits, mask, reduction):
+    log_p = logits.log_softmax(-1)
+    pairs = list(itertools.permutations(range(logits.shape[-2]), 2))
+    divergence = functools.partial(torch.nn.functional.kl_div, reduction="none", log_target=True)
+    return sum(divergence(log_p[..., n, :], log_p[..., m, :]).sum(-1) for m, n in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 200])
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+@pytest.mark.parametrize("apart", [0.1, 1e-3])
+@pytest.mark.parametrize("offset", [0.0, 6.0, -30.0, 3000.0, 1e4])
+def test_a_constant_between_modalities_costs_no_digits(offset, apart, modalities, classes, instruction_set):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1000, 1, classes, generator=generator)
+    logits = logits + apart * torch.randn(1000, modalities, classes, generator=generator)
+    logits[:, 1] += offset
+    loss, gradient = worst_errors(pairwise_kl_similarity, logits)
+    for other in (pairwise_kl_similarity_reference, naive_pairs):
+        theirs = worst_errors(other, logits)
+        assert loss <= 1.1 * theirs[0]
+        assert gradient <= 1.1 * theirs[1]
+    if classes > 3 and apart == 0.1:
+        assert loss < 2e-6 if backend() == "native" else 1e-5
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 4, 5])
+@pytest.mark.parametrize("classes", [3, 10, 150])
+@pytest.mark.parametrize("scale", [10.0, 30.0])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_of_confident_predictions_that_agree(implementation, scale, classes, modalities, instruction_set):
+    logits = random_logits((1000, modalities, classes), scale=scale)
+    assert worst_errors(implementation, logits)[1] < 1e-4
+    leaf = logits.clone().requires_grad_()
+    implementation(leaf, None, "sum").backward()
+    assert (leaf.grad.sum(-1).abs() <= 3e-5 * leaf.grad.abs().sum(-1) + 1e-30).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_one_confident_sample(masked, instruction_set):
+    logits = torch.tensor([[[12.0, -12.0], [13.0, -13.0]]], requires_grad=True)
+    pairwise_kl_similarity(logits, torch.ones(2, dtype=torch.bool) if masked else None).backward()
+    expected = oracle_gradient(logits)
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 2, 10), (21, 3, 200), (7, 5, 12)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_classes_that_all_present_modalities_exclude_count_nothing(implementation, masked, shape, instruction_set):
+    logits = random_logits(shape)
+    mask = torch.rand(shape[:-1], generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
+    held = torch.ones(shape[:-1], dtype=torch.bool) if mask is None else mask
+    excluded = torch.rand(shape[0], 1, shape[2], generator=torch.Generator().manual_seed(2)) < 0.4
+    excluded[::3] = False
+    excluded[..., 0] = False
+    logits = logits.masked_fill(excluded & held.unsqueeze(-1), -torch.inf).requires_grad_()
+    losses = implementation(logits, mask, "none")
+    losses.sum().backward()
+    torch.testing.assert_close(losses.double(), pairwise_kl_oracle(logits.detach(), mask), rtol=1e-5, atol=1e-6)
+    leaf = logits.detach().double().requires_grad_()
+    pairwise_kl_oracle(leaf, mask).sum().backward()
+    torch.testing.assert_close(logits.grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
+    assert (logits.grad[excluded.expand(shape)] == 0).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_of_absent_modalities_are_zero_beside_nan(implementation, create_graph):
+    logits, mask = random_logits((6, 3, 4)), torch.ones(6, 3, dtype=torch.bool)
+    mask[:, 0] = False
+    logits[:, 1, 2] = float("nan")
+    leaf = logits.requires_grad_()
+    [gradient] = torch.autograd.grad(implementation(leaf, mask), leaf, create_graph=create_graph)
+    assert (gradient[:, 0] == 0).all()
+    assert gradient[:, 1].isnan().all()
+
+
+def test_gradients_of_half_precision_are_saved_in_float32():
+    logits = random_logits((4096, 2, 100), dtype=torch.float16).requires_grad_()
+    (pairwise_kl_similarity(logits).float() * 16384).backward()
+    expected = oracle_gradient(logits[:512]) * 16384 / 4096
+    representable = expected.abs() > 6e-8
+    assert (logits.grad[:512][representable] != 0).all()
+    torch.testing.assert_close(logits.grad[:512].double(), expected, rtol=1e-3, atol=6e-8)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_forward_mode_gives_the_directional_derivative(implementation):
+    logits, tangent = random_logits((6, 3, 5)), random_logits((6, 3, 5), 1)
+    expected = (oracle_gradient(logits) * tangent).sum() / 6
+    for requires_grad in (False, True):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(logits.clone().requires_grad_(requires_grad), tangent)
+            found = torch.autograd.forward_ad.unpack_dual(implementation(dual)).tangent
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    found = torch.func.jvp(implementation, (logits,), (tangent,))[1]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_vmap_of_halves_rounds_no_sum_of_terms():
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).half().expand(1, 150_000, 2, 2)
+    torch.testing.assert_close(torch.func.vmap(pairwise_kl_similarity)(logits), torch.tensor([0.4621]).half())
+    assert torch.func.vmap(pairwise_kl_similarity)(torch.zeros(0, 3, 2, 4)).shape == (0,)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("classes", [5, 300])
 def test_what_an_absent_modality_holds_does_not_matter(implementation, classes, instruction_set):
@@ -328,13 +445,9 @@ def test_backward_twice_through_a_retained_graph():
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck(masked):
     mask = torch.rand(4, 3) < 0.8 if masked else None
-    for requires_grad in (False, True):
-        logits = torch.randn(4, 3, 5, requires_grad=requires_grad)
-        for reduction in (0, 1, 2):
-            torch.library.opcheck(torch.ops.dmmlkd.pairwise_kl_similarity.default, (logits, mask, reduction))
-            torch.library.opcheck(
-                torch.ops.dmmlkd.pairwise_kl_forward.default, (logits.detach(), mask, reduction, True)
-            )
+    for reduction, gradient in itertools.product((0, 1, 2), (False, True)):
+        arguments = (torch.randn(4, 3, 5), mask, reduction, gradient)
+        torch.library.opcheck(torch.ops.dmmlkd.pairwise_kl_forward.default, arguments)
 
 
 def test_vmap_and_func_grad_match_a_loop():
@@ -351,27 +464,143 @@ def test_vmap_and_func_grad_match_a_loop():
         torch.testing.assert_close(g.double(), oracle_gradient(z) / 6, rtol=1e-4, atol=1e-6)
 
 
-def test_autocast_computes_in_float32():
-    logits = random_logits((8, 2, 5)).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = pairwise_kl_similarity(logits)
-    if backend() == "native":
-        assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), pairwise_kl_oracle(logits).mean(), rtol=1e-2, atol=0)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_autocast_computes_in_float32(implementation):
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        logits = random_logits((8, 2, 5), dtype=dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = implementation(logits)
+        loss.backward()
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert logits.grad.dtype == dtype
+        torch.testing.assert_close(loss.double(), pairwise_kl_oracle(logits.detach()).mean(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.compile
-def test_compiles_without_a_graph_break():
-    compiled = torch.compile(lambda z, m: pairwise_kl_similarity(z.relu() * 2, m).sin(), fullgraph=True)
-    logits, mask = random_logits((16, 3, 10)).requires_grad_(), torch.rand(16, 3) < 0.7
-    compiled(logits, mask).backward()
-    gradient = logits.grad.clone()
-    logits.grad = None
-    pairwise_kl_similarity(logits.relu() * 2, mask).sin().backward()
-    torch.testing.assert_close(gradient, logits.grad)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_without_a_graph_break_and_once_for_all_batch_sizes(dynamic):
+    compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def loss(z, m):
+        return pairwise_kl_similarity(z.relu() * 2, m).sin()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=compilations)
+    for samples in (16, 5, 9, 33, 2, 40, 17, 64, 71, 100):
+        mask = torch.rand(samples, 3) < 0.7
+        leaves = [random_logits((samples, 3, 10)).requires_grad_() for _ in range(2)]
+        compiled(leaves[0], mask).backward()
+        loss(leaves[1], mask).backward()
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
+    assert compilations.frame_count <= 4  # of 10 batch sizes
+
+
+@pytest.mark.compile
+def test_compiles_with_inductor_and_exports_with_any_number_of_samples():
+    logits, mask = random_logits((16, 3, 10)), torch.rand(16, 3) < 0.7
+    torch._dynamo.reset()
+    leaf = logits.clone().requires_grad_()
+    torch.compile(pairwise_kl_similarity, fullgraph=True)(leaf, mask).backward()
+    torch.testing.assert_close(leaf.grad.double(), oracle_gradient(logits, mask) / 16, rtol=1e-4, atol=1e-6)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(PairwiseKLSimilarity(), (logits, mask), dynamic_shapes=({0: batch}, {0: batch}))
+    for samples in (2, 40):
+        more = random_logits((samples, 3, 10)), torch.rand(samples, 3) < 0.7
+        torch.testing.assert_close(program.module()(*more), pairwise_kl_similarity(*more))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_mean_over_the_samples_that_count(implementation):
+    logits = random_logits((3, 6, 3, 4)).requires_grad_()
+    mask = torch.rand(6, 3, generator=torch.Generator().manual_seed(3)) < 0.5
+    counts = (mask.sum(-1) > 1).expand(3, 6)
+    assert 0 < counts.sum() < 18
+    loss = implementation(logits, mask, "mean_present")
+    loss.backward()
+    expected = pairwise_kl_oracle(logits.detach(), mask)[counts].mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    wanted = oracle_gradient(logits, mask) / counts.sum()
+    torch.testing.assert_close(logits.grad.double(), wanted, rtol=1e-4, atol=1e-7)
+    assert implementation(logits, torch.zeros(3, dtype=torch.bool), "mean_present") == 0
+    torch.testing.assert_close(implementation(logits, None, "mean_present"), implementation(logits))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_temperature_and_weighted_pairs(implementation, masked):
+    logits, weights = random_logits((9, 3, 6)).requires_grad_(), torch.rand(3, 3)
+    mask = torch.rand(9, 3, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
+    weights[0, 1] = 0
+    for chosen in (weights, torch.tensor([[0.0, 1, 1], [0, 0, 0], [0, 0, 0]]), None):
+        logits.grad = None
+        losses = implementation(logits, mask, "none", temperature=2.5, pair_weights=chosen)
+        losses.sum().backward()
+        leaf = logits.detach().double().requires_grad_()
+        expected = pairwise_kl_oracle(leaf / 2.5, mask, chosen)
+        expected.sum().backward()
+        torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits.grad.double(), leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+def cross_divergence(target, logits, temperature=1.0):
+    """KL(target || logits) by F.kl_div, mean over samples."""
+    log_q, p = (logits / temperature).log_softmax(-1), (target / temperature).softmax(-1)
+    return torch.nn.functional.kl_div(log_q, p, reduction="batchmean")
+
+
+# Published losses and the same by one line here, of logits [samples, modalities, classes].
+PUBLISHED = {
+    "R-Drop": (
+        lambda z: (cross_divergence(z[:, 0], z[:, 1]) + cross_divergence(z[:, 1], z[:, 0])) / 2,
+        lambda f, z: f(z[:, :2]),
+    ),
+    "deep mutual learning": (
+        lambda z: sum(cross_divergence(z[:, m].detach(), z[:, n]) / 2 for m, n in itertools.permutations(range(3), 2)),
+        lambda f, z: 3 * f(z, targets="detached"),
+    ),
+    "distillation": (
+        lambda z: 4.0**2 * cross_divergence(z[:, 0].detach(), z[:, 1], 4.0),
+        lambda f, z: (
+            4.0**2 * f(z[:, :2], temperature=4.0, targets="detached", pair_weights=torch.tensor([[0.0, 1], [0, 0]]))
+        ),
+    ),
+    "the paper's": (
+        lambda z: sum(cross_divergence(z[:, m], z[:, n]) for m, n in itertools.permutations(range(3), 2)) / 6,
+        lambda f, z: f(z),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_published_losses_by_one_line(implementation, name):
+    published, ours = PUBLISHED[name]
+    logits, wide = random_logits((12, 3, 7)).requires_grad_(), random_logits((12, 3, 7)).double().requires_grad_()
+    loss, expected = ours(implementation, logits), published(wide)
+    loss.backward(), expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logits.grad.double(), wide.grad, rtol=1e-4, atol=1e-6)
+    if name == "distillation":
+        assert (logits.grad[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_vocabularies(dtype):
+    logits = random_logits((2, 3, 2, 32_000), dtype=dtype).requires_grad_()
+    loss = pairwise_kl_similarity(logits, None, "none")
+    loss.sum().backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(loss.double(), pairwise_kl_oracle(logits.detach()), rtol=tolerance, atol=0)
+    torch.testing.assert_close(logits.grad.double(), oracle_gradient(logits), rtol=tolerance, atol=1e-6)
 
 
 def test_module_and_its_repr():
+    weights = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    teacher = PairwiseKLSimilarity(temperature=2.0, targets="detached", pair_weights=weights).double()
+    wide = random_logits((4, 2, 3), dtype=torch.float64)
+    expected = pairwise_kl_similarity(wide, temperature=2.0, targets="detached", pair_weights=weights)
+    torch.testing.assert_close(teacher(wide), expected)
+    assert "pair_weights=[[0.0, 1.0], [0.0, 0.0]]" in repr(teacher)
     module = PairwiseKLSimilarity("sum")
     logits = random_logits((4, 2, 3))
     torch.testing.assert_close(module(logits), pairwise_kl_similarity(logits, None, "sum"))
@@ -391,9 +620,26 @@ def test_module_and_its_repr():
         ((torch.zeros(3, 2, 4), torch.zeros(3, 2)), "mask must be bool"),
         ((torch.zeros(3, 2, 4), torch.ones(4, 2, dtype=torch.bool)), "mask must broadcast"),
         ((torch.zeros(3, 2, 4), torch.ones(1, 1, 3, 2, dtype=torch.bool)), "mask must broadcast"),
-        ((torch.zeros(3, 2, 4), None, "average"), "reduction must be one of none, mean, sum"),
+        ((torch.zeros(3, 2, 4), None, "average"), "reduction must be one of none, mean, sum, mean_present"),
+        ((torch.zeros(3, 2, 4).to(torch.float8_e4m3fnuz),), "logits must be float16"),
     ],
 )
 def test_bad_input_is_named(implementation, arguments, words):
     with pytest.raises((TypeError, ValueError), match=words):
         implementation(*arguments)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"temperature": 0.0}, "temperature must be a positive finite number, got 0.0"),
+        ({"temperature": "hot"}, "temperature must be a positive"),
+        ({"targets": "first"}, "targets must be 'both' or 'detached', got 'first'"),
+        ({"pair_weights": [[1.0]]}, "pair_weights must be a torch.Tensor, got list"),
+        ({"pair_weights": torch.ones(3, 3)}, r"pair_weights must have shape \[2, 2\]"),
+    ],
+)
+def test_bad_settings_are_named(implementation, setting, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        implementation(torch.zeros(3, 2, 4), **setting)

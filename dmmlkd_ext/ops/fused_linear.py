@@ -1,0 +1,102 @@
+"""Similarity of the predictions of one large head, whose logits are never held at once (METHOD 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from dmmlkd_ext.ops.arguments import check_floating, check_mask
+from dmmlkd_ext.ops.derivative import loss_dtype, widened
+from dmmlkd_ext.ops.pairwise_kl import check_settings, pairwise_kl_similarity, reduced
+
+_OPERATOR = "fused_linear_pairwise_kl"
+_CHUNK = 1 << 22
+"""Logits at a time: 16 MiB in float32, which lie in a processor's last-level cache."""
+
+
+def fused_linear_pairwise_kl(
+    features: torch.Tensor,
+    head_weight: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    bias: torch.Tensor | None = None,
+    chunk: int = _CHUNK,
+) -> torch.Tensor:
+    """Return `pairwise_kl_similarity(features @ head_weight.T + bias, mask, reduction)` in chunks of samples.
+
+    For large vocabularies: logits and their gradient exist for one chunk at a time, in the forward pass and again in
+    the backward pass, which computes them anew (4 products of matrices instead of 3).
+
+    Args:
+        features: [..., modalities, width], any floating dtype.
+        head_weight: [classes, width], the weight of a `torch.nn.Linear` that the modalities share.
+        mask: bool, broadcastable to [..., modalities]: which modalities a sample has; None means all.
+        reduction: "mean", "mean_present", "sum" or "none", as in `pairwise_kl_similarity`.
+        bias: [classes] of the head, or None.
+        chunk: how many logits are held at once; a chunk has at least one sample.
+
+    Returns:
+        A scalar, or [...] for "none", in the dtype of `pairwise_kl_similarity`.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: a dtype, shape, device or setting does not fit; the message names it.
+
+    Source:
+        F_sim of METHOD 3; losses of a chunk at a time as in Liger Kernel (Hsu et al. 2024).
+
+    Example:
+        >>> features, head = torch.randn(8, 2, 16, requires_grad=True), torch.randn(1000, 16)
+        >>> loss = fused_linear_pairwise_kl(features, head, chunk=4000)  # 2 samples at a time
+        >>> torch.allclose(loss, pairwise_kl_similarity(features @ head.T), rtol=1e-4)
+        True
+    """
+    check_settings(_OPERATOR, reduction)
+    _check(features, head_weight, bias, mask, chunk)
+    leading, (modalities, width) = features.shape[:-2], features.shape[-2:]
+    samples = features.reshape(-1, modalities, width)
+    held = torch.ones((), dtype=torch.bool, device=features.device) if mask is None else mask
+    held = held.expand(features.shape[:-1]).reshape(-1, modalities)
+    at_once = max(1, chunk // (modalities * head_weight.shape[0]))
+
+    def losses(part: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+        logits = torch.nn.functional.linear(part, head_weight, bias)
+        return pairwise_kl_similarity(widened(logits), present, "none")
+
+    parts = [widened(samples.new_zeros(0))]
+    for start in range(0, len(samples), at_once):
+        chosen = slice(start, start + at_once)
+        arguments = samples[chosen], None if mask is None else held[chosen]
+        parts.append(checkpoint(losses, *arguments, use_reentrant=False, preserve_rng_state=False))
+    each, counts = torch.cat(parts).reshape(leading), (held.sum(-1) > 1).reshape(leading)
+    return reduced(each, counts, reduction).to(loss_dtype(features))
+
+
+def _check(
+    features: torch.Tensor,
+    head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    chunk: int,
+) -> None:
+    for name, tensor in (("features", features), ("head_weight", head_weight)):
+        check_floating(_OPERATOR, name, tensor)
+    if features.dim() < 2 or features.shape[-2] < 1:
+        raise ValueError(
+            f"{_OPERATOR}: features must have shape [..., modalities, width] with at least one modality, got "
+            f"{list(features.shape)}"
+        )
+    if head_weight.dim() != 2 or head_weight.shape[0] < 1 or head_weight.shape[1] != features.shape[-1]:
+        raise ValueError(
+            f"{_OPERATOR}: head_weight must have shape [classes, {features.shape[-1]}] with at least one class, got "
+            f"{list(head_weight.shape)}"
+        )
+    if bias is not None:
+        check_floating(_OPERATOR, "bias", bias)
+        if bias.shape != head_weight.shape[:1]:
+            raise ValueError(f"{_OPERATOR}: bias must have shape [{head_weight.shape[0]}], got {list(bias.shape)}")
+    if mask is not None:
+        check_mask(_OPERATOR, mask, features.shape[:-1], features.device)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"{_OPERATOR}: chunk must be a positive int, got {chunk!r}")
