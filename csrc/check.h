@@ -354,24 +354,6 @@ inline void check_range(const char* op, const char* name, const at::Tensor& numb
   check_range(op, name, numbers.const_data_ptr<int64_t>(), numbers.numel(), end);
 }
 
-inline void check_heads_entropy(const at::Tensor& features, const at::Tensor& heads,
-                                const at::Tensor& row_pointers, const at::Tensor& rows,
-                                const at::Tensor& labels) {
-  const char* op = "heads_entropy";
-  const auto type = features.scalar_type();
-  TORCH_CHECK_VALUE(features.dim() == 3 && (type == at::kFloat || type == at::kDouble), op,
-                    ": features must be float32 or float64 of shape [devices, samples, width], got ", type,
-                    " of shape ", features.sizes());
-  TORCH_CHECK_VALUE(heads.dim() == 3 && heads.scalar_type() == type && heads.size(1) == features.size(2), op,
-                    ": heads must be ", type, " of shape [n, ", features.size(2), ", classes], got ",
-                    heads.scalar_type(), " of shape ", heads.sizes());
-  TORCH_CHECK_VALUE(rows.dim() == 1 && rows.scalar_type() == at::kLong, op,
-                    ": rows must be int64 of shape [received heads], got ", rows.scalar_type(), " of shape ",
-                    rows.sizes());
-  check_real(op, "row_pointers", row_pointers, at::kLong, {features.size(0) + 1});
-  check_real(op, "labels", labels, at::kLong, {features.size(1)});
-}
-
 // Inputs [devices, samples, *space, channels] of one or two dimensions, weight [devices, window * channels,
 // out].
 inline void check_convolution(const at::Tensor& inputs, const at::Tensor& weight, int64_t kernel,

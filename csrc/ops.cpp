@@ -1,5 +1,8 @@
-// Every operator's schema, and nothing else.
+// Every operator's schema.
 #include <torch/library.h>
+
+#include "check.h"
+#include "generator_round/cpu.h"
 
 TORCH_LIBRARY(dmmlkd, m) {
   // Differentiable. Losses of all samples in the leading dimensions; reduction: 0 none, 1 mean, 2 sum.
@@ -90,11 +93,19 @@ TORCH_LIBRARY(dmmlkd, m) {
       "rehearsal, Tensor? rehearsal_labels, Tensor? rehearsal_known, float[] weights, float strength, bool "
       "by_distance, Tensor(a!)[] head_gradients, Tensor(b!) shared_head_gradient) -> (Tensor, Tensor[])");
 
-  // Each device's mean cross-entropy over its features [devices, samples, width] and over the heads that it
-  // received, rows of heads [n, width, classes]; and the gradient for the features.
+  // A round's steps of Adam of the devices `learners` on their generators G(e, y; theta), one step each
+  // noise (METHOD 3). Rows of parameters and of both moments, [devices, theta], are updated; steps_taken
+  // [devices], float64: before this round; noise [steps, classes, n, noise width]. heads [at hand, width,
+  // classes]: device i received those of columns[row_pointers[i] : row_pointers[i + 1]]; seen [at hand,
+  // classes]: what they count by class, else alike. count [devices, classes], sum and product [devices,
+  // classes, width]: moments of a device's features. decays: of Adam's two moments.
   m.def(
-      "heads_entropy(Tensor features, Tensor heads, Tensor row_pointers, Tensor rows, Tensor labels) -> "
-      "(Tensor, Tensor)");
+      "generator_round_(Tensor(a!) parameters, Tensor(b!) first_moment, Tensor(c!) second_moment, "
+      "Tensor learners, Tensor steps_taken, Tensor noise, Tensor heads, Tensor row_pointers, "
+      "Tensor columns, Tensor? seen, Tensor count, Tensor sum, Tensor product, int hidden, "
+      "float learning_rate, float[] decays, float epsilon, float moment_weight, float mode_seeking) -> ()");
+  // Features [devices, classes, n, width] of generators [devices, theta] for noise [classes, n, noise width].
+  m.def("generate_features(Tensor parameters, Tensor noise, int hidden, int width) -> Tensor");
 
   // Adds features [n, samples, width] to the moments of `devices`, all different: count [devices, classes],
   // sum [devices, classes, width], product likewise (squares) or [devices, classes, width, width].
@@ -130,3 +141,46 @@ TORCH_LIBRARY(dmmlkd, m) {
       "Tensor present, int[] kernels, int[] strides, int[] layers, int[] widths, int classes, "
       "Tensor? samples, Tensor(a!)[] common) -> (Tensor, Tensor)");
 }
+
+namespace dmmlkd {
+namespace {
+
+void generator_round_by_name(const at::Tensor& parameters, const at::Tensor& first_moment,
+                             const at::Tensor& second_moment, const at::Tensor& learners,
+                             const at::Tensor& steps_taken, const at::Tensor& noise, const at::Tensor& heads,
+                             const at::Tensor& row_pointers, const at::Tensor& columns,
+                             const std::optional<at::Tensor>& seen, const at::Tensor& count,
+                             const at::Tensor& sum, const at::Tensor& product, int64_t hidden,
+                             double learning_rate, at::ArrayRef<double> decays, double epsilon,
+                             double moment_weight, double mode_seeking) {
+  generator_round({
+      .parameters = parameters,
+      .first_moment = first_moment,
+      .second_moment = second_moment,
+      .learners = learners.contiguous(),
+      .steps_taken = steps_taken.contiguous(),
+      .noise = noise.contiguous(),
+      .heads = rows_are_contiguous(heads) ? heads : heads.contiguous(),
+      .row_pointers = row_pointers.contiguous(),
+      .columns = columns.contiguous(),
+      .seen = seen ? seen->contiguous() : at::Tensor(),
+      .count = count.contiguous(),
+      .sum = sum.contiguous(),
+      .product = product.contiguous(),
+      .hidden = hidden,
+      .learning_rate = learning_rate,
+      .decays = decays.vec(),
+      .epsilon = epsilon,
+      .moment_weight = moment_weight,
+      .mode_seeking = mode_seeking,
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
+  m.impl("generator_round_", generator_round_by_name);
+  m.impl("generate_features", generate_features);
+}
+
+}  // namespace dmmlkd

@@ -17,7 +17,7 @@ namespace {
 
 #include "../local_round/objective.inl"
 
-#include "../generator_round/heads_entropy.inl"
+#include "../generator_round/kernel.inl"
 #include "../local_round/sgd_step.inl"
 }  // namespace
 
@@ -42,8 +42,10 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 linear_backward<double>,
                                 objective<float>,
                                 objective<double>,
-                                heads_entropy<float>,
-                                heads_entropy<double>,
+                                generator_steps<float>,
+                                generator_steps<double>,
+                                generator_features<float>,
+                                generator_features<double>,
                                 convolution_gather<float>,
                                 convolution_gather<double>,
                                 convolution_outer<float>,

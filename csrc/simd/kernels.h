@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../generator_round/kernel.h"
+
 namespace dmmlkd {
 
 // A run of samples at a constant stride. Strides count values, not bytes; the class stride is 1.
@@ -140,19 +142,6 @@ struct DeviceObjective {
   T* scratch;   // objective_scratch() values
 };
 
-// One device's features under the heads that it received. All is contiguous but for the heads' distance.
-template <class T>
-struct HeadsEntropy {
-  const T* features;  // [samples, width]
-  const T* heads;     // each [width, classes]
-  int64_t head_stride;
-  const int64_t* rows;    // [num_heads] of heads
-  const int64_t* labels;  // [samples]
-  int64_t num_heads, samples, width, classes;
-  T* gradient;  // [samples, width], overwritten
-  T* scratch;   // heads_entropy_scratch() values
-};
-
 // Where a row of lanes is read and where it is written, in values.
 struct ConvolutionPlace {
   int32_t in, out;
@@ -240,9 +229,10 @@ struct Kernels {
   void (*linear_backward_double)(const LinearGradient<double>&);
   void (*objective_float)(DeviceObjective<float>&);
   void (*objective_double)(DeviceObjective<double>&);
-  // Returns the loss.
-  float (*heads_entropy_float)(const HeadsEntropy<float>&);
-  double (*heads_entropy_double)(const HeadsEntropy<double>&);
+  void (*generator_steps_float)(const GeneratorSteps<float>&);
+  void (*generator_steps_double)(const GeneratorSteps<double>&);
+  void (*generator_features_float)(const GeneratorFeatures<float>&);
+  void (*generator_features_double)(const GeneratorFeatures<double>&);
   void (*convolution_gather_float)(const ConvolutionGather<float>&);
   void (*convolution_gather_double)(const ConvolutionGather<double>&);
   void (*convolution_outer_float)(const ConvolutionOuter<float>&);
@@ -264,8 +254,9 @@ const Kernels& kernels();
 // "auto", "base", "avx2" or "avx512"; returns false where the processor lacks it.
 bool select_kernels(const char* name);
 
-constexpr int64_t largest_vector = 16;  // values
-constexpr int64_t gossip_tile = 64;     // columns
+constexpr int64_t largest_vector = 16;          // values
+constexpr int64_t gossip_tile = 64;             // columns
+constexpr int64_t generator_feature_rows = 96;  // generated at once
 
 // Up to 128 classes a vector holds one class of many samples, as long as its samples fit the second-level
 // cache.
@@ -320,9 +311,24 @@ inline int64_t objective_scratch(int64_t samples, int64_t rehearsed, int64_t mod
          orthogonality_scratch(samples, width, width, by_samples);
 }
 
-inline int64_t heads_entropy_scratch(int64_t samples, int64_t width, int64_t classes) {
-  return (3 * width + classes) * whole_vectors(samples);
+inline int64_t generator_weights_scratch(const GeneratorShape& shape) {
+  return (shape.inputs() + 1) * whole_vectors(shape.hidden) + (shape.hidden + 1) * whole_vectors(shape.width);
 }
+
+inline int64_t generator_steps_scratch(const GeneratorShape& shape, int64_t copies, int64_t num_heads) {
+  const int64_t samples = shape.classes * copies, row = whole_vectors(shape.width);
+  const int64_t rows = 2 * samples * (whole_vectors(shape.hidden) + row);
+  const int64_t columns = (3 * shape.width + shape.classes + num_heads) * whole_vectors(samples);
+  const int64_t targets = 2 * shape.classes * row + whole_vectors(shape.classes);
+  return 4 * generator_weights_scratch(shape) + rows + columns + targets +
+         shape.width * whole_vectors(shape.hidden);
+}
+
+inline int64_t generator_features_scratch(const GeneratorShape& shape) {
+  return generator_weights_scratch(shape) +
+         generator_feature_rows * (whole_vectors(shape.hidden) + whole_vectors(shape.width));
+}
+
 // Lanes of a row in scratch: whole vectors, of which an instruction set may also use halves.
 inline int64_t convolution_lanes(int64_t lanes) { return (lanes + 7) / 8 * 8; }
 

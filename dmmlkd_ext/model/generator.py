@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch.nn.functional import one_hot
 
-from dmmlkd_ext.model.direct import Layers, PullBack, linear_layers_backward, linear_layers_forward
 from dmmlkd_ext.model.encoders import rectifier_scale
 from dmmlkd_ext.model.layers import linear
 from dmmlkd_ext.model.layout import BlockLayout, ParameterSpec
+from dmmlkd_ext.ops.native import simulates_natively
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,41 @@ class FeatureGenerator:
 
     def forward(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return features [devices, n, d] from noise [n, noise_width] and labels [n], int64, alike for all devices."""
-        hidden = linear(self._inputs(weights, noise, labels), weights["weight1"], weights["bias1"]).relu()
-        return linear(hidden, weights["weight2"], weights["bias2"])
-
-    def trace(
-        self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, PullBack]:
-        """Return what `forward` returns, and what writes the gradients of the parameters for a gradient of it."""
-        inputs = self._inputs(weights, noise, labels)
-        layers = self._layers(weights)
-        outputs = linear_layers_forward(inputs, layers, rectified=1)
-
-        def pull_back(gradient: torch.Tensor, into: Mapping[str, torch.Tensor]) -> None:
-            linear_layers_backward(gradient, inputs, layers, outputs, self._layers(into), rectified=1)
-
-        return outputs[-1], pull_back
-
-    def _layers(self, values: Mapping[str, torch.Tensor]) -> Layers:
-        return Layers([values["weight1"], values["weight2"]], [values["bias1"], values["bias2"]])
-
-    def _inputs(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         inputs = torch.cat([noise, one_hot(labels, self.num_classes).to(noise.dtype)], 1)
-        return inputs.expand(len(weights["bias1"]), *inputs.shape)
+        hidden = linear(inputs.expand(len(weights["bias1"]), *inputs.shape), weights["weight1"], weights["bias1"])
+        return linear(hidden.relu(), weights["weight2"], weights["bias2"])
+
+    @torch.no_grad()
+    def generate(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return features of all classes, outside of automatic differentiation; natively where that is built.
+
+        Args:
+            parameters: theta, [devices, layout.size].
+            noise: [classes, n, noise_width], alike for all devices.
+
+        Returns:
+            [devices, classes, n, d].
+
+        Raises:
+            ValueError: a shape or dtype does not fit; the message names the argument.
+
+        Example:
+            >>> generator = FeatureGenerator(num_classes=3, feature_width=4, noise_width=2, hidden_width=8)
+            >>> generator.generate(torch.zeros(5, generator.layout.size), torch.zeros(3, 7, 2)).shape
+            torch.Size([5, 3, 7, 4])
+        """
+        if simulates_natively(parameters):
+            features: torch.Tensor = torch.ops.dmmlkd.generate_features(
+                parameters, noise, hidden=self.hidden_width, width=self.feature_width
+            )
+            return features
+        return self.generate_reference(parameters, noise)
+
+    def generate_reference(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Do what `generate` does, by operations of torch."""
+        features = self.forward(self.layout.views(parameters), noise.flatten(0, 1), self.sorted_labels(noise))
+        return features.unflatten(1, noise.shape[:2])
+
+    def sorted_labels(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return the labels of noise [classes, n, noise_width], int64 [classes * n]."""
+        return torch.arange(self.num_classes, device=noise.device).repeat_interleave(noise.shape[1])

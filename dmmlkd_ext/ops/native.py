@@ -20,7 +20,7 @@ import torch
 
 from dmmlkd_ext._version import __version__
 
-INTERFACE = 4
+INTERFACE = 5
 """Of the operators' schemas in csrc/ops.cpp; csrc/interface.h has the same number, and both rise when one changes."""
 
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dmmlkd_ext.model.generator import FeatureGenerator
+from dmmlkd_ext.model.network import SHARED
 from dmmlkd_ext.ops import GossipWeights
+from dmmlkd_ext.ops.native import simulates_natively
 from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.guide.base import GENERATOR, FeatureMoments, GeneratorConfig, Guidance
 from dmmlkd_ext.training.guide.heads import ReceivedHeads
@@ -16,9 +19,88 @@ from dmmlkd_ext.training.guide.heads import ReceivedHeads
 if TYPE_CHECKING:
     from dmmlkd_ext.training.population import Population
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
-CHUNK = 64  # devices that learn together, a thread: what they hold stays in the cache
+ADAM_DECAYS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+"""Decays of Adam's two moments and the addend of its divisor: the defaults of Kingma and Ba (2015, algorithm 1)."""
+
+DEVICES_AT_ONCE = 1024
+"""Devices whose features and logits the reference holds in memory together."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a round teaches the generators; tensors of the type and on the hardware of the parameters.
+
+    Attributes:
+        learners: int64 [learners], increasing: the devices that learn.
+        steps_taken: float64 [devices]: steps of Adam before this round.
+        noise: [steps, classes, n, noise_width], alike for all devices.
+        heads: [devices at hand, d, classes], those of this rank, then neighbours on others.
+        weights: of the exchange, [devices, devices at hand]: who received whose head.
+        seen: [devices at hand, classes], what heads count by class, or None: alike.
+        count: [devices, classes] features that each device saw of each class in the round.
+        sum: [devices, classes, d], their sums.
+        product: [devices, classes, d], the sums of their squares.
+    """
+
+    learners: torch.Tensor
+    steps_taken: torch.Tensor
+    noise: torch.Tensor
+    heads: torch.Tensor
+    weights: GossipWeights
+    seen: torch.Tensor | None
+    count: torch.Tensor
+    sum: torch.Tensor
+    product: torch.Tensor
+
+
+@dataclass(frozen=True)
+class MomentTargets:
+    """Means and variances of a device's own features by class, [devices, classes, d], to be met by generated ones.
+
+    Attributes:
+        mean: 0 where nothing was seen.
+        variance: at least 0.
+        weight: [devices, classes], 1 in all for a device: alike for the classes of which it saw two features or more.
+
+    Example:
+        >>> targets = MomentTargets.of(torch.tensor([[2.0, 1.0]]), torch.ones(1, 2, 3), torch.ones(1, 2, 3))
+        >>> targets.weight, targets.distance(torch.zeros(1, 2, 4, 3))
+        (tensor([[1., 0.]]), tensor([0.3125]))
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    weight: torch.Tensor
+
+    @classmethod
+    def of(cls, count: torch.Tensor, sums: torch.Tensor, squares: torch.Tensor) -> MomentTargets:
+        """Return the targets of features of which count, sum and sum of squares are given."""
+        seen, divisor = (count > 1).to(sums.dtype), count.clamp_min(1).unsqueeze(-1)
+        mean = sums / divisor
+        variance = (squares / divisor - mean.square()).clamp_min(0)
+        return cls(mean, variance, seen / seen.sum(1, keepdim=True).clamp_min(1))
+
+    def distance(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the weighted squared distance of the moments of features [devices, classes, n, d], [devices]."""
+        mean_apart = features.mean(2) - self.mean
+        variance_apart = features.var(2, correction=0) - self.variance
+        return (self.weight * (mean_apart.square() + variance_apart.square()).mean(-1)).sum(1)
+
+
+def mode_seeking(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return the mode-seeking term of features [devices, classes, n, d] from noise [classes, n, noise_width], [devices].
+
+    It is the inverse of how far features of a class are apart for how far their noise is (Mao et al. 2019), over pairs
+    of the first half with the second; at most 1000.
+
+    Example:
+        >>> mode_seeking(torch.tensor([[[[1.0], [3.0]]]]), torch.tensor([[[0.0], [1.0]]]))
+        tensor([0.5000])
+    """
+    half = noise.shape[1] // 2
+    moved = (features[:, :, :half] - features[:, :, half:]).abs().mean(-1)
+    asked = (noise[:, :half] - noise[:, half:]).abs().mean(-1).clamp_min(1e-6)
+    return (1 / ((moved / asked).mean((1, 2)) + 1e-5)).clamp_max(1e3)
 
 
 class NetworkGuidance(Guidance):
@@ -36,17 +118,15 @@ class NetworkGuidance(Guidance):
         """Multiply-accumulates of the forward passes of a round's learning on one device."""
         return self.config.steps * self.config.samples_per_class * self.num_classes * self.generator.forward_macs
 
-    def _labels(self, copies: int) -> torch.Tensor:
-        return torch.arange(self.num_classes).repeat_interleave(copies)
-
-    @torch.no_grad()
     def generate(self, parameters: torch.Tensor, round_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features [devices, classes, n, d], all of which mean something."""
-        copies, draw = self.config.pool_per_class, torch_generator(self.seed, "generator pool", round_index)
-        noise = torch.randn(self.num_classes * copies, self.config.noise_width, generator=draw)
-        features, _ = self.generator.trace(self.layout.views(parameters), noise, self._labels(copies))
-        pool = features.unflatten(1, (self.num_classes, copies))
-        return pool, torch.ones(pool.shape[:2], dtype=torch.bool)
+        draw = torch_generator(self.seed, "generator pool", round_index)
+        pool = self.generator.generate(parameters, self._noise(self.config.pool_per_class, draw).to(parameters))
+        return pool, torch.ones(pool.shape[:2], dtype=torch.bool, device=pool.device)
+
+    def _noise(self, copies: int, draw: torch.Generator) -> torch.Tensor:
+        noise = torch.randn((self.num_classes * copies, self.config.noise_width), generator=draw)
+        return noise.unflatten(0, (self.num_classes, copies))
 
     def after_exchange(
         self,
@@ -59,58 +139,95 @@ class NetworkGuidance(Guidance):
         """Take the steps of Adam on the mixed parameters of the devices that may learn."""
         block, draw = population.blocks[GENERATOR], torch_generator(self.seed, "generator training", round_index)
         if self._second_moment is None or self._steps is None:
-            self._second_moment, self._steps = torch.zeros_like(block.start), torch.zeros(len(block.start), 1)
-        shape = (self.num_classes * self.config.samples_per_class, self.config.noise_width)
-        noise = [torch.randn(shape, generator=draw) for _ in range(self.config.steps)]
-        for rows in learns.nonzero().flatten().split(CHUNK * torch.get_num_threads()):
-            targets = _MomentTargets.of(moments, rows)
-            parameters, first, second = block.start[rows], block.momentum[rows], self._second_moment[rows]
-            seen = moments.count_at_hand if self.config.weigh_heads else None
-            received = ReceivedHeads.of(population, heads, rows, seen)
-            self._learn(parameters, first, second, self._steps[rows], received, targets, noise)
-            block.start[rows], block.momentum[rows], self._second_moment[rows] = parameters, first, second
-        self._steps[learns] += self.config.steps
+            self._second_moment = torch.zeros_like(block.start)
+            self._steps = block.start.new_zeros(len(block.start), 1)
+        if not (learns.any() and self.config.steps):
+            return
+        noise = [self._noise(self.config.samples_per_class, draw) for _ in range(self.config.steps)]
+        lesson = Lesson(
+            learners=learns.nonzero().flatten().to(block.start.device),
+            steps_taken=self._steps.flatten().double(),
+            noise=torch.stack(noise).to(block.start),
+            heads=population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"],
+            weights=heads,
+            seen=moments.count_at_hand.to(block.start) if self.config.weigh_heads else None,
+            count=moments.count.to(block.start),
+            sum=moments.sum.to(block.start),
+            product=moments.product.to(block.start),
+        )
+        self.learn(block.start, block.momentum, self._second_moment, lesson)
+        self._steps[lesson.learners] += self.config.steps
 
-    @torch.no_grad()
-    def _learn(
-        self,
-        parameters: torch.Tensor,
-        first: torch.Tensor,
-        second: torch.Tensor,
-        steps: torch.Tensor,
-        received: ReceivedHeads,
-        targets: _MomentTargets,
-        noises: Sequence[torch.Tensor],
-    ) -> None:
-        """Take steps of Adam, one a noise, on rows of parameters and moments, in place."""
-        labels, gradient = self._labels(self.config.samples_per_class), torch.empty_like(parameters)
-        for step, noise in enumerate(noises, start=1):
-            features, pull_back = self.generator.trace(self.layout.views(parameters), noise, labels)
-            pull_back(self._feature_gradient(features, noise, labels, received, targets), self.layout.views(gradient))
-            first.mul_(ADAM_BETAS[0]).add_(gradient, alpha=1 - ADAM_BETAS[0])
-            second.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
-            scale = (second / (1 - ADAM_BETAS[1] ** (steps + step))).sqrt_().add_(ADAM_EPSILON)
-            scale.mul_(1 - ADAM_BETAS[0] ** (steps + step))
-            parameters.addcdiv_(first, scale, value=-self.config.learning_rate)
+    def learn(self, theta: torch.Tensor, first: torch.Tensor, second: torch.Tensor, lesson: Lesson) -> None:
+        """Take Adam's steps of a round on the rows of the devices that learn, in place.
 
-    def _feature_gradient(
-        self,
-        features: torch.Tensor,
-        noise: torch.Tensor,
-        labels: torch.Tensor,
-        received: ReceivedHeads,
-        targets: _MomentTargets,
+        Natively each device takes all steps in one go, so that what it needs stays in the cache.
+
+        Args:
+            theta: parameters of the generators, [devices, parameters], any floating type, on any hardware.
+            first: Adam's first moment, like `theta`.
+            second: Adam's second moment, like `theta`.
+            lesson: what is learned from.
+
+        Raises:
+            ValueError: natively, a shape or dtype does not fit; the message names the argument.
+
+        Source:
+            METHOD 3; Adam: Kingma and Ba 2015, algorithm 1.
+        """
+        if not simulates_natively(theta):
+            self.learn_reference(theta, first, second, lesson)
+            return
+        torch.ops.dmmlkd.generator_round_(
+            parameters=theta,
+            first_moment=first,
+            second_moment=second,
+            learners=lesson.learners,
+            steps_taken=lesson.steps_taken,
+            noise=lesson.noise,
+            heads=lesson.heads,
+            row_pointers=lesson.weights.row_pointers,
+            columns=lesson.weights.columns,
+            seen=lesson.seen,
+            count=lesson.count,
+            sum=lesson.sum,
+            product=lesson.product,
+            hidden=self.config.hidden_width,
+            learning_rate=self.config.learning_rate,
+            decays=ADAM_DECAYS,
+            epsilon=ADAM_EPSILON,
+            moment_weight=self.config.moment_weight,
+            mode_seeking=self.config.mode_seeking,
+        )
+
+    @torch.enable_grad()
+    def learn_reference(self, theta: torch.Tensor, first: torch.Tensor, second: torch.Tensor, lesson: Lesson) -> None:
+        """Do what `learn` does, by automatic differentiation over all devices at once."""
+        for rows in lesson.learners.split(DEVICES_AT_ONCE):
+            heads = ReceivedHeads.of(lesson.heads, lesson.weights, rows, lesson.seen)
+            targets = MomentTargets.of(lesson.count[rows], lesson.sum[rows], lesson.product[rows])
+            own, mean, square = theta[rows].requires_grad_(), first[rows], second[rows]
+            for step, noise in enumerate(lesson.noise, start=1):
+                loss = self.losses(own, noise, heads, targets).sum()
+                (gradient,) = torch.autograd.grad(loss, own)
+                mean = ADAM_DECAYS[0] * mean + (1 - ADAM_DECAYS[0]) * gradient
+                square = ADAM_DECAYS[1] * square + (1 - ADAM_DECAYS[1]) * gradient.square()
+                number = (lesson.steps_taken[rows] + step).unsqueeze(1)
+                weights = [(1 - decay**number).to(theta.dtype) for decay in ADAM_DECAYS]
+                change = (mean / weights[0]) / ((square / weights[1]).sqrt() + ADAM_EPSILON)
+                own = (own.detach() - self.config.learning_rate * change).requires_grad_()
+            theta[rows], first[rows], second[rows] = own.detach(), mean, square
+
+    def losses(
+        self, theta: torch.Tensor, noise: torch.Tensor, heads: ReceivedHeads, targets: MomentTargets
     ) -> torch.Tensor:
-        """Return the gradient of each device's loss: what the heads say, the moments' distance, the mode seeking."""
-        shape = (self.num_classes, self.config.samples_per_class)
-        _, gradient = received.entropy(features, labels)
-        by_class = features.unflatten(1, shape)
-        if self.config.moment_weight:
-            gradient.add_(targets.distance_gradient(by_class).flatten(1, 2), alpha=self.config.moment_weight)
-        if self.config.mode_seeking:
-            seeking = _mode_seeking_gradient(by_class, noise.unflatten(0, shape))
-            gradient.add_(seeking.flatten(1, 2), alpha=self.config.mode_seeking)
-        return gradient
+        """Return the loss of each device's generator [devices] for theta [devices, parameters] (METHOD 3)."""
+        features = self.generator.generate_reference(theta, noise)  # [devices, classes, n, d]
+        return (
+            heads.entropy(features)
+            + self.config.moment_weight * targets.distance(features)
+            + self.config.mode_seeking * mode_seeking(features, noise)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rest of Adam's state."""
@@ -121,43 +238,3 @@ class NetworkGuidance(Guidance):
         second, steps = state["second_moment"], state["steps"]
         self._second_moment = None if second is None else second.clone()
         self._steps = None if steps is None else steps.clone()
-
-
-class _MomentTargets(NamedTuple):
-    """Means and variances by class of a device's own features, [devices, classes, d], and what each class weighs.
-
-    Classes of which a device saw fewer than two features do not count.
-    """
-
-    mean: torch.Tensor
-    variance: torch.Tensor
-    weight: torch.Tensor
-
-    @classmethod
-    def of(cls, moments: FeatureMoments, rows: torch.Tensor) -> _MomentTargets:
-        seen = (moments.count[rows] > 1).to(moments.sum.dtype)
-        weight = seen / seen.sum(1, keepdim=True).clamp_min(1) / moments.sum.shape[-1]
-        return cls(moments.mean()[rows], moments.variance()[rows], weight[..., None, None])
-
-    def distance_gradient(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the squared distance of means and variances of [devices, classes, n, d]."""
-        mean = features.mean(2, keepdim=True)
-        centered = features - mean
-        variance = centered.square().mean(2, keepdim=True)
-        # d variance / d feature = 2 centered / n
-        apart = (mean - self.mean.unsqueeze(2)) + 2 * (variance - self.variance.unsqueeze(2)) * centered
-        return apart.mul_(self.weight * (2 / features.shape[2]))
-
-
-def _mode_seeking_gradient(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of the mode-seeking term for features [devices, classes, n, d].
-
-    The term is the inverse of how much features of a class differ for how much their noise differs, at most 1000.
-    """
-    half = features.shape[2] // 2
-    apart = features[:, :, :half] - features[:, :, half:]
-    asked = (noise[:, :half] - noise[:, half:]).abs().mean(-1).clamp_min(1e-6)
-    term = 1 / ((apart.abs().mean(-1) / asked).mean((1, 2)) + 1e-5)
-    slope = -term.square() * (term <= 1e3) / (asked.numel() * features.shape[3])
-    pull = apart.sign_().mul_(slope[:, None, None, None] / asked.unsqueeze(-1))
-    return torch.cat([pull, -pull], 2)

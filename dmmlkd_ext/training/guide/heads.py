@@ -1,97 +1,61 @@
-"""The heads that each device received in an exchange, and what they say about features."""
+"""The heads that each device received in an exchange, and what they say about generated features (METHOD 3)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from dmmlkd_ext.model.network import SHARED
-from dmmlkd_ext.ops import GossipWeights, backend
-
-if TYPE_CHECKING:
-    from dmmlkd_ext.training.population import Population
+from dmmlkd_ext.ops import GossipWeights
 
 
 class ReceivedHeads(NamedTuple):
     """The heads that each of some devices received, its own among them.
 
     Attributes:
-        heads: what devices sent, [devices at hand, d, classes]: those of this rank, then neighbours on others.
-        row_pointers: int64 [devices + 1]: device i received `heads[rows[row_pointers[i] : row_pointers[i + 1]]]`.
-        rows: int64.
-        share: [received heads, classes], what each counts for a feature of a class, 1 in all for a device; None: alike.
+        heads: [received, d, classes], those of the first device, then those of the second, and so on.
+        receiver: int64 [received]: which of the devices received a head.
+        share: [received, classes]: what a head counts for features of a class; 1 in all for a device and a class.
 
     Example:
-        >>> heads = ReceivedHeads(torch.eye(2).unsqueeze(0), torch.tensor([0, 1]), torch.tensor([0]))
-        >>> loss, gradient = heads.entropy(torch.zeros(1, 1, 2), torch.tensor([0]))
-        >>> loss, gradient
-        (tensor([0.6931]), tensor([[[-0.5000,  0.5000]]]))
+        >>> alone = GossipWeights.from_dense(torch.eye(1))
+        >>> heads = ReceivedHeads.of(torch.eye(2).unsqueeze(0), alone, torch.tensor([0]))
+        >>> heads.entropy(torch.zeros(1, 2, 3, 2))
+        tensor([0.6931])
     """
 
     heads: torch.Tensor
-    row_pointers: torch.Tensor
-    rows: torch.Tensor
-    share: torch.Tensor | None = None
+    receiver: torch.Tensor
+    share: torch.Tensor
 
     @classmethod
     def of(
-        cls,
-        population: Population,
-        weights: GossipWeights,
-        devices: torch.Tensor,
-        seen: torch.Tensor | None = None,
+        cls, heads: torch.Tensor, weights: GossipWeights, devices: torch.Tensor, seen: torch.Tensor | None = None
     ) -> ReceivedHeads:
-        """Return what `devices`, increasing, received in the exchange by `weights`.
+        """Return what `devices`, int64 and increasing, received of `heads` in the exchange by `weights`.
 
-        With `seen` [devices at hand, classes] a head counts by what its device saw of a class; alike where nobody did.
+        Heads count alike, or, with `seen` [devices at hand, classes], by how many features of a class their device saw
+        (FedGen, Zhu et al. 2021); alike for a class of which nobody saw any.
         """
-        sent = population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"]
         counts = weights.row_pointers.diff()
-        wanted = torch.zeros(len(counts), dtype=torch.bool)
-        wanted[devices] = True
-        rows = weights.columns[wanted[torch.repeat_interleave(counts)]]
-        pointers = torch.nn.functional.pad(counts[devices].cumsum(0), (1, 0))
-        return cls(sent, pointers, rows, None if seen is None else _shares(seen[rows], pointers.diff()))
+        chosen = torch.zeros_like(counts, dtype=torch.bool)
+        chosen[devices] = True
+        columns = weights.columns[chosen.repeat_interleave(counts)]
+        counts = counts[devices]
+        receiver = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        share = (1.0 / counts[receiver].to(heads.dtype)).unsqueeze(1).expand(-1, heads.shape[2])
+        if seen is not None:
+            total = seen.new_zeros(len(counts), seen.shape[1]).index_add(0, receiver, seen[columns])[receiver]
+            share = torch.where(total > 0, seen[columns] / total, share)
+        return cls(heads[columns], receiver, share)
 
-    def entropy(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each device's mean cross-entropy over its features and heads, and its gradient.
+    def entropy(self, features: torch.Tensor) -> torch.Tensor:
+        r"""Return the mean cross-entropy of each device's features [devices, classes, n, d] under its heads, [devices].
 
-        Args:
-            features: [devices, n, d].
-            labels: int64 [n], the same for all.
+        .. math:: \frac{1}{C} \sum_c \sum_{j \in N(k)} a_{jc} \frac{1}{n} \sum_e CE(\sigma(w_j G(e, c)), c)
 
-        Returns:
-            [devices] and [devices, n, d].
-
-        Raises:
-            ValueError: a shape or dtype does not fit; the message names it.
+        with the share a of head j for class c.
         """
-        if self.share is not None or backend() != "native" or features.device.type != "cpu":
-            return self.entropy_reference(features, labels)
-        loss, gradient = torch.ops.dmmlkd.heads_entropy(features, self.heads, self.row_pointers, self.rows, labels)
-        return loss, gradient
-
-    def entropy_reference(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `entropy` returns, by automatic differentiation."""
-        counts = self.row_pointers.diff()
-        receiver = torch.repeat_interleave(counts)
-        leaf = features.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = torch.bmm(leaf[receiver], self.heads[self.rows])
-            entropy = cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-            alike = (1.0 / counts[receiver].to(features.dtype)).unsqueeze(1)
-            share = alike if self.share is None else self.share[:, labels]
-            means = (entropy.view(logits.shape[:2]) * share).mean(1)
-            loss = features.new_zeros(len(features)).index_add(0, receiver, means)
-            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), gradient
-
-
-def _shares(seen: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return what each received head counts, [heads, classes], of what their senders saw and heads a device."""
-    receiver = torch.repeat_interleave(counts)
-    total = seen.new_zeros(len(counts), seen.shape[1]).index_add(0, receiver, seen)[receiver]
-    alike = (1.0 / counts[receiver].to(seen.dtype)).unsqueeze(1)
-    return torch.where(total > 0, seen / total.clamp_min(1), alike)
+        logits = torch.bmm(features.flatten(1, 2)[self.receiver], self.heads).unflatten(1, features.shape[1:3])
+        surprise = -logits.log_softmax(-1).diagonal(dim1=1, dim2=3).mean(1)  # [received, classes]
+        return features.new_zeros(len(features)).index_add(0, self.receiver, (self.share * surprise).mean(1))
