@@ -1,0 +1,14 @@
+// count_right on CPU tensors; called boxed, its many arguments are read by name (arguments.h).
+#pragma once
+
+#include <ATen/core/stack.h>
+
+namespace c10 {
+class OperatorHandle;
+}
+
+namespace dmmlkd {
+
+void count_right(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
+}  // namespace dmmlkd
