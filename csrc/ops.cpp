@@ -2,11 +2,10 @@
 // torch's dispatcher. torch/library.h costs more to compile than such a file, so it is included here alone.
 #include <torch/library.h>
 
+#include "arguments.h"
 #include "check.h"
 #include "consensus/cpu.h"
-#include "evaluate/cpu.h"
 #include "generator_round/cpu.h"
-#include "local_round/cpu.h"
 
 TORCH_LIBRARY(dmmlkd, m) {
   // Differentiable. Losses of all samples in the leading dimensions; reduction: 0 none, 1 mean, 2 sum.
@@ -122,8 +121,10 @@ void generator_round_by_name(const at::Tensor& parameters, const at::Tensor& fir
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
-  m.impl("local_round_", torch::CppFunction::makeFromBoxedFunction<&local_round>());
-  m.impl("count_right", torch::CppFunction::makeFromBoxedFunction<&count_right>());
+  m.impl("local_round_",
+         torch::CppFunction::makeFromBoxedFunction<call_boxed<RoundArguments, local_round>>());
+  m.impl("count_right",
+         torch::CppFunction::makeFromBoxedFunction<call_boxed<EvaluationArguments, count_right>>());
   m.impl("generator_round_", generator_round_by_name);
   m.impl("generate_features", generate_features);
   m.impl("column_sums", column_sums);

@@ -95,7 +95,7 @@ struct Plan {
     const int64_t largest =
         std::max({padded_sample(), padded_upstream(), height * width * channels, positions() * out_channels});
     TORCH_CHECK_VALUE(largest * group <= std::numeric_limits<int32_t>::max(),
-                      "convolve: inputs must have fewer than 2^31 values a sample, got shape ",
+                      "convolution: inputs must have fewer than 2^31 values per sample, got shape ",
                       inputs.sizes());
     lay_window();
   }

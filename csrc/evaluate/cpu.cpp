@@ -19,37 +19,6 @@ namespace {
 
 constexpr int64_t samples_at_once = 64;
 
-struct EvaluationArguments : DeviceArguments {
-  int64_t num_devices;
-  at::Tensor chosen;               // int64 [devices, n]: by which samples each is judged; undefined: by all
-  std::vector<at::Tensor> common;  // written: of each modality [rows, n, width] common features; or none
-
-  explicit EvaluationArguments(const Arguments& given)
-      : DeviceArguments(given),
-        num_devices(given.integer("num_devices")),
-        chosen(given.contiguous("samples")),
-        common(given.tensors("common")) {}
-
-  // How many samples a device is judged by, and which they are.
-  int64_t judged() const { return chosen.defined() ? chosen.size(1) : samples(); }
-  int64_t sample(int64_t device, int64_t i) const {
-    return chosen.defined() ? chosen.const_data_ptr<int64_t>()[device * chosen.size(1) + i] : i;
-  }
-
-  void check(const char* op) const {
-    TORCH_CHECK_VALUE(num_devices >= 0, op, ": num_devices must be at least 0, got ", num_devices);
-    DeviceArguments::check(op);
-    if (chosen.defined()) {
-      check_dimensions(op, "samples", chosen, at::kLong, {"devices", "n"});
-      check_shape(op, "samples", chosen, at::kLong, {num_devices, chosen.size(1)});
-      check_range(op, "samples", chosen, samples());
-    }
-    if (!common.empty()) check_count(op, "common", common.size(), "modality", modalities());
-    for (size_t m = 0; m < common.size(); ++m)
-      check_written(op, "common", common[m], type(), {parameters[m + 1].size(0), judged(), feature_width()});
-  }
-};
-
 // What is given, and what comes back.
 struct Evaluation {
   const EvaluationArguments& given;
@@ -159,17 +128,29 @@ void judge_all(const Evaluation& evaluation) {
 
 }  // namespace
 
-void count_right(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  const char* name = "count_right";
-  const EvaluationArguments given{Arguments(op, *stack)};
-  given.check(name);
-  const DeviceBlocks blocks(name, given, given.num_devices);
+void EvaluationArguments::check(const char* op) const {
+  TORCH_CHECK_VALUE(num_devices >= 0, op, ": num_devices must be at least 0, got ", num_devices);
+  DeviceArguments::check(op);
+  if (chosen.defined()) {
+    check_dimensions(op, "samples", chosen, at::kLong, {"devices", "n"});
+    check_shape(op, "samples", chosen, at::kLong, {num_devices, chosen.size(1)});
+    check_range(op, "samples", chosen, samples());
+  }
+  if (!common.empty()) check_count(op, "common", common.size(), "modality", modalities());
+  for (size_t m = 0; m < common.size(); ++m)
+    check_written(op, "common", common[m], type(), {parameters[m + 1].size(0), judged(), feature_width()});
+}
+
+std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given) {
+  const char* op = "count_right";
+  given.check(op);
+  const DeviceBlocks blocks(op, given, given.num_devices);
   const int64_t shape[] = {static_cast<int64_t>(given.modalities()) + 1, given.num_devices};
   const auto options = at::TensorOptions(at::kLong);
   const Evaluation evaluation{given, blocks, at::zeros(shape, options), at::zeros(shape, options)};
   if (given.judged() > 0)
     given.type() == at::kDouble ? judge_all<double>(evaluation) : judge_all<float>(evaluation);
-  give_results(op, stack, evaluation.right, evaluation.counted);
+  return {evaluation.right, evaluation.counted};
 }
 
 }  // namespace dmmlkd

@@ -19,16 +19,15 @@ void train(const LocalRound& round) {
 
 }  // namespace
 
-void local_round(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  const char* name = "local_round";
-  const RoundArguments given{Arguments(op, *stack)};
-  given.check(name);
-  const DeviceBlocks blocks(name, given, given.num_devices());
+std::pair<at::Tensor, at::Tensor> local_round(const RoundArguments& given) {
+  const char* op = "local_round";
+  given.check(op);
+  const DeviceBlocks blocks(op, given, given.num_devices());
   const LocalRound round{given, blocks,
                          at::zeros({loss_terms, given.num_devices()}, at::TensorOptions(at::kDouble)),
                          at::zeros({given.num_devices()}, at::TensorOptions(at::kLong))};
   given.type() == at::kDouble ? train<double>(round) : train<float>(round);
-  give_results(op, stack, round.losses, round.trained);
+  return {round.losses, round.trained};
 }
 
 }  // namespace dmmlkd

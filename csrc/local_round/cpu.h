@@ -1,14 +1,14 @@
-// local_round_ on CPU tensors; called boxed, its many arguments are read by name (arguments.h).
+// local_round_ on CPU tensors.
 #pragma once
 
-#include <ATen/core/stack.h>
+#include <utility>
 
-namespace c10 {
-class OperatorHandle;
-}
+#include "round_arguments.h"
 
 namespace dmmlkd {
 
-void local_round(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+// Returns each device's sums of the loss terms, float64 [terms, devices], and in how many iterations it
+// trained, int64 [devices].
+std::pair<at::Tensor, at::Tensor> local_round(const RoundArguments& given);
 
 }  // namespace dmmlkd

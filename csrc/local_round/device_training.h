@@ -60,8 +60,7 @@ class DeviceTraining {
       encoders_.push_back(std::make_unique<DeviceEncoder<T>>(blocks_.places[m], block, batch_, true));
     }
     set_objective();
-    if (given_.modulation != Modulation::none)
-      modulation_ = std::make_unique<GradientModulation<T>>(given_, blocks_);
+    if (given_.modulation != "none") modulation_ = std::make_unique<GradientModulation<T>>(given_, blocks_);
   }
 
   void run_device(int64_t device) {

@@ -35,7 +35,7 @@ class GradientModulation {
   GradientModulation(const RoundArguments& given, const DeviceBlocks& blocks)
       : given_(given),
         blocks_(blocks),
-        merges_(given.modulation == Modulation::mmpareto),
+        merges_(given.modulation == "mmpareto"),
         scores_(blocks.modalities()),
         outputs_(blocks.modalities()),
         shared_gradient_(given.parameters[0].size(1)) {

@@ -1,52 +1,16 @@
-// The one place where the arguments of local_round_ are read and checked.
 #include "round_arguments.h"
 
 #include <algorithm>
 #include <limits>
+
+#include "../check.h"
 
 namespace dmmlkd {
 namespace {
 
 constexpr int64_t any_place = std::numeric_limits<int64_t>::max();
 
-Modulation modulation_of(const std::string& name) {
-  if (name == "ogm-ge") return Modulation::ogm_ge;
-  if (name == "mmpareto") return Modulation::mmpareto;
-  TORCH_CHECK_VALUE(name == "none", "local_round: modulation must be none, ogm-ge or mmpareto, got ", name);
-  return Modulation::none;
-}
-
 }  // namespace
-
-RoundArguments::RoundArguments(const Arguments& given)
-    : DeviceArguments(given),
-      starts(given.tensors("starts")),
-      momenta(given.tensors("momenta")),
-      indices(given.contiguous("indices")),
-      noise(given.contiguous("noise")),
-      offsets(given.contiguous("offsets")),
-      first_iterations(given.contiguous("first_iterations")),
-      iterations(given.contiguous("iterations")),
-      pool(given.contiguous("pool")),
-      known(given.contiguous("known")),
-      draws(given.contiguous("draws")),
-      count(given.tensor("count")),
-      sum(given.tensor("sum")),
-      product(given.tensor("product")),
-      weights(given.reals("weights")),
-      strength(given.real("strength")),
-      by_distance(given.flag("by_distance")),
-      modulation(modulation_of(given.text("modulation"))),
-      modulation_strength(given.real("modulation_strength")),
-      gradient_noise(given.tensors("gradient_noise")),
-      gradient_offsets(given.contiguous("gradient_offsets")),
-      clip_norm(given.real("clip_norm")),
-      learning_rate(given.real("learning_rate")),
-      momentum_factor(given.real("momentum_factor")),
-      weight_decay(given.real("weight_decay")),
-      proximal(given.real("proximal")) {
-  for (at::Tensor& table : gradient_noise) table = table.contiguous();
-}
 
 void RoundArguments::check(const char* op) const {
   check_dimensions(op, "indices", indices, at::kLong, {"iterations", "devices", "batch"});
@@ -119,7 +83,9 @@ void RoundArguments::check_guidance(const char* op) const {
 }
 
 void RoundArguments::check_modulation(const char* op) const {
-  const bool noisy = modulation == Modulation::ogm_ge;
+  const bool noisy = modulation == "ogm-ge";
+  TORCH_CHECK_VALUE(noisy || modulation == "none" || modulation == "mmpareto", op,
+                    ": modulation must be none, ogm-ge or mmpareto, got ", modulation);
   check_count(op, "gradient_noise", gradient_noise.size(), "modality for ogm-ge, else none,",
               noisy ? modalities() : 0);
   TORCH_CHECK_VALUE(gradient_offsets.defined() == noisy, op,

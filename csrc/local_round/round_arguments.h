@@ -10,8 +10,6 @@ namespace dmmlkd {
 
 constexpr int64_t loss_terms = 6;
 
-enum class Modulation { none, ogm_ge, mmpareto };
-
 struct RoundArguments : DeviceArguments {
   std::vector<at::Tensor> starts;   // read; of each block [rows, columns]; `parameters` are written
   std::vector<at::Tensor> momenta;  // written, likewise
@@ -31,14 +29,12 @@ struct RoundArguments : DeviceArguments {
   std::vector<double> weights;  // of the loss terms but the first
   double strength;              // of what guides
   bool by_distance;             // features are pulled to the pool's, instead of predictions
-  Modulation modulation;        // of the gradients of the modalities' blocks
+  std::string modulation;       // of the modalities' gradients: none, ogm-ge or mmpareto
   double modulation_strength;
-  std::vector<at::Tensor>
-      gradient_noise;           // OGM-GE: of each modality [at least its block's columns], else none
-  at::Tensor gradient_offsets;  // int64 [iterations, modalities, devices]: where they are read
+  // Of OGM-GE alone: a table of each modality [at least its block's columns], read as `noise` is.
+  std::vector<at::Tensor> gradient_noise;
+  at::Tensor gradient_offsets;  // int64 [iterations, modalities, devices]
   double clip_norm, learning_rate, momentum_factor, weight_decay, proximal;
-
-  explicit RoundArguments(const Arguments& given);
 
   int64_t num_iterations() const { return indices.size(0); }
   int64_t num_devices() const { return indices.size(1); }
