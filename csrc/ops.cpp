@@ -3,7 +3,9 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
+#include "arguments.h"
 #include "check.h"
+#include "consensus/cpu.h"
 #include "generator_round/cpu.h"
 #include "gossip_mix/cpu.h"
 
@@ -36,62 +38,10 @@ TORCH_LIBRARY(dmmlkd, m) {
       "gossip_mix_inplace_(Tensor(a!) local, Tensor row_pointers, Tensor columns, Tensor values, "
       "int column_begin, int column_end) -> ()");
 
-  // Differentiable once. Each device's own convolution, channels last, in one or two dimensions, with "same"
-  // zero padding; rectify: followed by a rectifier.
-  m.def(
-      "convolve(Tensor inputs, Tensor weight, Tensor bias, int kernel, int stride, bool rectify) -> Tensor");
-  // The gradients in inputs (empty unless asked for), weight and bias; outputs: those of convolve.
-  m.def(
-      "convolve_backward(Tensor upstream, Tensor inputs, Tensor weight, Tensor outputs, int kernel, int "
-      "stride, "
-      "bool rectify, bool with_inputs) -> (Tensor, Tensor, Tensor)");
-  // Some such layers, each rectified, on top of each other: the outputs of each and, if asked for, the last
-  // outputs' means over space.
-  m.def(
-      "convolve_layers(Tensor inputs, Tensor[] weights, Tensor[] biases, int kernel, int stride, bool "
-      "with_means) -> Tensor[]");
-  // Writes the gradients of the layers' parameters for one of the last outputs.
-  m.def(
-      "convolve_layers_backward_(Tensor upstream, Tensor inputs, Tensor[] weights, Tensor[] outputs, "
-      "Tensor(a!)[] weight_gradients, Tensor(b!)[] bias_gradients, int kernel, int stride) -> ()");
-
-  // On the rows of some blocks, that belong to the devices at `positions`: each device's gradient over all
-  // its rows is scaled down to clip_norm, then momentum = momentum_factor momentum + weight_decay parameters
-  // + gradient; parameters -= learning_rate momentum.
-  m.def(
-      "sgd_step_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] gradients, Tensor[] positions, int "
-      "devices, float clip_norm, float learning_rate, float momentum_factor, float weight_decay) -> ()");
-
   // Of blocks [rows, columns], all of one type: the sums of all columns, one block after the other, in
   // float64; and the squared Euclidean distance of all rows from the center [all columns], likewise.
   m.def("column_sums(Tensor[] blocks) -> Tensor");
   m.def("squared_distances(Tensor[] blocks, Tensor center) -> Tensor");
-
-  // Rows of values [samples, *shape] for the batches of `devices`: indices [all devices, batch]. A device's
-  // batch is read together with the values of noise from its offset on, modulo the number of places that
-  // there are, which are added.
-  m.def(
-      "gather_samples(Tensor values, Tensor indices, Tensor devices, Tensor? noise, Tensor? offsets) -> "
-      "Tensor");
-
-  // Each device's own linear layers on top of each other: inputs [devices, samples, in], weights [devices,
-  // in, out], biases [devices, out] of the first layers; the first `rectified` are followed by a rectifier.
-  // The outputs of each.
-  m.def("linear_layers(Tensor inputs, Tensor[] weights, Tensor[] biases, int rectified) -> Tensor[]");
-  // Writes the gradients of the layers' parameters for one of the last outputs, and returns that of the
-  // inputs (empty unless asked for).
-  m.def(
-      "linear_layers_backward_(Tensor upstream, Tensor inputs, Tensor[] weights, Tensor[] outputs, "
-      "Tensor(a!)[] weight_gradients, Tensor(b!)[] bias_gradients, int rectified, bool with_inputs) -> "
-      "Tensor");
-
-  // The loss terms of all devices [terms, devices] and the gradients of their weighted sum (METHOD 3): those
-  // of the heads are written, those of each modality's features come back. Terms of weight 0 are left out.
-  m.def(
-      "objective_(Tensor[] features, Tensor[] heads, Tensor[] positions, Tensor shared_head, Tensor labels, "
-      "Tensor present, Tensor? waiting_logits, Tensor? waiting_count, Tensor? target, Tensor? known, Tensor? "
-      "rehearsal, Tensor? rehearsal_labels, Tensor? rehearsal_known, float[] weights, float strength, bool "
-      "by_distance, Tensor(a!)[] head_gradients, Tensor(b!) shared_head_gradient) -> (Tensor, Tensor[])");
 
   // A round's steps of Adam of the devices `learners` on their generators G(e, y; theta), one step each
   // noise (METHOD 3). Rows of parameters and of both moments, [devices, theta], are updated; steps_taken
@@ -107,30 +57,21 @@ TORCH_LIBRARY(dmmlkd, m) {
   // Features [devices, classes, n, width] of generators [devices, theta] for noise [classes, n, noise width].
   m.def("generate_features(Tensor parameters, Tensor noise, int hidden, int width) -> Tensor");
 
-  // Adds features [n, samples, width] to the moments of `devices`, all different: count [devices, classes],
-  // sum [devices, classes, width], product likewise (squares) or [devices, classes, width, width].
+  // A round's local iterations of all devices (METHOD 3, 5 and 7), device by device: reads `starts`, the
+  // parameters at the round's start, and writes all rows of `parameters`; those of a block that does not
+  // train are copies. Returns each device's sums of the loss terms, float64 [terms, devices], and in how many
+  // iterations it trained, int64 [devices]. csrc/local_round/round_arguments.h says what each argument is.
   m.def(
-      "class_moments_(Tensor features, Tensor labels, Tensor present, Tensor devices, Tensor(a!) count, "
-      "Tensor(b!) sum, Tensor(c!) product) -> ()");
-
-  // A round's local iterations of all devices (METHOD 3 and 5), device by device. Blocks: the shared one,
-  // then one of each modality, each [rows, columns] with the devices that its rows belong to. Data: values
-  // [samples, *shape] of each modality, labels [samples], present [samples, modalities]; indices [iterations,
-  // devices, batch], offsets [iterations, modalities, devices] as in gather_samples. In iteration i a
-  // modality trains if start <= i < start + iterations, both [devices, modalities]. Encoders: kernel (0:
-  // linear), stride and number of layers of each modality, the layers' widths one modality after the other; a
-  // row holds each layer's weight and bias, the projection, the head. Guidance: pool [devices, classes, n,
-  // width], known [devices, classes], draws [3, iterations, batch]: which of the pool guides a sample, which
-  // class is rehearsed, by which of the pool. count, sum and product: as in class_moments_. The rest: as in
-  // objective_ and sgd_step_. Returns each device's sums of the loss terms, float64 [terms, devices], and in
-  // how many iterations it trained, int64 [devices].
-  m.def(
-      "local_round_(Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] starts, Tensor[] devices, "
-      "Tensor[] values, Tensor labels, Tensor present, Tensor indices, Tensor? noise, Tensor? offsets, "
-      "Tensor start, Tensor iterations, int[] kernels, int[] strides, int[] layers, int[] widths, "
-      "int classes, Tensor? pool, Tensor? known, Tensor? draws, Tensor(c!)? count, Tensor(d!)? sum, "
-      "Tensor(e!)? product, float[] weights, float strength, bool by_distance, float clip_norm, "
-      "float learning_rate, float momentum_factor, float weight_decay, float proximal) -> (Tensor, Tensor)");
+      "local_round_(Tensor[] starts, Tensor(a!)[] parameters, Tensor(b!)[] momenta, Tensor[] devices, "
+      "Tensor[] values, Tensor labels, Tensor present, "
+      "int[] kernels, int[] strides, int[] layers, int[] widths, int classes, "
+      "Tensor indices, Tensor? noise, Tensor? offsets, Tensor first_iterations, Tensor iterations, "
+      "Tensor? pool, Tensor? known, Tensor? draws, "
+      "Tensor(c!)? count, Tensor(d!)? sum, Tensor(e!)? product, "
+      "float[] weights, float strength, bool by_distance, "
+      "str modulation, float modulation_strength, Tensor[] gradient_noise, Tensor? gradient_offsets, "
+      "float clip_norm, float learning_rate, float momentum_factor, float weight_decay, float proximal) "
+      "-> (Tensor, Tensor)");
 
   // How many samples each device predicts rightly, by each modality alone and, in the last line, by all that
   // it has, and how many count: those that have the modality, or any of them. int64 [modalities + 1,
@@ -189,11 +130,25 @@ void note_writing(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
+  m.impl("local_round_",
+         torch::CppFunction::makeFromBoxedFunction<call_boxed<RoundArguments, local_round>>());
+  m.impl("count_right",
+         torch::CppFunction::makeFromBoxedFunction<call_boxed<EvaluationArguments, count_right>>());
   m.impl("generator_round_", generator_round_by_name);
   m.impl("generate_features", generate_features);
   m.impl("gossip_mix", gossip_mix_cpu);
   m.impl("gossip_mix_", gossip_mix_into_cpu);
   m.impl("gossip_mix_inplace_", gossip_mix_inplace_cpu);
+  m.impl("column_sums", column_sums);
+  m.impl("squared_distances", squared_distances);
+}
+
+// The simulation's operators write gradients themselves, and take no part in automatic differentiation: what
+// they return needs no gradient, whatever goes in.
+TORCH_LIBRARY_IMPL(dmmlkd, Autograd, m) {
+  for (const char* name : {"column_sums", "count_right", "generate_features", "generator_round_",
+                           "local_round_", "squared_distances"})
+    m.impl(name, torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(dmmlkd, ADInplaceOrView, m) {

@@ -1,9 +1,11 @@
 // column_sums and squared_distances on CPU tensors: checks, then shares out columns, or rows.
+#include "cpu.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "../check.h"
 #include "../simd/kernels.h"
@@ -41,6 +43,19 @@ void measure_rows(const at::Tensor& block, const T* center, double* squares) {
   });
 }
 
+// Of blocks of one floating type; returns how many rows and columns they have in all.
+std::pair<int64_t, int64_t> check_blocks(const char* op, at::TensorList blocks) {
+  TORCH_CHECK_VALUE(!blocks.empty(), op, ": blocks must hold at least one tensor, got none");
+  int64_t rows = 0, columns = 0;
+  for (const at::Tensor& block : blocks) {
+    check_float_rows(op, "blocks", block, blocks[0].scalar_type());
+    rows += block.size(0), columns += block.size(1);
+  }
+  return {rows, columns};
+}
+
+}  // namespace
+
 at::Tensor column_sums(at::TensorList blocks) {
   const auto [rows, columns] = check_blocks("column_sums", blocks);
   at::Tensor sums = at::empty({columns}, at::kDouble);
@@ -55,7 +70,7 @@ at::Tensor column_sums(at::TensorList blocks) {
 at::Tensor squared_distances(at::TensorList blocks, const at::Tensor& center) {
   const char* op = "squared_distances";
   const auto [rows, columns] = check_blocks(op, blocks);
-  check_real(op, "center", center, blocks[0].scalar_type(), {columns});
+  check_shape(op, "center", center, blocks[0].scalar_type(), {columns});
   const at::Tensor own = center.contiguous();
   at::Tensor squares = at::empty({rows}, at::kDouble);
   auto* next = squares.mutable_data_ptr<double>();
@@ -68,13 +83,6 @@ at::Tensor squared_distances(at::TensorList blocks, const at::Tensor& center) {
     next += block.size(0), column += block.size(1);
   }
   return squares;
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
-  m.impl("column_sums", column_sums);
-  m.impl("squared_distances", squared_distances);
 }
 
 }  // namespace dmmlkd

@@ -1,12 +1,13 @@
 // How far rows lie from their mean, in two passes over them: the limit is the bandwidth of what holds them.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+
+namespace dmmlkd {
+namespace {
 
 constexpr int64_t consensus_tile = 512;  // columns whose sums stay in the first-level cache
-
-// The next values of a row in double precision, as many as fill a vector.
-template <class T>
-inline Vector<double> load_double(const T* pointer) {
-  return __builtin_convertvector((load_lanes<T, Simd<double>::width>(pointer)), Vector<double>);
-}
 
 template <class T>
 void column_sums(const ColumnSums<T>& c) {
@@ -42,3 +43,6 @@ double squared_distance(const SquaredDistance<T>& d) {
   }
   return total;
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -6,6 +6,13 @@
 // broadcast value all vectors of lanes, so that a step of 2 x 8 multiply-adds loads 2 + 8 values.
 // Outer, for the gradient of the weights: a tile of the window times one or two vectors of lanes is summed in
 // registers over all places of some samples.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+
+namespace dmmlkd {
+namespace {
 
 constexpr bool many_registers = DMMLKD_VECTOR_BYTES == 64;
 
@@ -210,3 +217,6 @@ void convolution_mask(const ConvolutionMask<T>& m) {
         if (outputs) outputs += m.lanes;
       }
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -14,6 +14,15 @@
 
 namespace dmmlkd {
 
+// Of the outputs [devices, samples, *space, channels].
+inline std::vector<int64_t> convolution_shape(const at::Tensor& inputs, const at::Tensor& weight,
+                                              int64_t stride) {
+  std::vector<int64_t> shape = inputs.sizes().vec();
+  for (size_t i = 2; i + 1 < shape.size(); ++i) shape[i] = (shape[i] + stride - 1) / stride;
+  shape.back() = weight.size(2);
+  return shape;
+}
+
 constexpr int64_t group_bytes = 24 * 1024;  // of padded inputs
 
 // Strides of [devices, samples, height, width, channels] in values; one dimension is a height of 1.
@@ -86,7 +95,7 @@ struct Plan {
     const int64_t largest =
         std::max({padded_sample(), padded_upstream(), height * width * channels, positions() * out_channels});
     TORCH_CHECK_VALUE(largest * group <= std::numeric_limits<int32_t>::max(),
-                      "convolve: inputs must have fewer than 2^31 values a sample, got shape ",
+                      "convolution: inputs must have fewer than 2^31 values per sample, got shape ",
                       inputs.sizes());
     lay_window();
   }

@@ -48,6 +48,14 @@ struct BlockPlaces {
   }
 
   bool averaged() const { return shape.size() == 2; }  // over time
+
+  // Where each of the encoder's parameter tensors ends, the projection last.
+  std::vector<int64_t> encoder_ends() const {
+    std::vector<int64_t> ends;
+    for (const LayerPlace& layer : layers) ends.insert(ends.end(), {layer.bias, layer.bias + layer.outputs});
+    ends.push_back(head);
+    return ends;
+  }
 };
 
 // Memory that every device uses in its turn, as a tensor [devices, *shape].
@@ -82,7 +90,6 @@ template <class T>
 struct DeviceConvolutionGradients {
   const BackwardStack<T> backward;
   typename BackwardStack<T>::Memory memory;
-  std::vector<T*> to_weights{}, to_biases{};
 
   explicit DeviceConvolutionGradients(const ConvolutionStack& stack) : backward(stack), memory(backward) {}
 };
@@ -90,8 +97,8 @@ struct DeviceConvolutionGradients {
 template <class T>
 class DeviceEncoder {
  public:
-  // `block` holds the parameters [devices, places.size].
-  DeviceEncoder(const BlockPlaces& places, const at::Tensor& block, int64_t samples)
+  // `block` holds the parameters [devices, places.size]; `trains`: backward() will be called.
+  DeviceEncoder(const BlockPlaces& places, const at::Tensor& block, int64_t samples, bool trains)
       : places_(places), inputs_(memory(block, samples, places.shape)) {
     linear_.values = {places.kernel ? add_convolutions(block, samples) : inputs_};
     if (!places.kernel)
@@ -99,20 +106,10 @@ class DeviceEncoder {
     linear_.rectified = linear_.layers();
     add_linear(places.projection, block, samples);
     scratch_ = std::make_unique<Scratch<T>>(linear_.backward_scratch());
-  }
-
-  // Where backward() writes: one row of a block.
-  void set_gradient(T* gradient) {
-    for (const LayerPlace& layer : places_.layers) {
-      to_weights_.push_back(gradient + layer.weight);
-      to_biases_.push_back(gradient + layer.bias);
-    }
-    if (convolutions_) {
+    if (trains && convolutions_) {
       gradients_ = std::make_unique<DeviceConvolutionGradients<T>>(convolutions_->stack);
-      gradients_->to_weights.swap(to_weights_), gradients_->to_biases.swap(to_biases_);
-      upstream_ = std::make_unique<Scratch<T>>(inputs_.size(1) * places_.projection.inputs);
+      upstream_ = std::make_unique<Scratch<T>>(samples * places.projection.inputs);
     }
-    to_weights_.push_back(gradient + places_.projection.weight);
   }
 
   // [samples, *shape], to be filled before forward().
@@ -128,13 +125,21 @@ class DeviceEncoder {
     linear_.forward(row, scratch_->data());
   }
 
-  // Writes the gradients of all parameters but the head's, of the last forward().
-  void backward(int64_t row, const T* upstream) {
-    T* to_encoding = convolutions_ ? upstream_->data() : nullptr;
-    linear_.backward<T>(row, upstream, {to_weights_, to_biases_, to_encoding}, scratch_->data());
+  // Writes the gradients of all parameters but the head's, of the last forward(), to a row like the block's.
+  void backward(int64_t row, const T* upstream, T* gradient) {
+    to_weights_.clear(), to_biases_.clear();
+    for (const LayerPlace& layer : places_.layers) {
+      to_weights_.push_back(gradient + layer.weight);
+      to_biases_.push_back(gradient + layer.bias);
+    }
+    to_linear_weights_.clear();
+    if (!convolutions_) to_linear_weights_.swap(to_weights_);
+    to_linear_weights_.push_back(gradient + places_.projection.weight);
+    T* const to_encoding = convolutions_ ? upstream_->data() : nullptr;
+    linear_.backward<T>(row, upstream, {to_linear_weights_, to_biases_, to_encoding}, scratch_->data());
     if (convolutions_)
       gradients_->backward.run_device(gradients_->memory, row, {to_encoding, spread(to_encoding)},
-                                      gradients_->to_weights, gradients_->to_biases);
+                                      to_weights_, to_biases_);
   }
 
  private:
@@ -181,7 +186,7 @@ class DeviceEncoder {
   const at::Tensor inputs_;
   at::Tensor last_;  // convolution's outputs
   LinearStack linear_{};
-  std::vector<T*> to_weights_, to_biases_;  // of the linear layers
+  std::vector<T*> to_weights_, to_biases_, to_linear_weights_;  // where gradients go
   std::unique_ptr<DeviceConvolutions<T>> convolutions_;
   std::unique_ptr<DeviceConvolutionGradients<T>> gradients_;
   std::unique_ptr<Scratch<T>> scratch_, upstream_;

@@ -1,6 +1,14 @@
 // A linear layer of one device on its samples, with bias and rectifier in the same pass, and its gradients.
 //
 // Widths that are whole vectors are read and written where they lie; others go through padded copies.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+#include "../simd/small_product.inl"
+
+namespace dmmlkd {
+namespace {
 
 template <class T>
 inline Padded<T> padded_view(const T* memory, int64_t rows, int64_t columns) {
@@ -90,3 +98,6 @@ void linear_backward(const LinearGradient<T>& layer) {
   multiply(gradient.data, gradient.stride, 1, columns, input_gradient, {});
   copy_back(input_gradient, layer.input_gradient);
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -1,12 +1,12 @@
 // count_right on CPU tensors: every device's predictions for all samples, or its own, device by device and
 // some samples at a time, so that what passes between layers stays in the cache.
+#include "cpu.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "../check.h"
@@ -19,19 +19,11 @@ namespace {
 
 constexpr int64_t samples_at_once = 64;
 
-// The data, contiguous, and what is written: [modalities + 1, devices], all modalities together last, and
-// the common features of each modality [rows, samples, width], or none.
+// What is given, and what comes back.
 struct Evaluation {
+  const EvaluationArguments& given;
   const DeviceBlocks& blocks;
-  std::vector<at::Tensor> values, common;
-  at::Tensor labels, present, right, counted;
-  at::Tensor chosen;  // [devices, samples]: which of the data, or undefined for all
-
-  int64_t devices() const { return right.size(1); }
-  int64_t samples() const { return chosen.defined() ? chosen.size(1) : labels.size(0); }
-  int64_t sample(int64_t device, int64_t i) const {
-    return chosen.defined() ? chosen.const_data_ptr<int64_t>()[device * chosen.size(1) + i] : i;
-  }
+  at::Tensor right, counted;  // int64 [modalities + 1, devices], all modalities together last
 };
 
 // What a thread needs to judge a device.
@@ -39,9 +31,10 @@ template <class T>
 class DeviceEvaluation {
  public:
   explicit DeviceEvaluation(const Evaluation& evaluation)
-      : e_(evaluation),
+      : evaluation_(evaluation),
+        given_(evaluation.given),
         blocks_(evaluation.blocks),
-        batch_(std::min(samples_at_once, evaluation.samples())),
+        batch_(std::min(samples_at_once, given_.judged())),
         classes_(blocks_.classes),
         heads_(2 * blocks_.width * classes_),
         logits_(batch_ * classes_),
@@ -50,20 +43,20 @@ class DeviceEvaluation {
         scratch_(linear_scratch(batch_, 2 * blocks_.width, classes_)) {
     for (size_t m = 0; m < blocks_.modalities(); ++m)
       encoders_.push_back(
-          std::make_unique<DeviceEncoder<T>>(blocks_.places[m], blocks_.parameters[m + 1], batch_));
+          std::make_unique<DeviceEncoder<T>>(blocks_.places[m], given_.parameters[m + 1], batch_, false));
   }
 
   void run_device(int64_t device) {
     const size_t last = blocks_.modalities();
-    for (int64_t begin = 0; begin < e_.samples(); begin += batch_) {
-      const int64_t count = std::min(batch_, e_.samples() - begin);
+    for (int64_t begin = 0; begin < given_.judged(); begin += batch_) {
+      const int64_t count = std::min(batch_, given_.judged() - begin);
       std::fill_n(total_.data(), batch_ * classes_, T(0));
       std::fill(voices_.begin(), voices_.end(), 0);
       for (size_t m = 0; m < last; ++m)
         if (blocks_.row(device, m + 1) >= 0) predict(device, m, begin, count);
       for (int64_t i = 0; i < count; ++i)
         if (voices_[static_cast<size_t>(i)])
-          judge(last, device, e_.sample(device, begin + i), total_.data() + i * classes_);
+          judge(last, device, given_.sample(device, begin + i), total_.data() + i * classes_);
     }
   }
 
@@ -71,25 +64,25 @@ class DeviceEvaluation {
   void predict(int64_t device, size_t m, int64_t begin, int64_t count) {
     const int64_t row = blocks_.row(device, m + 1), half = blocks_.width * classes_;
     const int64_t size = c10::multiply_integers(blocks_.places[m].shape);
-    const T* values = e_.values[m].const_data_ptr<T>();
+    const T* values = given_.values[m].const_data_ptr<T>();
     copy_samples<T>(
-        0, count, size, [&](int64_t i) { return values + e_.sample(device, begin + i) * size; },
+        0, count, size, [&](int64_t i) { return values + given_.sample(device, begin + i) * size; },
         [](int64_t) { return nullptr; }, encoders_[m]->inputs());
     encoders_[m]->forward(row);
-    if (!e_.common.empty())
+    if (!given_.common.empty())
       for (int64_t i = 0; i < count; ++i)
         std::copy_n(encoders_[m]->features() + 2 * i * blocks_.width, blocks_.width,
-                    written_row<T>(e_.common[m], row) + (begin + i) * blocks_.width);
+                    written_row<T>(given_.common[m], row) + (begin + i) * blocks_.width);
     // Common and specific logits are one product with both heads, one above the other.
-    std::copy_n(row_of<T>(blocks_.parameters[0], blocks_.row(device, 0)), half, heads_.data());
-    std::copy_n(row_of<T>(blocks_.parameters[m + 1], row) + blocks_.places[m].head, half,
+    std::copy_n(row_of<T>(given_.parameters[0], blocks_.row(device, 0)), half, heads_.data());
+    std::copy_n(row_of<T>(given_.parameters[m + 1], row) + blocks_.places[m].head, half,
                 heads_.data() + half);
     run(LinearLayer<T>{encoders_[m]->features(), heads_.data(), nullptr, batch_, 2 * blocks_.width, classes_,
                        false, logits_.data(), scratch_.data()});
     const auto modalities = static_cast<int64_t>(blocks_.modalities());
-    const bool* present = e_.present.const_data_ptr<bool>() + static_cast<int64_t>(m);
+    const bool* present = given_.present.const_data_ptr<bool>() + static_cast<int64_t>(m);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t sample = e_.sample(device, begin + i);
+      const int64_t sample = given_.sample(device, begin + i);
       if (!present[sample * modalities]) continue;
       const T* logits = logits_.data() + i * classes_;
       judge(m, device, sample, logits);
@@ -109,13 +102,14 @@ class DeviceEvaluation {
   }
 
   void judge(size_t line, int64_t device, int64_t sample, const T* logits) {
-    const int64_t at = static_cast<int64_t>(line) * e_.devices() + device;
-    const bool right = largest(logits) == e_.labels.const_data_ptr<int64_t>()[sample];
-    e_.right.mutable_data_ptr<int64_t>()[at] += right;
-    e_.counted.mutable_data_ptr<int64_t>()[at] += 1;
+    const int64_t at = static_cast<int64_t>(line) * given_.num_devices + device;
+    const bool right = largest(logits) == given_.labels.const_data_ptr<int64_t>()[sample];
+    evaluation_.right.mutable_data_ptr<int64_t>()[at] += right;
+    evaluation_.counted.mutable_data_ptr<int64_t>()[at] += 1;
   }
 
-  const Evaluation& e_;
+  const Evaluation& evaluation_;
+  const EvaluationArguments& given_;
   const DeviceBlocks& blocks_;
   const int64_t batch_, classes_;
   std::vector<std::unique_ptr<DeviceEncoder<T>>> encoders_;
@@ -126,48 +120,37 @@ class DeviceEvaluation {
 
 template <class T>
 void judge_all(const Evaluation& evaluation) {
-  at::parallel_for(0, evaluation.devices(), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, evaluation.given.num_devices, 1, [&](int64_t begin, int64_t end) {
     DeviceEvaluation<T> device_evaluation(evaluation);
     for (int64_t device = begin; device < end; ++device) device_evaluation.run_device(device);
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> count_right(at::TensorList parameters, at::TensorList devices,
-                                               int64_t num_devices, at::TensorList values,
-                                               const at::Tensor& labels, const at::Tensor& present,
-                                               at::ArrayRef<int64_t> kernels, at::ArrayRef<int64_t> strides,
-                                               at::ArrayRef<int64_t> layers, at::ArrayRef<int64_t> widths,
-                                               int64_t classes, const std::optional<at::Tensor>& samples,
-                                               at::TensorList common) {
-  const char* op = "count_right";
-  TORCH_CHECK_VALUE(num_devices >= 0, op, ": num_devices must be at least 0, got ", num_devices);
-  const DeviceBlocks blocks(op, parameters, devices, values, {kernels, strides, layers, widths}, classes,
-                            num_devices);
-  check_samples(op, blocks.type(), values, labels, present);
-  check_chosen_samples(op, samples, num_devices, labels.size(0));
-  check_common_features(op, common, parameters, samples ? samples->size(1) : labels.size(0), blocks.width);
-  const auto lines = static_cast<int64_t>(values.size()) + 1;
-  for (int64_t device = 0; device < num_devices; ++device)
-    for (size_t m = 0; m < values.size(); ++m)
-      TORCH_CHECK_VALUE(blocks.row(device, m + 1) < 0 || blocks.row(device, 0) >= 0, op,
-                        ": parameters[0], the shared block, must have a row for device ", device);
-  const auto options = at::TensorOptions(at::kLong);
-  Evaluation evaluation{blocks,
-                        {},
-                        common.vec(),
-                        labels.contiguous(),
-                        present.contiguous(),
-                        at::zeros({lines, num_devices}, options),
-                        at::zeros({lines, num_devices}, options),
-                        samples ? samples->contiguous() : at::Tensor()};
-  for (const at::Tensor& own : values) evaluation.values.push_back(own.contiguous());
-  if (evaluation.samples() > 0 && blocks.type() == at::kDouble) judge_all<double>(evaluation);
-  if (evaluation.samples() > 0 && blocks.type() == at::kFloat) judge_all<float>(evaluation);
-  return {evaluation.right, evaluation.counted};
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("count_right", count_right); }
+void EvaluationArguments::check(const char* op) const {
+  TORCH_CHECK_VALUE(num_devices >= 0, op, ": num_devices must be at least 0, got ", num_devices);
+  DeviceArguments::check(op);
+  if (chosen.defined()) {
+    check_dimensions(op, "samples", chosen, at::kLong, {"devices", "n"});
+    check_shape(op, "samples", chosen, at::kLong, {num_devices, chosen.size(1)});
+    check_range(op, "samples", chosen, samples());
+  }
+  if (!common.empty()) check_count(op, "common", common.size(), "modality", modalities());
+  for (size_t m = 0; m < common.size(); ++m)
+    check_written(op, "common", common[m], type(), {parameters[m + 1].size(0), judged(), feature_width()});
+}
+
+std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given) {
+  const char* op = "count_right";
+  given.check(op);
+  const DeviceBlocks blocks(op, given, given.num_devices);
+  const int64_t shape[] = {static_cast<int64_t>(given.modalities()) + 1, given.num_devices};
+  const auto options = at::TensorOptions(at::kLong);
+  const Evaluation evaluation{given, blocks, at::zeros(shape, options), at::zeros(shape, options)};
+  if (given.judged() > 0)
+    given.type() == at::kDouble ? judge_all<double>(evaluation) : judge_all<float>(evaluation);
+  return {evaluation.right, evaluation.counted};
+}
 
 }  // namespace dmmlkd

@@ -69,17 +69,17 @@ void check(const GeneratorRound& round) {
   check_written(op, "second_moment", round.second_moment, type, theta);
   check_apart(op, 0, round.parameters, "first_moment", round.first_moment);
   check_apart(op, 0, round.parameters, "second_moment", round.second_moment);
-  check_real(op, "learners", round.learners, at::kLong, {round.learners.numel()});
-  check_real(op, "steps_taken", round.steps_taken, at::kDouble, {devices});
-  check_real(op, "noise", round.noise, type,
-             {round.noise.size(0), shape.classes, round.noise.size(2), round.noise.size(3)});
-  check_real(op, "heads", round.heads, type, round.heads.sizes());
-  check_real(op, "row_pointers", round.row_pointers, at::kLong, {devices + 1});
-  check_real(op, "columns", round.columns, at::kLong, {round.columns.numel()});
-  check_real(op, "count", round.count, type, {devices, shape.classes});
-  check_real(op, "sum", round.sum, type, moments);
-  check_real(op, "product", round.product, type, moments);
-  if (round.seen.defined()) check_real(op, "seen", round.seen, type, {hand, shape.classes});
+  check_shape(op, "learners", round.learners, at::kLong, {round.learners.numel()});
+  check_shape(op, "steps_taken", round.steps_taken, at::kDouble, {devices});
+  check_shape(op, "noise", round.noise, type,
+              {round.noise.size(0), shape.classes, round.noise.size(2), round.noise.size(3)});
+  check_shape(op, "heads", round.heads, type, round.heads.sizes());
+  check_shape(op, "row_pointers", round.row_pointers, at::kLong, {devices + 1});
+  check_shape(op, "columns", round.columns, at::kLong, {round.columns.numel()});
+  check_shape(op, "count", round.count, type, {devices, shape.classes});
+  check_shape(op, "sum", round.sum, type, moments);
+  check_shape(op, "product", round.product, type, moments);
+  if (round.seen.defined()) check_shape(op, "seen", round.seen, type, {hand, shape.classes});
   check_compressed_rows(op, round.row_pointers.const_data_ptr<int64_t>(), devices,
                         round.columns.const_data_ptr<int64_t>(), round.columns.numel(), hand);
   rows_of(op, "learners", round.learners, devices);
@@ -187,8 +187,8 @@ at::Tensor generate_features(const at::Tensor& parameters, const at::Tensor& giv
       ": parameters must have shape [devices, theta], hidden and width must be at least 1, got ",
       parameters.sizes(), ", ", hidden, " and ", width);
   const GeneratorShape shape{given.size(2), given.size(0), hidden, width};
-  check_real(op, "parameters", parameters, type, {parameters.size(0), shape.parameters()});
-  check_real(op, "noise", given, type, given.sizes());
+  check_shape(op, "parameters", parameters, type, {parameters.size(0), shape.parameters()});
+  check_shape(op, "noise", given, type, given.sizes());
   const at::Tensor noise = given.contiguous();
   const at::Tensor theta = rows_are_contiguous(parameters) ? parameters : parameters.contiguous();
   const at::Tensor features =

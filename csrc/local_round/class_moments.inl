@@ -1,4 +1,10 @@
 // Counts, sums and sums of products of one device's features, by class.
+#pragma once
+
+#include "../simd/kernels.h"
+
+namespace dmmlkd {
+namespace {
 
 template <class T>
 void class_moments(const ClassMoments<T>& m) {
@@ -19,3 +25,6 @@ void class_moments(const ClassMoments<T>& m) {
       for (int64_t i = 0; i < m.width; ++i) product[k * m.width + i] += feature[k] * feature[i];
   }
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -3,6 +3,15 @@
 //
 // Samples lie in the lanes of vectors: logits and their gradients are [classes, samples], so that sums over
 // classes need no shuffles, and the products with features and heads read them as they lie.
+#pragma once
+
+#include "../encoder/linear.inl"
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+#include "../simd/small_product.inl"
+
+namespace dmmlkd {
+namespace {
 
 // A matrix whose rows are whole vectors where it lies, else a padded copy in scratch.
 template <class T>
@@ -11,15 +20,6 @@ inline Padded<T> readable_rows(const T* memory, int64_t rows, int64_t columns, i
   const Padded<T> copy(scratch, rows, columns);
   copy_rows(memory, stride, static_cast<const T*>(nullptr), copy);
   return copy;
-}
-
-// target += a.
-template <class T>
-inline void add_row(const T* a, int64_t count, T* target) {
-  constexpr int width = Simd<T>::width;
-  int64_t i = 0;
-  for (; i + width <= count; i += width) store(target + i, load(target + i) + load(a + i));
-  for (; i < count; ++i) target[i] += a[i];
 }
 
 // Probabilities of `classes` vectors of logits; returns the logarithm of their exponentials' sum.
@@ -58,10 +58,9 @@ struct Objective {
   V *block, *powers, *row;                    // common logits; their probabilities; for pairwise_kl_lanes
   V *total, *teacher_logits, *probabilities;  // of all modalities together; of the target, and what it says
   I* present;                                 // of each modality
-  I labels, number, speaks, taught;
-  V count, voices, teacher_sum;
-  // Of the samples with a voice, with a trained modality, and with a target as well.
-  T inverse_counted = 1, inverse_samples = 1, inverse_known = 1;
+  I labels, number, taught;
+  V count, teacher_sum;                      // count: of the modalities, at least 1
+  T inverse_samples = 1, inverse_known = 1;  // of the samples with a modality, and with a target as well
 
   explicit Objective(DeviceObjective<T>& device)
       : o(device),
@@ -122,19 +121,18 @@ struct Objective {
     if (targets)
       head_logits(o.target, o.width, o.samples, o.shared_head,
                   Padded<T>(targets, o.classes, o.samples, lanes), scratch);
-    int64_t counted = 0, trained = 0, known = 0;
+    int64_t trained = 0, known = 0;
     for (int64_t sample = 0; sample < o.samples; ++sample) {
       const int64_t present_ones = present_modalities(sample);
-      counted += present_ones + (o.waiting_count ? o.waiting_count[sample] : 0) > 0;
       trained += present_ones > 0, known += present_ones > 0 && o.known && o.known[sample];
     }
-    inverse_counted = inverse(counted), inverse_samples = inverse(trained), inverse_known = inverse(known);
+    inverse_samples = inverse(trained), inverse_known = inverse(known);
   }
 
-  // What is known of the samples from `begin` on; lanes past the last one have no modality and no voice.
+  // What is known of the samples from `begin` on; lanes past the last one have no modality.
   void load_samples(int64_t begin) {
     const int64_t samples = o.samples - begin < width ? o.samples - begin : width;
-    I waiting{}, known{};
+    I known{};
     labels = number = I{};
     for (int64_t m = 0; m < o.num_modalities; ++m) {
       I bits{};
@@ -144,13 +142,11 @@ struct Objective {
     }
     for (int64_t lane = 0; lane < samples; ++lane) {
       labels[lane] = static_cast<Integer<T>>(o.labels[begin + lane]);
-      if (o.waiting_count) waiting[lane] = static_cast<Integer<T>>(o.waiting_count[begin + lane]);
       if (targets) known[lane] = o.known[begin + lane] ? -1 : 0;
     }
     const V ones = splat(T(1));
-    speaks = number + waiting > 0, taught = known & (number > 0);
+    taught = known & (number > 0);
     count = maximum<T>(__builtin_convertvector(number, V), ones);
-    voices = maximum<T>(__builtin_convertvector(number + waiting, V), ones);
   }
 
   // What a cross-entropy's gradient is but for its factor.
@@ -163,17 +159,14 @@ struct Objective {
   void task(int64_t begin) {
     for (int64_t i = 0; i < o.classes; ++i) {
       V sum{};
-      if (o.waiting_logits)
-        for (int64_t lane = 0; lane < width && begin + lane < o.samples; ++lane)
-          sum[lane] = o.waiting_logits[(begin + lane) * o.classes + i];
       for (int64_t m = 0; m < o.num_modalities; ++m)
         sum += present[m] ? block[m * o.classes + i] + load(specific + (m * o.classes + i) * lanes + begin)
                           : V{};
-      total[i] = sum / voices;
+      total[i] = sum / count;
     }
-    const V sum = softmax_lanes<T>(total, o.classes, powers), factor = inverse_counted / voices;
-    const V loss = speaks ? sum - at_labels<T>(total, labels, o.classes) : V{};
-    o.losses[0] += sum_lanes<T>(loss) * inverse_counted;
+    const V sum = softmax_lanes<T>(total, o.classes, powers), factor = inverse_samples / count;
+    const V loss = number > 0 ? sum - at_labels<T>(total, labels, o.classes) : V{};
+    o.losses[0] += sum_lanes<T>(loss) * inverse_samples;
     for (int64_t i = 0; i < o.classes; ++i) {
       const V gradient = factor * less_label(powers[i], i);
       for (int64_t m = 0; m < o.num_modalities; ++m) {
@@ -234,6 +227,30 @@ struct Objective {
         if (o.modalities[m].features && (targets || o.classification != T(0)))
           common_prediction(block + m * o.classes, present[m], common + m * o.classes * lanes + begin);
       if (o.similarity != T(0)) similarity(begin);
+    }
+  }
+
+  // The modalities' own cross-entropies, by both heads together, each a mean over the samples that have it.
+  void modality_entropies(T* scores) {
+    for (int64_t m = 0; m < o.num_modalities; ++m) {
+      scores[m] = 0;
+      if (!o.modalities[m].features) continue;
+      int64_t samples = 0;
+      for (int64_t sample = 0; sample < o.samples; ++sample) samples += here(sample, m);
+      const T share = inverse(samples);
+      for (int64_t begin = 0; begin < o.samples; begin += width) {
+        load_samples(begin);
+        const int64_t first = m * o.classes * lanes + begin;
+        for (int64_t i = 0; i < o.classes; ++i)
+          total[i] = load(common + first + i * lanes) + load(specific + first + i * lanes);
+        softmax_lanes<T>(total, o.classes, powers);
+        const V right = present[m] ? at_labels<T>(powers, labels, o.classes) : V{};
+        scores[m] += share * sum_lanes<T>(right);
+        for (int64_t i = 0; i < o.classes; ++i) {
+          const V gradient = present[m] ? share * less_label(powers[i], i) : V{};
+          store(common + first + i * lanes, gradient), store(specific + first + i * lanes, gradient);
+        }
+      }
     }
   }
 
@@ -334,6 +351,13 @@ struct Objective {
       }
   }
 
+  // Of all heads and features, from what common and specific hold.
+  void backward() {
+    for (int64_t m = 0; m < o.num_modalities; ++m)
+      if (o.modalities[m].features) backward(m);
+    copy_columns(shared_gradient, o.shared_head_gradient);
+  }
+
   // [classes, width] to contiguous [width, classes].
   void copy_columns(const Padded<T>& source, T* target) const {
     for (int64_t i = 0; i < o.width; ++i)
@@ -347,7 +371,16 @@ void objective(DeviceObjective<T>& device) {
   whole.forward();
   whole.entropies();
   whole.rehearse();
-  for (int64_t m = 0; m < device.num_modalities; ++m)
-    if (device.modalities[m].features) whole.backward(m);
-  whole.copy_columns(whole.shared_gradient, device.shared_head_gradient);
+  whole.backward();
 }
+
+template <class T>
+void modality_objectives(DeviceObjective<T>& device, T* scores, bool with_gradients) {
+  Objective<T> whole(device);
+  whole.forward();
+  whole.modality_entropies(scores);
+  if (with_gradients) whole.backward();
+}
+
+}  // namespace
+}  // namespace dmmlkd

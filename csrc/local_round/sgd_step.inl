@@ -2,6 +2,13 @@
 //
 // The gradient is read twice, for its norm and for the step; a device's rows are still in the cache the
 // second time.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+
+namespace dmmlkd {
+namespace {
 
 // A row's gradient; with that of proximal / 2 || parameters - start ||^2 where it is pulled.
 template <class T, bool pulled>
@@ -71,3 +78,6 @@ template <class T>
 void sgd_step(const SgdDevice<T>& d) {
   d.proximal != T(0) ? step_device<T, true>(d) : step_device<T, false>(d);
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -1,25 +1,29 @@
 // All kernels, compiled for the instruction set of the shell that includes this. The shell defines
 // DMMLKD_VECTOR_BYTES, the name of its table DMMLKD_KERNELS and that of its instruction set DMMLKD_NAME.
 
+#include "simd.h"
+#include "small_product.inl"
+
 namespace dmmlkd {
 namespace {
-#include "simd.h"
-
-#include "small_product.inl"
+#include "../gossip_mix/kernel.inl"
+#include "../orthogonality/kernel.inl"
+#include "../pairwise_kl/kernel.inl"
+}  // namespace
+}  // namespace dmmlkd
 
 #include "../consensus/kernel.inl"
 #include "../encoder/convolution.inl"
 #include "../encoder/linear.inl"
-#include "../gossip_mix/kernel.inl"
 #include "../local_round/class_moments.inl"
-#include "../orthogonality/kernel.inl"
-#include "../pairwise_kl/kernel.inl"
-
+#include "../local_round/modulation.inl"
 #include "../local_round/objective.inl"
-
-#include "../generator_round/kernel.inl"
 #include "../local_round/sgd_step.inl"
-}  // namespace
+
+namespace dmmlkd {
+namespace {
+#include "../generator_round/kernel.inl"
+}
 
 const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 pairwise_kl<float>,
@@ -46,6 +50,12 @@ const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 generator_steps<double>,
                                 generator_features<float>,
                                 generator_features<double>,
+                                modality_objectives<float>,
+                                modality_objectives<double>,
+                                ogm_ge<float>,
+                                ogm_ge<double>,
+                                mmpareto<float>,
+                                mmpareto<double>,
                                 convolution_gather<float>,
                                 convolution_gather<double>,
                                 convolution_outer<float>,

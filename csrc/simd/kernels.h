@@ -134,9 +134,7 @@ struct DeviceObjective {
   T* shared_head_gradient;
   const int64_t* labels;  // [samples]
   const bool* present;    // [samples, modalities]
-  const T* waiting_logits;
-  const int64_t* waiting_count;
-  const T* target;  // [samples, width]
+  const T* target;        // [samples, width]
   const bool* known;
   const T* rehearsal;  // [rehearsed, width]
   const int64_t* rehearsal_labels;
@@ -146,6 +144,17 @@ struct DeviceObjective {
   T classification, similarity, difference, generator, rehearsing, strength;  // weights; 0: left out
   T losses[6];  // written: task, classification, similarity, difference, generator, rehearsal
   T* scratch;   // objective_scratch() values
+};
+
+// The gradient of a modality's block, as it is modulated (METHOD 7): the encoder's parameter tensors, one
+// behind the other, then the head.
+template <class T>
+struct ModulatedRow {
+  T* gradient;          // changed
+  const T* other;       // OGM-GE: normal numbers; MMPareto: the gradient of the modality's own loss
+  const int64_t* ends;  // [tensors]: where each of the encoder's ends
+  int64_t tensors, columns;
+  T factor;  // OGM-GE: on the gradient; MMPareto: on the merged gradient
 };
 
 // Where a row of lanes is read and where it is written, in values.
@@ -239,6 +248,14 @@ struct Kernels {
   void (*generator_steps_double)(const GeneratorSteps<double>&);
   void (*generator_features_float)(const GeneratorFeatures<float>&);
   void (*generator_features_double)(const GeneratorFeatures<double>&);
+  // In place of the device's objective, the sum of its modalities' own losses, whose gradients are written if
+  // asked for. Scores [modalities]: the mean probability of the true class by each, 0 where it has no sample.
+  void (*modality_objectives_float)(DeviceObjective<float>&, float* scores, bool with_gradients);
+  void (*modality_objectives_double)(DeviceObjective<double>&, double* scores, bool with_gradients);
+  void (*ogm_ge_float)(const ModulatedRow<float>&);
+  void (*ogm_ge_double)(const ModulatedRow<double>&);
+  void (*mmpareto_float)(const ModulatedRow<float>&);
+  void (*mmpareto_double)(const ModulatedRow<double>&);
   void (*convolution_gather_float)(const ConvolutionGather<float>&);
   void (*convolution_gather_double)(const ConvolutionGather<double>&);
   void (*convolution_outer_float)(const ConvolutionOuter<float>&);

@@ -1,7 +1,17 @@
 // Vectors of the instruction set that the including shell chose (see isa_*.cpp), in the vector extensions
-// that GCC and Clang share. The shell defines DMMLKD_VECTOR_BYTES and includes this inside an anonymous
-// namespace: no standard header may be included from here, so that no function compiled for a newer
+// that GCC and Clang share. The shell defines DMMLKD_VECTOR_BYTES. All is in an anonymous namespace, and no
+// standard header may be included from here or from a kernel, so that no function compiled for a newer
 // processor can be picked by the linker for an older one.
+#pragma once
+
+#include "kernels.h"
+
+#ifndef DMMLKD_VECTOR_BYTES
+#define DMMLKD_VECTOR_BYTES 16  // for editors, which open this without a shell
+#endif
+
+namespace dmmlkd {
+namespace {
 
 template <class T>
 struct Simd;
@@ -59,6 +69,12 @@ inline LanesOf<T, lanes> load_lanes(const T* pointer) {
   LanesOf<T, lanes> value;
   __builtin_memcpy(&value, pointer, sizeof(value));
   return value;
+}
+
+// The next values of a row, in double precision, as many as fill a vector.
+template <class T>
+inline Vector<double> load_double(const T* pointer) {
+  return __builtin_convertvector((load_lanes<T, Simd<double>::width>(pointer)), Vector<double>);
 }
 
 template <class T, int lanes>
@@ -316,3 +332,6 @@ template <class T>
 inline void transpose(Vector<T>* rows) {
   transpose_step<T, 1>(rows);
 }
+
+}  // namespace
+}  // namespace dmmlkd

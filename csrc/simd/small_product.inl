@@ -1,6 +1,13 @@
 // Products of small matrices whose operands stay in the cache, by register blocking.
 //
 // The larger sizes are left to the GEMM library: what is won here is the work around small products.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace dmmlkd {
+namespace {
 
 // A row-major matrix whose rows are padded with zeros to whole vectors.
 template <class T>
@@ -129,3 +136,15 @@ inline void copy_transposed(const Padded<T>& source, const Padded<T>& target) {
     for (int64_t i = target.columns; i < whole_vectors(target.columns); ++i) out[i] = 0;
   }
 }
+
+// target += a.
+template <class T>
+inline void add_row(const T* a, int64_t count, T* target) {
+  constexpr int width = Simd<T>::width;
+  int64_t i = 0;
+  for (; i + width <= count; i += width) store(target + i, load(target + i) + load(a + i));
+  for (; i < count; ++i) target[i] += a[i];
+}
+
+}  // namespace
+}  // namespace dmmlkd

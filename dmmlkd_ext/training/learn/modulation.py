@@ -110,12 +110,29 @@ class GradientNoise:
         self._seed, self._round, self._num_devices = seed, round_index, num_devices
         self._own = torch.from_numpy(own)
 
+    def table(self, parameters: int) -> torch.Tensor:
+        """Return the numbers that rows of so many parameters are read from, [numbers]."""
+        return _gradient_noise_table(self._seed, max(NOISE_TABLE, 2 * parameters))
+
+    def offsets(self, num_iterations: int, num_modalities: int) -> torch.Tensor:
+        """Return where the rank's devices begin to read, int64 [iterations, modalities, devices].
+
+        It counts modulo the number of places in the table where a whole row can begin.
+        """
+        offsets = torch.empty(num_iterations, num_modalities, len(self._own), dtype=torch.int64)
+        for iteration, lines in enumerate(offsets):
+            for column, line in enumerate(lines):
+                line.copy_(self._draw(iteration, column))
+        return offsets
+
     def rows(self, iteration: int, column: int, devices: torch.Tensor, parameters: int) -> torch.Tensor:
         """Return numbers for some of the rank's devices, [devices, parameters], in the block of modality `column`."""
+        windows = self.table(parameters).unfold(0, parameters, 1)
+        return windows[self._draw(iteration, column)[devices] % len(windows)]
+
+    def _draw(self, iteration: int, column: int) -> torch.Tensor:
         draw = torch_generator(self._seed, "gradient noise", self._round, iteration, column)
-        offsets = torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)
-        windows = _gradient_noise_table(self._seed, max(NOISE_TABLE, 2 * parameters)).unfold(0, parameters, 1)
-        return windows[offsets[self._own[devices]] % len(windows)]
+        return torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)[self._own]
 
 
 @functools.lru_cache(maxsize=2)

@@ -30,8 +30,6 @@ def why_reference(population: Population, method: MethodConfig) -> str | None:
     terms = [name for name, weight in method.losses.further.items() if weight]
     if terms:
         return f"the loss term {', '.join(terms)} is one of your own"
-    if method.modulation != "none":
-        return f"native code does not know the modulation {method.modulation}"
     if not simulates_natively(parameters):
         return backend_reason() or f"native code trains on a CPU in float32 or float64, not {parameters.device.type}"
     return None

@@ -145,16 +145,16 @@ def judge_natively(
     parameters = [block.start[own] for block, own in zip(blocks, rows, strict=True)]
     common = [own.new_empty(len(own), len(split), network.feature_width) for own in parameters[1:] if with_features]
     right, counted = torch.ops.dmmlkd.count_right(
-        parameters,
-        devices,
-        part.stop - part.start,
-        [split.features[name] for name in network.modalities],
-        split.labels,
-        split.present,
-        *network.encoder_numbers,
-        network.num_classes,
-        samples,
-        common,
+        parameters=parameters,
+        devices=devices,
+        num_devices=part.stop - part.start,
+        values=[split.features[name] for name in network.modalities],
+        labels=split.labels,
+        present=split.present,
+        classes=network.num_classes,
+        samples=samples,
+        common=common,
+        **network.encoder_numbers._asdict(),
     )
     shares = (right.double() / counted).numpy()  # 0 / 0: nothing that counts
     columns = split.present.unbind(1)

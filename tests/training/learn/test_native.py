@@ -1,4 +1,4 @@
-"""A round in one native call computes what the same operators compute one after the other."""
+"""A round in one native call computes what the reference computes, and takes its arguments with care."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from dmmlkd_ext.ops import backend
 from dmmlkd_ext.ops import native as _native
 from dmmlkd_ext.training.guide import GENERATOR
 from dmmlkd_ext.training.learn import native as native_round
-from dmmlkd_ext.training.learn import stepwise
+from dmmlkd_ext.training.learn import reference
 from dmmlkd_ext.training.learn.task import LocalTask
+from dmmlkd_ext.training.learn.tiers import why_reference
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from tests.ops.instruction_sets import instruction_sets, kernels_of
 from tests.training.synthetic import (
@@ -58,7 +59,14 @@ METHODS = {
     "network": guided("network"),
     "gaussian": guided("gaussian"),
     "prototypes": guided("prototypes"),
+    "fedprox": dataclasses.replace(plain_method("dmml"), proximal=0.3),
+    "ogm-ge": get_method("ogm-ge"),
+    "mmpareto": get_method("mmpareto"),
+    # With all losses, so that the joint gradient is not that of the modalities' own losses.
+    "ogm-ge, all losses": dataclasses.replace(plain_method("dmml-kd"), modulation="ogm-ge"),
+    "mmpareto, guided": dataclasses.replace(guided("network"), modulation="mmpareto", modulation_strength=1.5),
 }
+MODULATED = [name for name, method in METHODS.items() if method.modulation != "none"]
 
 
 def make_task(
@@ -76,8 +84,8 @@ def make_task(
             values.add_(torch.randn(values.shape, generator=generator, dtype=dtype) * scale)
         if name == GENERATOR and method.generator.kind != "network":
             simulation.guidance.layout.views(block.start)["weight"][:, :3] = 1.0  # the fourth class is not known
-    simulation.population.begin_round()
-    batches, guidance = simulation.sampler.draw(0, plan.num_iterations), simulation._guidance(plan)
+        block.local.fill_(float("nan"))  # is written, never read
+    batches, guidance = simulation.sampler.draw(0, plan.num_iterations), simulation._guide(plan)
     return LocalTask(simulation.population, batches, plan, method, config, 0.1, guidance)
 
 
@@ -100,34 +108,38 @@ def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
         assert torch.equal(value, second[name]), name
 
 
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Compare to a multiple of what a sum of a few hundred numbers may lose to rounding."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        scale = float(second[name].abs().amax()) if second[name].numel() else 0.0
+        torch.testing.assert_close(value, second[name], rtol=tolerance, atol=tolerance * scale, msg=name)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", METHODS)
-def test_the_bits_are_those_of_the_single_operators(name, plan):
-    one, two = (make_task(METHODS[name], PLANS[plan], missing=0.3) for _ in range(2))
-    before = {block: rows.local.clone() for block, rows in one.population.blocks.items()}
-    assert native_round.applies(one)
-    assert_same_bits(results(one, native_round.run), results(two, stepwise.run))
-    assert not all(torch.equal(before[block], rows.local) for block, rows in one.population.blocks.items())
+def test_double_precision_agrees_to_its_rounding(name, plan, float64):
+    one, two = (make_task(METHODS[name], PLANS[plan], 0.3, torch.float64) for _ in range(2))
+    before = {block: rows.start.clone() for block, rows in one.population.blocks.items()}
+    assert why_reference(one.population, one.method) is None
+    assert_close(results(one, native_round.run), results(two, reference.run), 1e-10)
+    for block, rows in one.population.blocks.items():
+        assert torch.equal(before[block], rows.start)
+        assert block == GENERATOR or not torch.equal(before[block], rows.local)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_pull_to_the_start_of_the_round(plan):
-    # The single operators add it to the gradient before the step, this one within: to the last bit but one.
-    method = dataclasses.replace(METHODS["dmml"], proximal=0.3)
-    one, two = (make_task(method, PLANS[plan], missing=0.3) for _ in range(2))
-    assert native_round.applies(one)
-    pulled, expected = results(one, native_round.run), results(two, stepwise.run)
-    plain = results(make_task(METHODS["dmml"], PLANS[plan], missing=0.3), native_round.run)
-    for name, value in pulled.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
-    assert not torch.equal(pulled["shared local"], plain["shared local"])
+@pytest.mark.parametrize("name", METHODS)
+def test_single_precision_agrees_to_its_rounding(name):
+    one, two = (make_task(METHODS[name], PLANS["paused"], missing=0.3) for _ in range(2))
+    assert_close(results(one, native_round.run), results(two, reference.run), 2e-4)
 
 
+@pytest.mark.parametrize("name", ["network", *MODULATED])
 @pytest.mark.parametrize("kernels", instruction_sets())
-def test_with_every_instruction_set(kernels):
-    one, two = (make_task(METHODS["network"], PLANS["paused"], missing=0.3) for _ in range(2))
+def test_with_every_instruction_set(kernels, name, float64):
+    one, two = (make_task(METHODS[name], PLANS["paused"], 0.3, torch.float64) for _ in range(2))
     with kernels_of(kernels):
-        assert_same_bits(results(one, native_round.run), results(two, stepwise.run))
+        assert_close(results(one, native_round.run), results(two, reference.run), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +147,42 @@ def test_with_every_instruction_set(kernels):
     [{"input_noise": 0.0}, {"batch_size": 1}, {"batch_size": 37}, {"feature_width": 16, "hidden_width": 16}],
     ids=str,
 )
-def test_with_other_sizes(training):
-    one, two = (make_task(METHODS["network"], PLANS["paused"], **training) for _ in range(2))
-    assert_same_bits(results(one, native_round.run), results(two, stepwise.run))
+@pytest.mark.parametrize("name", ["network", "ogm-ge", "mmpareto"])
+def test_with_other_sizes(name, training, float64):
+    one, two = (make_task(METHODS[name], PLANS["paused"], 0.0, torch.float64, **training) for _ in range(2))
+    assert_close(results(one, native_round.run), results(two, reference.run), 1e-10)
 
 
-def test_in_double_precision(float64):
-    one, two = (make_task(METHODS["network"], PLANS["paused"], 0.3, torch.float64) for _ in range(2))
-    assert_same_bits(results(one, native_round.run), results(two, stepwise.run))
+@pytest.mark.parametrize("name", ["ogm-ge", "mmpareto"])
+def test_a_device_that_trains_one_modality_keeps_its_plain_gradient(name):
+    tasks = [make_task(METHODS[method], PLANS["separate"]) for method in (name, "dmml")]
+    modulated, plain = (results(task, native_round.run) for task in tasks)
+    assert_same_bits(modulated, plain)
+    tasks = [make_task(METHODS[method], PLANS["alike"]) for method in (name, "dmml")]
+    modulated, plain = (results(task, native_round.run) for task in tasks)
+    single = {"wave": 2, "image": 4}  # device 2 and 4 have one modality each
+    for modality, device in single.items():
+        row = np.flatnonzero(tasks[0].population.blocks[modality].devices == device)
+        assert torch.equal(modulated[f"{modality} local"][row], plain[f"{modality} local"][row])
+        assert not torch.equal(modulated[f"{modality} local"], plain[f"{modality} local"])
 
 
-@pytest.mark.parametrize("name", ["dmml-kd", "network"])
+def test_a_block_that_does_not_train_is_copied():
+    plan = Plan(PLANS["alike"].iterations * np.array([[1, 0, 0]] * 5), PLANS["alike"].start)
+    task = make_task(METHODS["dmml"], plan)
+    momenta = {name: block.momentum.clone() for name, block in task.population.blocks.items()}
+    native_round.run(task)
+    for name in ("wave", "image"):
+        block = task.population.blocks[name]
+        assert torch.equal(block.local, block.start)
+        assert torch.equal(block.momentum, momenta[name])
+    idle = np.flatnonzero(plan.iterations.sum(1) == 0)
+    assert len(idle)
+    shared = task.population.blocks["shared"]
+    assert torch.equal(shared.local[idle], shared.start[idle])
+
+
+@pytest.mark.parametrize("name", ["dmml-kd", "network", "ogm-ge", "mmpareto"])
 def test_the_same_bits_on_any_number_of_threads(name):
     found = []
     for threads in (1, 2, 3):
@@ -166,27 +203,15 @@ def test_one_device_alone_is_left_alone_by_the_others():
         assert torch.equal(block.local[row], two.population.blocks[name].local[row])
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        get_method("ogm-ge"),
-        get_method("mmpareto"),
-        plain_method("dmml-kd-tb", pause="keep"),
-    ],
-    ids=lambda method: method.name,
-)
-def test_what_it_does_not_know_is_left_to_the_single_operators(method):
-    assert not native_round.applies(make_task(method, PLANS["alike"]))
-
-
-def test_nor_does_it_take_half_precision_or_the_reference(monkeypatch):
+def test_it_takes_neither_half_precision_nor_the_reference(monkeypatch):
     task = make_task(METHODS["dmml"], PLANS["alike"])
     monkeypatch.setattr(_native, "backend", lambda: "reference")
-    assert not native_round.applies(task)
+    assert why_reference(task.population, task.method)
     monkeypatch.undo()
+    assert why_reference(task.population, task.method) is None
     for block in task.population.blocks.values():
-        block.local = block.local.half()
-    assert not native_round.applies(task)
+        block.start = block.start.half()
+    assert "float32 or float64" in why_reference(task.population, task.method)
 
 
 def arguments() -> dict[str, object]:
@@ -205,7 +230,7 @@ def arguments() -> dict[str, object]:
         "indices": torch.tensor([[[0, 1], [2, 2]]]),
         "noise": torch.zeros(64),
         "offsets": torch.zeros(1, 2, 2, dtype=torch.int64),
-        "start": torch.zeros(2, 2, dtype=torch.int64),
+        "first_iterations": torch.zeros(2, 2, dtype=torch.int64),
         "iterations": torch.ones(2, 2, dtype=torch.int64),
         "kernels": [0, 3],
         "strides": [1, 2],
@@ -221,6 +246,10 @@ def arguments() -> dict[str, object]:
         "weights": [0.5, 0.1, 0.1, 0.3, 0.1],
         "strength": 1.0,
         "by_distance": False,
+        "modulation": "ogm-ge",
+        "modulation_strength": 0.5,
+        "gradient_noise": [torch.zeros(70), torch.zeros(70)],
+        "gradient_offsets": torch.zeros(1, 2, 2, dtype=torch.int64),
         "clip_norm": 1.0,
         "learning_rate": 0.1,
         "momentum_factor": 0.9,
@@ -244,10 +273,9 @@ def long(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("momenta", [torch.zeros(2, 6)], "momenta must hold one tensor a block = 3, got 1"),
-        ("parameters", [torch.full((2, 6), 0.1)], "parameters and devices must hold the shared block and one a"),
-        ("starts", [], "starts must hold one tensor a block = 3 with a proximal factor, none without, got 0 and 0.1"),
-        ("proximal", 0.0, "starts must hold one tensor a block = 3 with a proximal factor, none without, got 3 and 0"),
+        ("momenta", [torch.zeros(2, 6)], "momenta must hold one per block = 3, got 1"),
+        ("parameters", [torch.full((2, 6), 0.1)], "parameters and devices must hold the shared block and one per"),
+        ("starts", [], "starts must hold one per block = 3, got 0"),
         ("starts", [torch.zeros(2, 6)] * 3, r"starts must be Float of shape \[2, 66\]"),
         ("classes", 4, "classes must divide the columns of the shared block, 6, got 4"),
         ("devices", [torch.arange(2), torch.arange(2), torch.arange(2)], r"devices must be Long of shape \[1\]"),
@@ -260,33 +288,41 @@ def long(*shape: int) -> torch.Tensor:
         ("values", [torch.randn(3, 5), torch.randn(4, 2, 7)], r"values must be Float of shape \[3, 2, 7\]"),
         ("values", [torch.randn(3, 6), torch.randn(3, 2, 7)], "parameters of block 1 must have 70 columns, got 66"),
         ("labels", torch.tensor([0, 1, 3]), r"labels must be in \[0, 3\), got 3 at position 2"),
-        ("labels", torch.zeros(3), r"labels must be int64 of shape \[samples\], got Float"),
+        ("labels", torch.zeros(3), r"labels must be Long of shape \[samples\], got Float"),
         ("present", torch.ones(3, 3, dtype=torch.bool), r"present must be Bool of shape \[3, 2\]"),
-        ("indices", long(1, 2), r"indices must be int64 of shape \[iterations, devices, batch\]"),
+        ("indices", long(1, 2), r"indices must be Long of shape \[iterations, devices, batch\]"),
         ("indices", torch.tensor([[[0, 1], [2, 3]]]), r"indices must be in \[0, 3\), got 3 at position 3"),
         ("noise", torch.zeros(27), r"noise must be Float of shape \[at least 28\]"),
-        ("noise", None, "noise and offsets must be given together"),
+        ("indices", long(1, 2, 0), "indices must hold at least one sample per batch"),
+        ("noise", None, "these must be given together: noise, offsets"),
         ("offsets", long(1, 2, 3), r"offsets must be Long of shape \[1, 2, 2\]"),
         ("offsets", long(1, 2, 2) - 1, "offsets must be in .*, got -1 at position 0"),
-        ("start", long(2, 3), r"start must be Long of shape \[2, 2\]"),
-        ("iterations", long(2, 2) + 2, r"start and start \+ iterations must be in \[0, 1\], .* got 0 \+ 2"),
+        ("first_iterations", long(2, 3), r"first_iterations must be Long of shape \[2, 2\]"),
+        ("iterations", long(2, 2) + 2, r"first_iterations and their sum .* must be in \[0, 1\], .* got 0 \+ 2"),
         ("kernels", [0, 2], "kernels must be 0 for values .* got 2"),
         ("kernels", [3, 3], "kernels must be 0 for values .* got 3"),
         ("strides", [1, 0], r"strides must be in \[1, 1024\], got 0"),
-        ("layers", [2, 2], "widths must hold one number a layer = 4, got 3"),
+        ("layers", [2, 2], "widths must hold one per layer = 4, got 3"),
         ("layers", [3, 0], "layers must be at least 1, got 0"),
         ("widths", [4, 0, 3], "widths must be at least 1, got 0"),
         ("widths", [4, 4, 4], "parameters of block 2 must have 50 columns, got 39"),
-        ("pool", None, "pool, known and draws must be given together"),
+        ("pool", None, "these must be given together: pool, known, draws"),
         ("pool", torch.zeros(2, 3, 5, 3), r"pool must be Float of shape \[2, 3, 5, 2\]"),
         ("known", torch.ones(2, 4, dtype=torch.bool), r"known must be Bool of shape \[2, 3\]"),
         ("draws", long(3, 1, 3), r"draws must be Long of shape \[3, 1, 2\]"),
         ("draws", torch.tensor([[[0, 0]], [[0, 3]], [[0, 0]]]), r"draws\[1\] must be in \[0, 3\), got 3"),
         ("draws", torch.tensor([[[0, 5]], [[0, 0]], [[0, 0]]]), r"draws\[0\] must be in \[0, 5\), got 5"),
         ("draws", torch.tensor([[[0, 0]], [[0, 0]], [[-1, 0]]]), r"draws\[2\] must be in \[0, 5\), got -1"),
-        ("count", None, "count, sum and product must be given together"),
+        ("count", None, "these must be given together: count, sum, product"),
         ("sum", torch.zeros(2, 3, 3), r"sum must be Float of shape \[2, 3, 2\]"),
         ("weights", [1.0], "weights must be 5 numbers, got 1"),
+        ("modulation", "other", "modulation must be none, ogm-ge or mmpareto, got other"),
+        ("modulation", "none", "gradient_noise must hold one per modality for ogm-ge, else none, = 0, got 2"),
+        ("gradient_noise", [torch.zeros(70)], "gradient_noise must hold one per modality .* = 2, got 1"),
+        ("gradient_noise", [torch.zeros(65)] * 2, r"gradient_noise must be Float of shape \[at least 66\]"),
+        ("gradient_offsets", None, "gradient_offsets must be given for ogm-ge, and for it alone"),
+        ("gradient_offsets", long(1, 2, 3), r"gradient_offsets must be Long of shape \[1, 2, 2\]"),
+        ("gradient_offsets", long(1, 2, 2) - 1, "gradient_offsets must be in .*, got -1 at position 0"),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(name, value, words):
@@ -319,7 +355,7 @@ def test_a_device_that_trains_needs_the_shared_block():
     for column in ("parameters", "momenta", "starts"):
         bad[column][0] = torch.zeros(1, 6)
     bad["devices"][0] = torch.tensor([1])
-    words = re.escape("parameters[0], the shared block, must have a row for device 0, which trains")
+    words = re.escape("parameters[0], the shared block, must have a row for device 0, which has a modality")
     with pytest.raises(ValueError, match=words):
         torch.ops.dmmlkd.local_round_(**bad)
 

@@ -1,0 +1,38 @@
+// What the operators that run the devices' networks have in common: parameters, samples, encoders.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace dmmlkd {
+
+// Blocks are the shared one, then one of each modality.
+struct DeviceArguments {
+  std::vector<at::Tensor> parameters;             // of each block [rows, columns], rows contiguous
+  std::vector<at::Tensor> devices;                // of each block int64 [rows]: whose a row is
+  std::vector<at::Tensor> values;                 // of each modality [samples, *shape]
+  at::Tensor labels;                              // int64 [samples]
+  at::Tensor present;                             // bool [samples, modalities]
+  std::vector<int64_t> kernels, strides, layers;  // of each modality; kernel 0: linear layers
+  std::vector<int64_t> widths;                    // of all layers, one modality after the other
+  int64_t classes;
+
+  size_t blocks() const { return parameters.size(); }
+  size_t modalities() const { return values.size(); }
+  int64_t samples() const { return labels.size(0); }
+  at::ScalarType type() const { return parameters[0].scalar_type(); }
+  // Of the common and of the specific feature each.
+  int64_t feature_width() const { return parameters[0].size(1) / classes; }
+
+  // Refuses whatever does not fit, before anything is computed.
+  void check(const char* op) const;
+
+ private:
+  void check_blocks(const char* op) const;
+  void check_encoders(const char* op) const;
+  void check_samples(const char* op) const;
+};
+
+}  // namespace dmmlkd

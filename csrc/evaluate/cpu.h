@@ -1,0 +1,29 @@
+// count_right on CPU tensors.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "../encoder/device_arguments.h"
+
+namespace dmmlkd {
+
+struct EvaluationArguments : DeviceArguments {
+  int64_t num_devices;
+  at::Tensor chosen;               // int64 [devices, n]: by which samples each is judged; undefined: by all
+  std::vector<at::Tensor> common;  // written: of each modality [rows, n, width] common features; or none
+
+  // How many samples a device is judged by, and which they are.
+  int64_t judged() const { return chosen.defined() ? chosen.size(1) : samples(); }
+  int64_t sample(int64_t device, int64_t i) const {
+    return chosen.defined() ? chosen.const_data_ptr<int64_t>()[device * chosen.size(1) + i] : i;
+  }
+
+  // Refuses whatever does not fit, before anything is computed.
+  void check(const char* op) const;
+};
+
+// Returns how many samples each device predicts rightly and how many count, int64 [modalities + 1, devices].
+std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given);
+
+}  // namespace dmmlkd

@@ -1,0 +1,54 @@
+// What local_round_ is given.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../encoder/device_arguments.h"
+
+namespace dmmlkd {
+
+constexpr int64_t loss_terms = 6;
+
+struct RoundArguments : DeviceArguments {
+  std::vector<at::Tensor> starts;   // read; of each block [rows, columns]; `parameters` are written
+  std::vector<at::Tensor> momenta;  // written, likewise
+  // Batches and their noise: each batch reads the table from its offset on, modulo the places that there are.
+  at::Tensor indices;                       // int64 [iterations, devices, batch]: which samples
+  at::Tensor noise;                         // [at least a batch's values], or undefined
+  at::Tensor offsets;                       // int64 [iterations, modalities, devices]
+  at::Tensor first_iterations, iterations;  // int64 [devices, modalities]: where training begins, how long
+  // What guides; all undefined where nothing does.
+  at::Tensor pool;   // [devices, classes, n, width]
+  at::Tensor known;  // bool [devices, classes]
+  at::Tensor draws;  // int64 [3, iterations, batch]: which of the pool, the class rehearsed, by which of it
+  // Moments of the common features, written; all undefined where nobody asks for them.
+  at::Tensor count;    // [devices, classes]
+  at::Tensor sum;      // [devices, classes, width]
+  at::Tensor product;  // [devices, classes, width], or [devices, classes, width, width] for whole products
+  std::vector<double> weights;  // of the loss terms but the first
+  double strength;              // of what guides
+  bool by_distance;             // features are pulled to the pool's, instead of predictions
+  std::string modulation;       // of the modalities' gradients: none, ogm-ge or mmpareto
+  double modulation_strength;
+  // Of OGM-GE alone: a table of each modality [at least its block's columns], read as `noise` is.
+  std::vector<at::Tensor> gradient_noise;
+  at::Tensor gradient_offsets;  // int64 [iterations, modalities, devices]
+  double clip_norm, learning_rate, momentum_factor, weight_decay, proximal;
+
+  int64_t num_iterations() const { return indices.size(0); }
+  int64_t num_devices() const { return indices.size(1); }
+  int64_t batch() const { return indices.size(2); }
+
+  // Refuses whatever does not fit, before anything is computed.
+  void check(const char* op) const;
+
+ private:
+  void check_parameters(const char* op) const;
+  void check_batches(const char* op) const;
+  void check_iterations(const char* op) const;
+  void check_guidance(const char* op) const;
+  void check_modulation(const char* op) const;
+};
+
+}  // namespace dmmlkd
