@@ -92,8 +92,7 @@ def test_every_source_that_is_imported_is_part_of_the_name(tmp_path: Path, monke
     (tmp_path / "package_of_test").mkdir()
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    data = replace(make_config().data, module=str(tmp_path / "robots_of_test.py"))
-    config = make_config(data=data)
+    config = make_config(module=(str(tmp_path / "robots_of_test.py"),))
     plain = run_name(config)
     for name, content in files.items():
         (tmp_path / name).write_text(content + "x = 1\n")
