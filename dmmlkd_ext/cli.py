@@ -182,7 +182,7 @@ def _flatten(message: str) -> str:
     """
     parts: list[list[str]] = [[]]
     for framed in message.splitlines()[1:]:
-        line = re.sub(r"[│─╭╮╰╯]", " ", framed).strip()
+        line = re.sub(r"[│─╭╮╰╯]|^ *[|+]|[|+] *$|-{3,}", " ", framed).strip()  # where the encoding is ASCII, -, | and +
         if line.startswith(("For full helptext", "Argument helptext")):
             break
         if not line:  # a rule between two parts

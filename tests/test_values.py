@@ -88,7 +88,7 @@ def test_options_are_read_by_the_loaders_signature(monkeypatch: pytest.MonkeyPat
         flag: bool = True,
         rate=1.5,
         name: str = "",
-        odd: Unknown = None,  # noqa: F821 - as where it is imported for type checkers alone
+        odd: Unknown = None,  # noqa: F821
         **others: Any,
     ) -> None:
         seen.update(flag=flag, rate=rate, name=name, odd=odd, **others)
