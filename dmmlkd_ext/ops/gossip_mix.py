@@ -249,7 +249,7 @@ class _Mix(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         back = ctx.rows if ctx.transposed is None else None
         gradient = None if upstream is None else _mix(upstream, *ctx.saved_tensors, back)
         return gradient, None, None, None, None
@@ -277,13 +277,13 @@ class _TransformedMix(torch.autograd.Function):
     backward = _Mix.backward
 
     @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor | None, *rest: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: torch.Tensor | None, *rest: torch.Tensor | None) -> torch.Tensor:
         if tangent is None or any(other is not None for other in rest):
             raise ValueError("gossip_mix: values must not have a tangent; mixing is differentiable in local alone")
         return _mix(tangent, *ctx.saved_tensors, ctx.transposed)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, local: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:  # type: ignore[override]  # noqa: ARG004
+    def vmap(info: Any, in_dims: Any, local: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:  # noqa: ARG004
         if any(dim is not None for dim in in_dims[1:]):
             raise ValueError("gossip_mix: torch.func.vmap over weights is not supported, only over local")
         batched = local.movedim(in_dims[0], 1)  # [rows, batch, parameters]: all members are mixed as one row
