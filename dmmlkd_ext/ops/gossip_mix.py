@@ -84,7 +84,7 @@ def gossip_mix(
     if not _native.uses_native(local):
         return gossip_mix_reference(local, weights, out, measure=measure, columns=columns)
     if out is None:
-        return _mix(local, *weights)
+        return _mix(local, *weights, None)
     begin, end = (0, local.shape[1]) if columns is None else columns
     if out is local:
         torch.ops.dmmlkd.gossip_mix_inplace_(local, *weights, begin, end)
@@ -218,22 +218,15 @@ def _check_entries(weights: GossipWeights, rows_at_hand: int) -> None:
         raise ValueError(f"gossip_mix: columns must be in [0, {rows_at_hand}), got {columns.tolist()[:8]}...")
 
 
-def _mix(
-    local: torch.Tensor,
-    row_pointers: torch.Tensor,
-    columns: torch.Tensor,
-    values: torch.Tensor,
-    transposed: int | None = None,
-) -> torch.Tensor:
-    """Mix into new rows by the weights or, if so many rows are given, by their transpose."""
-    arguments = local, row_pointers, columns, values, transposed
+def _mix(local: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """Mix into new rows. The rest: the three tensors of the weights; None, or the rows of their transpose to mix by."""
     mixed: torch.Tensor
     if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
-        mixed = _TransformedMix.apply(*arguments)
+        mixed = _TransformedMix.apply(local, *rest)
     elif torch.is_grad_enabled() and local.requires_grad:
-        mixed = _Mix.apply(*arguments)
+        mixed = _Mix.apply(local, *rest)
     else:
-        mixed = torch.ops.dmmlkd.gossip_mix(*arguments)
+        mixed = torch.ops.dmmlkd.gossip_mix(local, *rest)
     return mixed
 
 
