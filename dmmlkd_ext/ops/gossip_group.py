@@ -90,7 +90,7 @@ class GossipGroup:
                 raise TypeError(f"GossipGroup: modules must be nn.Module, got {type(module).__name__}")
             if buffers == "refuse" and any(True for _ in module.buffers()):
                 raise ValueError(f"GossipGroup: modules must have no buffers, got {next(module.named_buffers())[0]}")
-        parameters = [dict(module.named_parameters()) for module in held]
+        parameters: list[Named] = [dict(module.named_parameters()) for module in held]
         _check_alike(parameters)
         self._blocks = [_Block(part) for part in _by_dtype(parameters)]
         self._averaged: list[_Block] = []
@@ -169,7 +169,7 @@ class _Block:
             storage, begin = matrix.untyped_storage()[i * row_bytes : (i + 1) * row_bytes], 0
             for tensor in named.values():
                 view = torch.empty(0, dtype=self.dtype, device=self.device)
-                view.set_(storage, begin, tensor.shape)
+                view.set_(storage, begin, tensor.shape)  # type: ignore[call-overload]
                 tensor.data = view.copy_(tensor.data)
                 begin += tensor.numel()
         if not hasattr(self, "start"):

@@ -84,7 +84,7 @@ def gossip_mix(
     if not _native.uses_native(local):
         return gossip_mix_reference(local, weights, out, measure=measure, columns=columns)
     if out is None:
-        return _mix(local, *weights)
+        return _mix(local, *weights, None)
     begin, end = (0, local.shape[1]) if columns is None else columns
     if out is local:
         torch.ops.dmmlkd.gossip_mix_inplace_(local, *weights, begin, end)
@@ -218,22 +218,15 @@ def _check_entries(weights: GossipWeights, rows_at_hand: int) -> None:
         raise ValueError(f"gossip_mix: columns must be in [0, {rows_at_hand}), got {columns.tolist()[:8]}...")
 
 
-def _mix(
-    local: torch.Tensor,
-    row_pointers: torch.Tensor,
-    columns: torch.Tensor,
-    values: torch.Tensor,
-    transposed: int | None = None,
-) -> torch.Tensor:
-    """Mix into new rows by the weights or, if so many rows are given, by their transpose."""
-    arguments = local, row_pointers, columns, values, transposed
+def _mix(local: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """Mix into new rows. The rest: the three tensors of the weights; None, or the rows of their transpose to mix by."""
     mixed: torch.Tensor
     if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
-        mixed = _TransformedMix.apply(*arguments)
+        mixed = _TransformedMix.apply(local, *rest)
     elif torch.is_grad_enabled() and local.requires_grad:
-        mixed = _Mix.apply(*arguments)
+        mixed = _Mix.apply(local, *rest)
     else:
-        mixed = torch.ops.dmmlkd.gossip_mix(*arguments)
+        mixed = torch.ops.dmmlkd.gossip_mix(local, *rest)
     return mixed
 
 
@@ -249,7 +242,7 @@ class _Mix(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         back = ctx.rows if ctx.transposed is None else None
         gradient = None if upstream is None else _mix(upstream, *ctx.saved_tensors, back)
         return gradient, None, None, None, None
@@ -277,13 +270,13 @@ class _TransformedMix(torch.autograd.Function):
     backward = _Mix.backward
 
     @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor | None, *rest: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: torch.Tensor | None, *rest: torch.Tensor | None) -> torch.Tensor:
         if tangent is None or any(other is not None for other in rest):
             raise ValueError("gossip_mix: values must not have a tangent; mixing is differentiable in local alone")
         return _mix(tangent, *ctx.saved_tensors, ctx.transposed)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, local: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:  # type: ignore[override]  # noqa: ARG004
+    def vmap(info: Any, in_dims: Any, local: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:  # noqa: ARG004
         if any(dim is not None for dim in in_dims[1:]):
             raise ValueError("gossip_mix: torch.func.vmap over weights is not supported, only over local")
         batched = local.movedim(in_dims[0], 1)  # [rows, batch, parameters]: all members are mixed as one row

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from dmmlkd_ext.ops import (
     GossipMix,
@@ -482,7 +483,7 @@ def test_compiled_once_for_any_number_of_parameters():
         return gossip_mix(gossip_mix(x, weights), weights).square().sum()
 
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     for options in ({}, {"dynamic": True}):
         compiled = torch.compile(mixed_twice, fullgraph=True, backend="aot_eager", **options)
         for columns in (100, 101, 130, 64, 7, 8193, 250, 31, 90, 55):
