@@ -102,6 +102,13 @@ class Simulation:
         )
         self.energy = EnergyAccount(budget)
         self.speeds = np.full(self.holds.shape, np.nan)
+        self.blind = self._find_blind(device_samples)
+
+    def _find_blind(self, device_samples: Sequence[npt.NDArray[np.int64]]) -> BoolArray:
+        """Return which devices hold no modality that any of their samples has: they have no loss."""
+        present = self.dataset.train.present.cpu().numpy()
+        mine = [(present[device_samples[k]] & self.holds[k]).any() for k in self.part.devices.tolist()]
+        return self.part.gather({"sees": np.array(mine)})["sees"] == 0
 
     def _make_room(self) -> None:
         """Let each block have room for all rows that may ever come from other ranks."""
@@ -169,7 +176,8 @@ class Simulation:
         batches = self.sampler.draw(self.round, plan.num_iterations)
         rate = self.config.learning_rate_at(self.round)
         losses = train(LocalTask(self.population, batches, mine, self.method, self.config, rate, guidance))
-        return self.part.gather(losses)
+        everyone = self.part.gather(losses)
+        return {name: np.where(self.blind, np.nan, values) for name, values in everyone.items()}
 
     def _exchange(self, links: RoundLinks, guided: GuidanceRound | None, learns: BoolArray) -> dict[str, Variation]:
         """Mix all blocks; what guides learns around it, on the devices that can pay for that (bool [devices])."""

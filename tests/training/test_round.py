@@ -369,3 +369,13 @@ def test_the_generator_begins_after_its_warm_up_and_is_judged_at_the_end():
     for term in ("generator", "rehearsal"):
         assert [record["loss"][term] > 0 for record in records] == [False, False, True, True]
     assert [record["generator_quality"] is not None for record in records] == [False, False, False, True]
+
+
+def test_a_device_that_sees_none_of_its_samples_has_no_loss():
+    dataset = make_dataset(TINY_SHAPES)
+    samples = [np.arange(0, 30), np.arange(30, 60), np.arange(60, 90)]
+    dataset.train.present[30:60] = torch.tensor([True, False])
+    holds = np.array([[True, True], [False, True], [True, False]])  # the second holds what its samples lack
+    record = make_simulation(dataset, holds, device_samples=samples).run_round()
+    assert record["device_loss"]["task"][1] is None
+    assert record["loss"]["task"] == pytest.approx(np.mean([record["device_loss"]["task"][k] for k in (0, 2)]))

@@ -15,7 +15,7 @@ from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 
 SLOWER = "3 to 10 times"
-"""How long the reference takes for what native code does: rows local_round of tests/benchmarks/test_bench_training.py."""
+"""Time of the reference over that of native code: `local_round` in tests/benchmarks/test_bench_training.py."""
 
 
 def why_reference(population: Population, method: MethodConfig) -> str | None:

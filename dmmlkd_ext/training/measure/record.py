@@ -32,6 +32,7 @@ class RecordedSimulation(Protocol):
     iteration_time: FloatArray
     learning_time: FloatArray
     holds: npt.NDArray[np.bool_]
+    blind: npt.NDArray[np.bool_]
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
@@ -119,8 +120,8 @@ def _quality(quality: GeneratorQuality | None) -> dict[str, list[float | None]] 
 
 
 def _losses(outcome: RoundOutcome, simulation: RecordedSimulation) -> dict[str, float | None]:
-    """Return the mean of each term over the devices that trained; None for a term that the method lacks."""
-    trained = outcome.plan.iterations.any(axis=1)
+    """Return the mean of each term over the devices that trained on samples that they see; None for an absent term."""
+    trained = outcome.plan.iterations.any(axis=1) & ~simulation.blind
     weights = {"task": 1.0, **simulation.method.losses.named()}
     means: dict[str, float | None] = dict.fromkeys(term_names(simulation.method.losses))
     if not trained.any():
