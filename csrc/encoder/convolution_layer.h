@@ -79,12 +79,6 @@ inline void run(const ConvolutionOuter<double>& o) { kernels().convolution_outer
 inline void run(const ConvolutionMask<float>& m) { kernels().convolution_mask_float(m); }
 inline void run(const ConvolutionMask<double>& m) { kernels().convolution_mask_double(m); }
 
-// Devices, or groups, that are worth a thread, for the multiply-adds of one.
-inline int64_t convolution_grain(int64_t products) {
-  constexpr int64_t worth = 1024 * 1024;
-  return std::max<int64_t>(1, worth / (products + 1));
-}
-
 // Where a device's values begin and how they lie.
 template <class T>
 struct Values {

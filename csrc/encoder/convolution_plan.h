@@ -107,7 +107,6 @@ struct Plan {
   int64_t lanes() const { return convolution_lanes(channels); }
   int64_t padded_upstream() const { return (out_height + 2 * halo_height) * upstream_row() * out_lanes(); }
   int64_t fan_in() const { return window_height * window_width * channels; }
-  int64_t products_a_sample() const { return positions() * fan_in() * out_channels; }
 
   void lay_window() {
     window.run = planes ? window_width : window_width * channels;

@@ -64,16 +64,6 @@ class ForwardStack {
       layers_.emplace_back(stack.plan(i), stack.weights[i], biases[i], true);
   }
 
-  int64_t devices() const { return layers_[0].plan().devices; }
-
-  // Multiply-adds of a device.
-  int64_t products() const {
-    int64_t sum = 0;
-    for (const ForwardLayer<T>& layer : layers_)
-      sum += layer.plan().products_a_sample() * layer.plan().samples;
-    return sum;
-  }
-
   void run_device(Memory& memory, int64_t device) const {
     for (size_t i = 0; i < layers_.size(); ++i)
       layers_[i].run_device(memory.layers_[i], device, {stack_.below(i), device},
@@ -111,14 +101,6 @@ class BackwardStack {
       const Plan& p = layers_.emplace_back(stack.plan(i), stack.weights[i], i > 0).plan();
       if (i) widest_ = std::max(widest_, p.samples * p.height * p.width * p.channels);
     }
-  }
-
-  // Multiply-adds of a device.
-  int64_t products() const {
-    int64_t sum = 0;
-    for (const BackwardLayer<T>& layer : layers_)
-      sum += 2 * layer.plan().products_a_sample() * layer.plan().samples;
-    return sum;
   }
 
   // Writes the gradients of a device's weights and biases.

@@ -28,13 +28,6 @@ struct LinearStack {
   int64_t inputs(size_t i) const { return weights[i].size(1); }
   int64_t outputs(size_t i) const { return weights[i].size(2); }
 
-  // Multiply-adds of a device's forward pass.
-  int64_t products() const {
-    int64_t sum = 1;
-    for (size_t i = 0; i < layers(); ++i) sum += samples() * inputs(i) * outputs(i);
-    return sum;
-  }
-
   int64_t forward_scratch() const {
     int64_t most = 0;
     for (size_t i = 0; i < layers(); ++i)

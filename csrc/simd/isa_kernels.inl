@@ -23,7 +23,7 @@ namespace {
 namespace dmmlkd {
 namespace {
 #include "../generator_round/kernel.inl"
-}
+}  // namespace
 
 const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 pairwise_kl<float>,

@@ -19,13 +19,6 @@ T* written_row(const at::Tensor& tensor, int64_t device) {
   return tensor.mutable_data_ptr<T>() + device * tensor.stride(0);
 }
 
-template <class T>
-std::vector<T*> written_rows(at::TensorList tensors, int64_t device) {
-  std::vector<T*> rows;
-  for (const at::Tensor& tensor : tensors) rows.push_back(written_row<T>(tensor, device));
-  return rows;
-}
-
 // The row that each device has, -1 where it has none; positions [rows], the argument `name`, say whose a row
 // is.
 inline std::vector<int64_t> rows_of(const char* op, const char* name, const at::Tensor& positions,

@@ -80,6 +80,8 @@ def make_task(
     simulation = make_simulation(dataset, method=method, training=config)
     generator = torch.Generator().manual_seed(3)
     for name, block in simulation.population.blocks.items():
+        block.start, block.momentum = block.start.to(dtype), block.momentum.to(dtype)
+        block.local = block.at_hand = block.local.to(dtype)
         for values, scale in ((block.start, 0.1), (block.momentum, 0.01)):
             values.add_(torch.randn(values.shape, generator=generator, dtype=dtype) * scale)
         if name == GENERATOR and method.generator.kind != "network":

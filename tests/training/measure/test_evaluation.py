@@ -90,6 +90,8 @@ def test_the_native_operator_equals_the_reference(samples, kernels, monkeypatch)
 def test_the_native_operator_equals_the_reference_in_double_precision(float64, monkeypatch):
     population, split = different_devices(), make_split(MIXED_SHAPES, 70, 4, 0.4, seed=1)
     split.features.update({name: values.double() for name, values in split.features.items()})
+    for block in population.blocks.values():
+        block.start = block.start.double()
     reference, native = both_ways(population, split, monkeypatch)
     np.testing.assert_array_equal(native, reference)
 
