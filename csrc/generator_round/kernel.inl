@@ -1,6 +1,16 @@
 // How one device's generator learns in a round (METHOD 3): all steps in one go, within the cache.
 //
 // Matrices are padded to whole vectors with zeros, so that no loop over columns has a rest.
+#pragma once
+
+#include "../encoder/linear.inl"
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+#include "../simd/small_product.inl"
+#include "kernel.h"
+
+namespace dmmlkd {
+namespace {
 
 constexpr double least_apart = 1e-5, largest_seeking = 1e3;  // of the mode-seeking term
 
@@ -326,3 +336,6 @@ void generator_features(const GeneratorFeatures<T>& device) {
     copy_packed(features, device.features + begin * width);
   }
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -5,6 +5,13 @@
 // first. Columns are taken in tiles of 64: a tile of all rows stays in the first-level cache while each row
 // of it is read once a neighbour. Meanwhile the tiles that come next are fetched, several of a row together:
 // memory gives neighbouring lines sooner than the same number of lines of as many rows.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+
+namespace dmmlkd {
+namespace {
 
 inline float to_float(bfloat16_bits value) {
   const uint32_t bits = uint32_t(value.bits) << 16;
@@ -239,3 +246,6 @@ void gossip_mix(const GossipColumns<T, A>& g) {
     g.norms[g.rows_out + row] += double(sum_lanes<A>(norms[2 * row + 1]));
   }
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -6,6 +6,8 @@
 #pragma once
 
 #include "../encoder/linear.inl"
+#include "../orthogonality/kernel.inl"
+#include "../pairwise_kl/lanes.inl"
 #include "../simd/kernels.h"
 #include "../simd/simd.h"
 #include "../simd/small_product.inl"

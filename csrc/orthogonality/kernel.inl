@@ -6,6 +6,14 @@
 //
 // The work falls into steps, each over a range of rows, so that one large pair can be shared out between
 // threads: what a row holds does not depend on the range it came in.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+#include "../simd/small_product.inl"
+
+namespace dmmlkd {
+namespace {
 
 // Reads of the left factor are single values, of the right one whole vectors.
 template <class T>
@@ -414,3 +422,6 @@ double orthogonality(const OrthogonalityPair<T>& o, OrthogonalityStep step, int6
       return 0;
   }
 }
+
+}  // namespace
+}  // namespace dmmlkd

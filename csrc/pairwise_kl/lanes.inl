@@ -1,4 +1,12 @@
 // Few classes: a vector holds one class of many samples, so that sums over classes need no shuffles.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+#include "sums.inl"
+
+namespace dmmlkd {
+namespace {
 
 // Reads `run` values of each of `width` samples; value j of all samples becomes vector j of `block`. Rows of
 // fewer values than a piece are read past their end.
@@ -302,3 +310,6 @@ double pairwise_kl_by_lanes(const PairwiseKlSamples<T>& s) {
   }
   return sum;
 }
+
+}  // namespace
+}  // namespace dmmlkd

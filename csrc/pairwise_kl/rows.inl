@@ -1,4 +1,12 @@
 // Many classes: a vector holds neighbouring classes of one sample.
+#pragma once
+
+#include "../simd/kernels.h"
+#include "../simd/simd.h"
+#include "sums.inl"
+
+namespace dmmlkd {
+namespace {
 
 // The last, incomplete vector of a row: past its end the last value is repeated.
 template <class T>
@@ -224,3 +232,6 @@ double pairwise_kl_by_rows(const PairwiseKlSamples<T>& s) {
   }
   return sum;
 }
+
+}  // namespace
+}  // namespace dmmlkd

@@ -1,29 +1,19 @@
 // All kernels, compiled for the instruction set of the shell that includes this. The shell defines
 // DMMLKD_VECTOR_BYTES, the name of its table DMMLKD_KERNELS and that of its instruction set DMMLKD_NAME.
 
-#include "simd.h"
-#include "small_product.inl"
-
-namespace dmmlkd {
-namespace {
-#include "../gossip_mix/kernel.inl"
-#include "../orthogonality/kernel.inl"
-#include "../pairwise_kl/kernel.inl"
-}  // namespace
-}  // namespace dmmlkd
-
 #include "../consensus/kernel.inl"
 #include "../encoder/convolution.inl"
 #include "../encoder/linear.inl"
+#include "../generator_round/kernel.inl"
+#include "../gossip_mix/kernel.inl"
 #include "../local_round/class_moments.inl"
 #include "../local_round/modulation.inl"
 #include "../local_round/objective.inl"
 #include "../local_round/sgd_step.inl"
+#include "../orthogonality/kernel.inl"
+#include "../pairwise_kl/kernel.inl"
 
 namespace dmmlkd {
-namespace {
-#include "../generator_round/kernel.inl"
-}  // namespace
 
 const Kernels DMMLKD_KERNELS = {DMMLKD_NAME,
                                 pairwise_kl<float>,
