@@ -5,18 +5,21 @@ The operators need torch alone and can be used by any project; the simulation ne
 
 from dmmlkd_ext._version import __version__
 from dmmlkd_ext.ops import (
+    GossipGroup,
     GossipMix,
     GossipMixing,
     GossipWeights,
     OrthogonalityDifference,
     PairwiseKLSimilarity,
     build_info,
+    fused_linear_pairwise_kl,
     gossip_mix,
     orthogonality_difference,
     pairwise_kl_similarity,
 )
 
 __all__ = [
+    "GossipGroup",
     "GossipMix",
     "GossipMixing",
     "GossipWeights",
@@ -24,6 +27,7 @@ __all__ = [
     "PairwiseKLSimilarity",
     "__version__",
     "build_info",
+    "fused_linear_pairwise_kl",
     "gossip_mix",
     "orthogonality_difference",
     "pairwise_kl_similarity",
