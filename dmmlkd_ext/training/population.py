@@ -62,6 +62,8 @@ class Population:
         holds: bool [devices, modalities]: which modalities a device has. A device without any only relays.
         seed: the run's seed.
         further: layouts of further blocks that every device has, such as the generator's.
+        dtype: of the parameters; their initial values are drawn in float32.
+        torch_device: the processor or GPU that holds them.
 
     Raises:
         ValueError: `holds` has another number of modalities than `network`.
@@ -79,6 +81,8 @@ class Population:
         holds: npt.NDArray[np.bool_],
         seed: int,
         further: Mapping[str, BlockLayout] | None = None,
+        dtype: torch.dtype = torch.float32,
+        torch_device: torch.device | str = "cpu",
     ) -> None:
         if holds.dtype != np.bool_ or holds.ndim != 2 or holds.shape[1] != len(network.modalities):
             raise ValueError(
@@ -91,7 +95,7 @@ class Population:
         everyone = np.ones(len(holds), dtype=np.bool_)
         members = {name: holds[:, column] for column, name in enumerate(network.modalities)}
         for name, layout in {**network.layouts, **(further or {})}.items():
-            initial = layout.initialize(torch_generator(seed, f"initialization of {name}"))
+            initial = layout.initialize(torch_generator(seed, f"initialization of {name}")).to(torch_device, dtype)
             self.blocks[name] = Block(np.flatnonzero(members.get(name, everyone)), initial)
 
     @property

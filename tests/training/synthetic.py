@@ -119,7 +119,8 @@ def make_simulation(
     model = MultiModalNetwork(dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width)
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, seed)
     part = part or alone(len(holds))
-    population = Population(model, holds[part.devices], seed, {GENERATOR: guidance.layout} if guidance else {})
+    further, dtype = {GENERATOR: guidance.layout} if guidance else {}, torch.get_default_dtype()
+    population = Population(model, holds[part.devices], seed, further, dtype)
     everyone = np.ones(len(holds), dtype=np.bool_)
     held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
     network = WirelessWorld(

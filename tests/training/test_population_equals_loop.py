@@ -1,4 +1,4 @@
-"""The stacked population trains as a plain loop over devices does."""
+"""The stacked population trains, by either tier, as a plain loop over devices does."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tests.training.synthetic import (
     widen,
 )
 from tests.training.twins import Twins
+
+pytestmark = pytest.mark.usefixtures("tier")
 
 SCARCE = EnergyConfig(model="wireless", budget_fraction=0.5)
 """Processors of different speed, so that devices can pay different numbers of iterations."""

@@ -11,21 +11,14 @@ import torch
 from dmmlkd_ext.balance import Plan
 from dmmlkd_ext.model.network import SHARED
 from dmmlkd_ext.ops import backend
-from dmmlkd_ext.training.learn import LocalTask, reference, tiers, train, why_reference
+from dmmlkd_ext.training.learn import LocalTask, reference, train, why_reference
 from dmmlkd_ext.training.round import Simulation
 from tests.training.synthetic import TINY_SHAPES, make_dataset, make_simulation, plain_method
 
 HOLDS = np.array([[True, True], [True, False], [True, True]])
 
 
-TIERS = ["reference"] if backend() == "reference" else ["reference", "native"]
-
-
-@pytest.fixture(params=TIERS, autouse=True)
-def tier(request, monkeypatch):
-    """Let both tiers train."""
-    if request.param == "reference":
-        monkeypatch.setattr(tiers, "why_reference", lambda *_: "this is about the reference")
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def tiny_simulation(method: str = "dmml-kd") -> Simulation:
