@@ -1,4 +1,4 @@
-"""From a configuration to a simulation: data, devices, links and energy, each drawn by a stream of its own."""
+"""From a configuration to a simulation: data, devices, links and energy, each with its random stream."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
 
     Args:
         config: what is simulated.
-        ranks: the processes that share it, each with the devices that `slice_devices` gives it; None is this one alone.
+        ranks: the processes that share it, each with the devices of its `Slice`; None is this process alone.
 
     Raises:
         ValueError: the configuration does not fit the dataset, or has fewer devices than there are ranks; the message
             names the field.
-        DataUnavailableError: the dataset is neither at hand nor to be had.
+        DataUnavailableError: the dataset is neither cached nor can be fetched.
 
     Example:
         >>> from dmmlkd_ext.experiments.presets import preset
@@ -126,7 +126,7 @@ def centralize(
     holds: npt.NDArray[np.bool_],
     topology: Topology,
 ) -> tuple[MultiModalDataset, list[npt.NDArray[np.int64]], npt.NDArray[np.bool_], Topology]:
-    """Return the same data in one place: samples keep the modalities that their device had."""
+    """Give one device all samples; each keeps the modalities of the device that held it."""
     present = dataset.train.present.clone()
     for samples, held in zip(device_samples, holds, strict=True):
         present[torch.from_numpy(samples)] &= torch.from_numpy(held)

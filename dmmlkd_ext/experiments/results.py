@@ -32,12 +32,11 @@ PROVENANCE = (
     "local_iterations",
     "commit",
 )
-"""Columns that say where a number came from; the same in all rows of a run."""
+"""Columns that describe the run; the same in all its rows."""
 
 MEASUREMENT = ("round", "metric", "part", "device", "value")
-"""Columns of a number. `metric` is the record's key, such as `accuracy`; `part` is the key below it, such as
-`test`, a modality or a block, and empty where there is none; `device` is missing where the number is of the
-whole population."""
+"""Columns of a number. `metric` is the record's key, such as `accuracy`; `part` is the key below it, such as `test`, a
+modality or a block, and empty where there is none; `device` is missing for a number of the whole population."""
 
 NUMBERS = (
     "budget_fraction",
@@ -48,7 +47,7 @@ NUMBERS = (
     "learning_rate",
     "own_parameter",
 )
-"""Columns of provenance that are numbers with a fraction; one that does not apply is NaN."""
+"""Columns of `PROVENANCE` that are floating-point numbers; NaN where one does not apply."""
 
 
 def last_round(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,17 +81,17 @@ def _is_number(value: Any) -> bool:
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a finished run, a round at a time.
+    """Yield the records of a finished run, one per recorded round.
 
     Raises:
         FileNotFoundError: the run is not finished.
-        ValueError: the records are not those that it finished with.
+        ValueError: the records are not those that the run finished with.
     """
     yield from map(json.loads, read_certified(folder).splitlines())
 
 
 def read_commit(folder: Path) -> str | None:
-    """Return the commit that a run was begun at, None where it is not known."""
+    """Return the commit that a run started at, or None if unknown."""
     commit: str | None = read_json(folder / "environment.json").get("commit")
     return commit
 

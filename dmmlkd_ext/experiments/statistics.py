@@ -94,8 +94,8 @@ def paired_difference(values: pd.Series, reference: pd.Series, level: float = 0.
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p values of a family of tests; a NaN is no test and stays.
 
-    scipy has no Holm adjustment. The i-th smallest of m values is multiplied by m - i + 1, kept from falling
-    below its predecessor and from rising above 1.
+    scipy has no Holm adjustment. The i-th smallest of m values is multiplied by m - i + 1, then raised to its
+    predecessor if below it, and cut to 1.
 
     Raises:
         ValueError: a value is outside of 0..1.

@@ -93,10 +93,10 @@ class MultiModalNetwork:
         """What native operators have to know of the encoders, which must all be built in."""
         layers = [encoder.layers for encoder in self.encoders.values() if encoder.layers is not None]
         return EncoderNumbers(
-            kernels=[own.kernel for own in layers],
-            strides=[own.stride for own in layers],
-            layers=[len(own.widths) for own in layers],
-            widths=[width for own in layers for width in own.widths],
+            kernels=[encoder.kernel for encoder in layers],
+            strides=[encoder.stride for encoder in layers],
+            layers=[len(encoder.widths) for encoder in layers],
+            widths=[width for encoder in layers for width in encoder.widths],
         )
 
     @cached_property

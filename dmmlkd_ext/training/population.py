@@ -117,11 +117,11 @@ class Population:
         members = total[-len(blocks) :].clamp_min(1)
         columns = [block.shape[1] for block in blocks]
         sums = total[: -len(blocks)].split(columns)
-        center = torch.cat([own / count for own, count in zip(sums, members, strict=True)]).to(blocks[0].dtype)
+        center = torch.cat([values / count for values, count in zip(sums, members, strict=True)]).to(blocks[0].dtype)
         found = squared_distances(blocks, center).split([len(block) for block in blocks])
         squares = {name: np.zeros(self.num_devices) for name in self.blocks}
-        for (name, block), own in zip(self.blocks.items(), found, strict=True):
-            squares[name][block.devices] = own.numpy()
+        for (name, block), distances in zip(self.blocks.items(), found, strict=True):
+            squares[name][block.devices] = distances.numpy()
         everyone = part.gather(squares)
         return {
             name: float(everyone[name].sum() / float(count)) ** 0.5

@@ -369,9 +369,9 @@ def metropolis_hastings(
     i, j = links[:, 0], links[:, 1]
     weight = 1.0 / (1.0 + np.maximum(degrees[i], degrees[j]))
     received = np.bincount(np.r_[i, j], weights=np.r_[weight, weight], minlength=num_devices)
-    own = np.arange(num_devices)
+    itself = np.arange(num_devices)
     matrix = sparse.csr_array(
-        (np.r_[weight, weight, 1.0 - received], (np.r_[i, j, own], np.r_[j, i, own])),
+        (np.r_[weight, weight, 1.0 - received], (np.r_[i, j, itself], np.r_[j, i, itself])),
         shape=(num_devices, num_devices),
     )
     if matrix.nnz != 2 * len(links) + num_devices:

@@ -69,21 +69,21 @@ def divide_weights(
     if part.ranks.size == 1:
         return GossipWeights.from_scipy(matrix, dtype), Route()
     holder = part.owner[members]
-    own = np.flatnonzero(holder == part.ranks.rank)
-    rows = matrix[own]
+    mine = np.flatnonzero(holder == part.ranks.rank)
+    rows = matrix[mine]
     # Of each entry: the place of its row here, the member that it weighs, and that member's rank.
-    row, member = np.repeat(np.arange(len(own)), np.diff(rows.indptr)), rows.indices
+    row, member = np.repeat(np.arange(len(mine)), np.diff(rows.indptr)), rows.indices
     rank = holder[member]
     place = np.full(len(members), -1)
-    place[own] = np.arange(len(own))
-    sends, receives, begin = {}, {}, len(own)
+    place[mine] = np.arange(len(mine))
+    sends, receives, begin = {}, {}, len(mine)
     for other in np.unique(rank[rank != part.ranks.rank]).tolist():
         theirs = np.unique(member[rank == other])
         place[theirs] = begin + np.arange(len(theirs))
         begin += len(theirs)
         receives[other] = len(theirs)
         sends[other] = torch.from_numpy(np.unique(row[rank == other]))
-    local = sparse.csr_array((rows.data, place[member], rows.indptr), shape=(len(own), begin))
+    local = sparse.csr_array((rows.data, place[member], rows.indptr), shape=(len(mine), begin))
     return GossipWeights.from_scipy(local, dtype), Route(sends, receives)
 
 

@@ -213,9 +213,9 @@ class Slice:
 
     def gather(self, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, FloatArray]:
         """Return, of values float64 [own devices], those of all devices [devices]; in one operation."""
-        own = np.stack([np.asarray(column, dtype=np.float64) for column in values.values()], axis=1)
-        everyone = np.empty((len(self.owner), own.shape[1]))
-        everyone[self._order] = np.concatenate(self.ranks.gather(own, self.counts))
+        mine = np.stack([np.asarray(column, dtype=np.float64) for column in values.values()], axis=1)
+        everyone = np.empty((len(self.owner), mine.shape[1]))
+        everyone[self._order] = np.concatenate(self.ranks.gather(mine, self.counts))
         return {name: everyone[:, column].copy() for column, name in enumerate(values)}
 
 

@@ -208,17 +208,17 @@ class NetworkGuidance(Guidance):
         for rows in lesson.learners.split(DEVICES_AT_ONCE):
             heads = ReceivedHeads.of(lesson.heads, lesson.weights, rows, lesson.seen)
             targets = MomentTargets.of(lesson.count[rows], lesson.sum[rows], lesson.product[rows])
-            own, mean, square = theta[rows].requires_grad_(), first[rows], second[rows]
+            weights, mean, square = theta[rows].requires_grad_(), first[rows], second[rows]
             for step, noise in enumerate(lesson.noise, start=1):
-                loss = self.losses(own, noise, heads, targets).sum()
-                (gradient,) = torch.autograd.grad(loss, own)
+                loss = self.losses(weights, noise, heads, targets).sum()
+                (gradient,) = torch.autograd.grad(loss, weights)
                 mean = ADAM_DECAYS[0] * mean + (1 - ADAM_DECAYS[0]) * gradient
                 square = ADAM_DECAYS[1] * square + (1 - ADAM_DECAYS[1]) * gradient.square()
                 number = (lesson.steps_taken[rows] + step).unsqueeze(1)
-                weights = [(1 - decay**number).to(theta.dtype) for decay in ADAM_DECAYS]
-                change = (mean / weights[0]) / ((square / weights[1]).sqrt() + ADAM_EPSILON)
-                own = (own.detach() - self.config.learning_rate * change).requires_grad_()
-            theta[rows], first[rows], second[rows] = own.detach(), mean, square
+                corrections = [(1 - decay**number).to(theta.dtype) for decay in ADAM_DECAYS]
+                change = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + ADAM_EPSILON)
+                weights = (weights.detach() - self.config.learning_rate * change).requires_grad_()
+            theta[rows], first[rows], second[rows] = weights.detach(), mean, square
 
     def losses(
         self, theta: torch.Tensor, noise: torch.Tensor, heads: ReceivedHeads, targets: MomentTargets

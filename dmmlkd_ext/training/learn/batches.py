@@ -90,7 +90,7 @@ class BatchSampler:
         batch_size: int,
         input_noise: float,
         seed: int,
-        own: npt.NDArray[np.int64] | None = None,
+        chosen: npt.NDArray[np.int64] | None = None,
     ) -> None:
         for device, samples in enumerate(device_samples):
             if len(samples) == 0:
@@ -98,11 +98,11 @@ class BatchSampler:
             if samples.min() < 0 or samples.max() >= len(split):
                 raise ValueError(f"device_samples must be in [0, {len(split)}), got others for device {device}")
         self.batch_size, self.seed, self._split = batch_size, seed, split
-        self._own = np.arange(len(device_samples)) if own is None else own
+        self._chosen = np.arange(len(device_samples)) if chosen is None else chosen
         self._devices, self._most = len(device_samples), max(map(len, device_samples))
-        self._counts = torch.tensor([len(device_samples[device]) for device in self._own])
-        self._owned = torch.zeros(len(self._own), self._most, dtype=torch.int64)
-        for row, device in zip(self._owned, self._own, strict=True):
+        self._counts = torch.tensor([len(device_samples[device]) for device in self._chosen])
+        self._samples = torch.zeros(len(self._chosen), self._most, dtype=torch.int64)
+        for row, device in zip(self._samples, self._chosen, strict=True):
             row[: len(device_samples[device])] = torch.from_numpy(np.sort(device_samples[device]))
         largest = max((values[0].numel() for values in split.features.values()), default=0) * batch_size
         self._noise = None
@@ -113,15 +113,15 @@ class BatchSampler:
     def draw(self, round_index: int, num_iterations: int) -> RoundBatches:
         """Return the batches of a round's local iterations."""
         generator = torch_generator(self.seed, "batches", round_index)
-        devices, most = self._owned.shape
+        devices, most = self._samples.shape
         keys = self._draw_keys(generator)
         keys[torch.arange(most) >= self._counts.unsqueeze(1)] = 2  # no sample: sorted behind those there are
         order = keys.argsort(dim=1, stable=True)
         position = torch.arange(num_iterations * self.batch_size) % self._counts.unsqueeze(1)
-        indices = self._owned.gather(1, order.gather(1, position))
+        indices = self._samples.gather(1, order.gather(1, position))
         indices = indices.view(devices, num_iterations, self.batch_size).transpose(0, 1).contiguous()
         offsets = self._draw_offsets(generator, num_iterations if self._noise is not None else 0)
-        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._own)
+        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._chosen)
         return RoundBatches(self._split, indices, self._noise, offsets, gradient_noise)
 
     def _draw_keys(self, generator: torch.Generator) -> torch.Tensor:
@@ -130,17 +130,17 @@ class BatchSampler:
         A generator gives one number after the other, so that drawing some devices at a time changes nothing but the
         memory that it takes.
         """
-        keys = torch.empty(len(self._own), self._most)
+        keys = torch.empty(len(self._chosen), self._most)
         for begin in range(0, self._devices, DRAWN_DEVICES):
             drawn = torch.rand(min(DRAWN_DEVICES, self._devices - begin), self._most, generator=generator)
-            first, last = np.searchsorted(self._own, (begin, begin + len(drawn)))
-            keys[first:last] = drawn[torch.from_numpy(self._own[first:last] - begin)]
+            first, last = np.searchsorted(self._chosen, (begin, begin + len(drawn)))
+            keys[first:last] = drawn[torch.from_numpy(self._chosen[first:last] - begin)]
         return keys
 
     def _draw_offsets(self, generator: torch.Generator, num_iterations: int) -> torch.Tensor:
         """Draw where own devices read the table of noise, int64 [iterations, modalities, own devices]."""
-        own, places = torch.from_numpy(self._own), (len(self._split.features), self._devices)
-        offsets = torch.empty(num_iterations, places[0], len(own), dtype=torch.int64)
+        chosen, places = torch.from_numpy(self._chosen), (len(self._split.features), self._devices)
+        offsets = torch.empty(num_iterations, places[0], len(chosen), dtype=torch.int64)
         for iteration in offsets:
-            iteration.copy_(torch.randint(NOISE_TABLE, places, generator=generator)[:, own])
+            iteration.copy_(torch.randint(NOISE_TABLE, places, generator=generator)[:, chosen])
         return offsets

@@ -103,12 +103,12 @@ class GradientNoise:
         seed: the run's seed.
         round_index: the round.
         num_devices: all devices.
-        own: int64, the devices of this rank, which are counted from 0 here.
+        devices: int64, the numbers of the devices of this rank.
     """
 
-    def __init__(self, seed: int, round_index: int, num_devices: int, own: npt.NDArray[np.int64]) -> None:
+    def __init__(self, seed: int, round_index: int, num_devices: int, devices: npt.NDArray[np.int64]) -> None:
         self._seed, self._round, self._num_devices = seed, round_index, num_devices
-        self._own = torch.from_numpy(own)
+        self._devices = torch.from_numpy(devices)
 
     def table(self, parameters: int) -> torch.Tensor:
         """Return the numbers that rows of so many parameters are read from, [numbers]."""
@@ -119,7 +119,7 @@ class GradientNoise:
 
         It counts modulo the number of places in the table where a whole row can begin.
         """
-        offsets = torch.empty(num_iterations, num_modalities, len(self._own), dtype=torch.int64)
+        offsets = torch.empty(num_iterations, num_modalities, len(self._devices), dtype=torch.int64)
         for iteration, lines in enumerate(offsets):
             for column, line in enumerate(lines):
                 line.copy_(self._draw(iteration, column))
@@ -132,7 +132,7 @@ class GradientNoise:
 
     def _draw(self, iteration: int, column: int) -> torch.Tensor:
         draw = torch_generator(self._seed, "gradient noise", self._round, iteration, column)
-        return torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)[self._own]
+        return torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)[self._devices]
 
 
 @functools.lru_cache(maxsize=2)

@@ -145,8 +145,8 @@ class Group:
         members = {SHARED: devices}
         members |= {name: np.flatnonzero(active[:, m]) for m, name in enumerate(population.network.modalities)}
         rows = {
-            name: Rows(population.blocks[name], population.network.layouts[name], own, devices)
-            for name, own in members.items()
+            name: Rows(population.blocks[name], population.network.layouts[name], holders, devices)
+            for name, holders in members.items()
         }
         where = population.torch_device
         return cls(torch.from_numpy(devices).to(where), torch.from_numpy(active[devices, None]).to(where), rows)
@@ -250,13 +250,13 @@ def _modulate(
         changed[SHARED] = gradients[SHARED] + alone[SHARED]
     for column, name in enumerate(names):
         rows, gradient = group.rows[name], gradients[name]
-        own = competes[rows.place]
+        compete = competes[rows.place]
         if method.modulation == "ogm-ge":
             noise = task.batches.gradient_noise.rows(iteration, column, group.devices[rows.place], gradient.shape[1])
             factor = ogm_coefficients(batch, method.modulation_strength)[rows.place, column]
-            changed[name] = ogm_gradient(rows.layout, gradient, factor, own, noise.to(gradient))
+            changed[name] = ogm_gradient(rows.layout, gradient, factor, compete, noise.to(gradient))
         else:
-            changed[name] = pareto_gradient(rows.layout, gradient, alone[name], own, method.modulation_strength)
+            changed[name] = pareto_gradient(rows.layout, gradient, alone[name], compete, method.modulation_strength)
     return changed
 
 

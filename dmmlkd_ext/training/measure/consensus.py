@@ -81,8 +81,8 @@ def squared_distances_reference(blocks: Sequence[torch.Tensor], center: torch.Te
         [2.0]
     """
     squares, centers = [], center.split([block.shape[1] for block in blocks])
-    for block, own in zip(blocks, centers, strict=True):
-        squares += [(chunk.double() - own.double()).square().sum(1) for chunk in _chunks(block)]
+    for block, mean in zip(blocks, centers, strict=True):
+        squares += [(chunk.double() - mean.double()).square().sum(1) for chunk in _chunks(block)]
     return torch.cat(squares)
 
 

@@ -91,8 +91,8 @@ def evaluate(
         judged = judge(population, split, part, chosen, with_features=pool is not None)
         shares[:, part] = judged.shares
         if pool is not None:
-            own = judge_generator(judged.features, split.labels, pool[part])
-            quality.nearest_mean[part], quality.spread[part] = own.nearest_mean, own.spread
+            found = judge_generator(judged.features, split.labels, pool[part])
+            quality.nearest_mean[part], quality.spread[part] = found.nearest_mean, found.spread
     blind = ~population.holds.any(axis=1)
     if guess is not None and len(split) and blind.any():
         labels = split.labels if samples is None else split.labels[samples[torch.from_numpy(blind)]]
@@ -141,9 +141,13 @@ def judge_natively(
     network = population.network
     blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
     rows = [slice(*np.searchsorted(block.devices, [part.start, part.stop])) for block in blocks]
-    devices = [torch.from_numpy(block.devices[own] - part.start) for block, own in zip(blocks, rows, strict=True)]
-    parameters = [block.start[own] for block, own in zip(blocks, rows, strict=True)]
-    common = [own.new_empty(len(own), len(split), network.feature_width) for own in parameters[1:] if with_features]
+    devices = [
+        torch.from_numpy(block.devices[members] - part.start) for block, members in zip(blocks, rows, strict=True)
+    ]
+    parameters = [block.start[members] for block, members in zip(blocks, rows, strict=True)]
+    common = [
+        start.new_empty(len(start), len(split), network.feature_width) for start in parameters[1:] if with_features
+    ]
     right, counted = torch.ops.dmmlkd.count_right(
         parameters=parameters,
         devices=devices,
@@ -158,7 +162,7 @@ def judge_natively(
     )
     shares = (right.double() / counted).numpy()  # 0 / 0: nothing that counts
     columns = split.present.unbind(1)
-    return Judged(shares, [RealFeatures(*own) for own in zip(devices[1:], common, columns, strict=False)])
+    return Judged(shares, [RealFeatures(*fields) for fields in zip(devices[1:], common, columns, strict=False)])
 
 
 def judge_reference(
@@ -177,18 +181,18 @@ def judge_reference(
     head = network.layouts[SHARED].views(population.blocks[SHARED].start)["head"]
     shares, features = np.full((len(network.modalities) + 1, len(devices)), np.nan), []
     for column, name in enumerate(network.modalities):
-        block, own = population.blocks[name], torch.from_numpy(np.flatnonzero(population.holds[part, column]))
-        members = devices[own.numpy()]
+        block, rows = population.blocks[name], torch.from_numpy(np.flatnonzero(population.holds[part, column]))
+        members = devices[rows.numpy()]
         weights = network.layouts[name].views(block.start[block.rows_of(members)])
         values = split.features[name]
-        inputs = values.expand(len(own), *values.shape) if samples is None else values[chosen[own]]
+        inputs = values.expand(len(rows), *values.shape) if samples is None else values[chosen[rows]]
         parts = network.forward(name, weights, head[torch.from_numpy(members)], inputs)
-        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[own], column]
-        shares[column, own.numpy()] = _shares(logits, labels[own], present)
-        total[own] += logits * present.unsqueeze(-1)
-        count[own] += present
+        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[rows], column]
+        shares[column, rows.numpy()] = _shares(logits, labels[rows], present)
+        total[rows] += logits * present.unsqueeze(-1)
+        count[rows] += present
         if with_features:
-            features.append(RealFeatures(own, parts.common, split.present[:, column]))
+            features.append(RealFeatures(rows, parts.common, split.present[:, column]))
     shares[-1] = _shares(total, labels, count > 0)
     return Judged(shares, features)
 

@@ -62,16 +62,16 @@ def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool
     right, counted = means.new_zeros(devices), means.new_zeros(devices)
     sums, squares = torch.zeros_like(means), torch.zeros_like(means)
     members_of_class = means.new_zeros(devices, classes)
-    for own in features:
-        real, label = own.common[:, own.present], labels[own.present]
+    for member in features:
+        real, label = member.common[:, member.present], labels[member.present]
         members = torch.nn.functional.one_hot(label, classes).to(real.dtype)
         by_class = members.T.expand(len(real), -1, -1)
-        nearest = torch.cdist(real, means[own.devices]).argmin(2)
-        right[own.devices] += (nearest == label).sum(1)
-        counted[own.devices] += len(label)
-        sums[own.devices] += by_class.bmm(real)
-        squares[own.devices] += by_class.bmm(real.square())
-        members_of_class[own.devices] += members.sum(0)
+        nearest = torch.cdist(real, means[member.devices]).argmin(2)
+        right[member.devices] += (nearest == label).sum(1)
+        counted[member.devices] += len(label)
+        sums[member.devices] += by_class.bmm(real)
+        squares[member.devices] += by_class.bmm(real.square())
+        members_of_class[member.devices] += members.sum(0)
     size = members_of_class.clamp_min(1).unsqueeze(-1)
     spread = (squares / size - (sums / size).square()).clamp_min(0).mean(-1).sqrt()
     made = pool.var(2, correction=0).mean(-1).sqrt()

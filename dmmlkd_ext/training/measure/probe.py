@@ -45,8 +45,8 @@ def probe_accuracy(population: Population, train: Split, test: Split) -> dict[st
         sides = [split.features[name][split.present[:, column]].unsqueeze(0) for split in (train, test)]
         weights = network.layouts[name].views(block.start)
         for row, device in enumerate(block.devices):
-            own = {key: value[row : row + 1] for key, value in weights.items()}
-            inputs, unseen = (network.encoders[name].forward(own, side)[0].double() for side in sides)
+            device_weights = {key: value[row : row + 1] for key, value in weights.items()}
+            inputs, unseen = (network.encoders[name].forward(device_weights, side)[0].double() for side in sides)
             predicted = ridge_scores(inputs, targets, unseen).argmax(1)
             accuracies[name][device] = float((predicted == test.labels[judged]).double().mean())
     return accuracies
