@@ -1,4 +1,4 @@
-"""How far the devices' parameters lie from their mean: sums and distances over the rows of all blocks."""
+"""Distance of the devices' parameters from their mean: sums and distances over the rows of all blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from dmmlkd_ext.ops.native import simulates_natively
 
 CHUNK_VALUES = 2**18
-"""Values of a block at a time where torch's operations would make a whole copy of it."""
+"""Values of a block that the reference converts to float64 at a time (2 MiB)."""
 
 
 def column_sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -35,7 +35,7 @@ def column_sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def column_sums_reference(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Do what `column_sums` does, by operations of torch.
+    """Do what `column_sums` does, in plain torch.
 
     Example:
         >>> column_sums_reference([torch.ones(3, 2)]).tolist()
@@ -74,7 +74,7 @@ def squared_distances(blocks: Sequence[torch.Tensor], center: torch.Tensor) -> t
 
 
 def squared_distances_reference(blocks: Sequence[torch.Tensor], center: torch.Tensor) -> torch.Tensor:
-    """Do what `squared_distances` does, by operations of torch.
+    """Do what `squared_distances` does, in plain torch.
 
     Example:
         >>> squared_distances_reference([torch.ones(1, 2)], torch.zeros(2)).tolist()

@@ -1,4 +1,4 @@
-"""What a generator is worth: how well its features stand for real ones (METHOD 8)."""
+"""The quality of a generator: how well its features represent real ones (METHOD 8)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GeneratorQuality:
-    """How well generated features stand for real ones (METHOD 8), float64 [devices].
+    """How well generated features represent real ones (METHOD 8), float64 [devices].
 
-    A generator's own head is right about it nearly always and says nothing.
+    The accuracy of a device's head on its generator's features is nearly always 1, so it is not used.
 
     Attributes:
         nearest_mean: share of the real common features, of all modalities of a device, whose nearest generated class
             mean is that of their class.
-        spread: deviation of the generated features within a class over that of the real ones, a mean over the classes
-            of which the device's modalities have two samples or more; 1 is alike, NaN if there is no such class.
+        spread: standard deviation of the generated features within a class over that of the real ones, a mean over the
+            classes of which the device's modalities have at least two samples; NaN if there is no such class.
     """
 
     nearest_mean: FloatArray
@@ -34,7 +34,7 @@ class RealFeatures(NamedTuple):
     """The common features of one modality, of the devices that have it."""
 
     devices: torch.Tensor
-    """int64 [rows]: whose they are, counted as in the pool."""
+    """int64 [rows]: the device of each row, counted as in the pool."""
     common: torch.Tensor
     """[rows, samples, width]."""
     present: torch.Tensor
@@ -45,7 +45,7 @@ def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool
     """Judge generated features by the real ones of each device.
 
     Args:
-        features: one a modality.
+        features: one entry per modality.
         labels: int64 [samples].
         pool: generated features [devices, classes, n, width].
 
