@@ -42,8 +42,8 @@ class ChannelConfig:
     shadowing_db: float = 8.0
     """Standard deviation of the log-normal shadowing, drawn once per link, because devices do not move."""
     fading: Fading = "rayleigh"
-    """`rayleigh`: each link's power gain is multiplied by an exponential variable of mean 1, redrawn each round; `none`:
-    it is not."""
+    """`rayleigh`: each link's power gain is multiplied by an exponential variable of mean 1, redrawn each round; or
+    `none`."""
     min_distance_m: float = 1.0
     """Shorter links have the path loss of this distance, below which the formula does not apply."""
     min_rate_bit_per_s: float = 1e5

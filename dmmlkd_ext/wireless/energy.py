@@ -42,8 +42,8 @@ class EnergyConfig:
     """
 
     model: EnergyModel = "fixed"
-    """`fixed`: every iteration of every modality costs the same and the exchange is free. `wireless`: computing costs by
-    cycles and frequency, broadcasts by bits and rates of the links."""
+    """`fixed`: every iteration of every modality costs the same and the exchange is free. `wireless`: computing costs
+    by cycles and frequency, broadcasts by bits and rates of the links."""
     iteration_energy_joule: float = 1.0
     """Energy of one iteration of one modality; used by `fixed` alone."""
     budget_fraction: float | None = None

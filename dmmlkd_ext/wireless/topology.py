@@ -33,11 +33,11 @@ class Topology:
         name: the name given to `build_topology`.
         num_devices: number of devices; they are counted from 0.
         edges: int64 [edges, 2], each link once as (i, j) with i < j, sorted.
-        positions_m: float64 [devices, 2], places in meters. Every topology has them, since the wireless
-            channel needs distances, but only `random_geometric` links by them.
+        positions_m: float64 [devices, 2], in meters, for the wireless channel; only the links of `random_geometric`
+            depend on them.
 
     Raises:
-        ValueError: `edges` are not sorted, unique pairs i < j of devices, or a place is missing.
+        ValueError: `edges` are not sorted, unique pairs i < j of devices, or a position is missing.
     """
 
     name: str
@@ -142,10 +142,10 @@ def build_topology(
 
 
 def _canonical(edges: npt.ArrayLike) -> IntArray:
-    """Sort each pair and the pairs, and keep each once."""
+    """Sort each pair and all pairs, and remove duplicates."""
     pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
     base = int(pairs.max(initial=0)) + 1
-    # One number a pair: far faster to sort than rows.
+    # One number per pair sorts far faster than rows.
     low, high = np.divmod(np.unique(pairs.min(axis=1) * base + pairs.max(axis=1)), base)
     return np.stack([low, high], axis=1)
 
