@@ -125,11 +125,11 @@ def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     from dmmlkd_ext.experiments.commands import UserError
 
-    others, found, waiting = [], [], list(arguments)
+    remaining, found, waiting = [], [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
         if option not in _MODULE:
-            others.append(option + equals + value)
+            remaining.append(option + equals + value)
             continue
         if not equals:
             value = waiting.pop(0) if waiting and not waiting[0].startswith("-") else ""
@@ -137,7 +137,7 @@ def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not all(names):
             raise UserError(f"{option} must be followed by Python files or modules, got {value!r}")
         found += names
-    return others, found
+    return remaining, found
 
 
 @contextmanager

@@ -171,4 +171,4 @@ def _require_tensor(
         needed = "at least 1 dimension" if dimensions is None else f"{dimensions} dimension(s)"
         raise ValueError(f"{field} must have {needed}, got shape {tuple(value.shape)}")
     if samples is not None and value.shape[0] != samples:
-        raise ValueError(f"{field} must have one row a sample, {samples} as labels has, got {value.shape[0]}")
+        raise ValueError(f"{field} must have one row per sample, {samples} as labels has, got {value.shape[0]}")

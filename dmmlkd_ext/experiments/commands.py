@@ -91,8 +91,8 @@ class RunCommand:
     quiet: bool = False
     """Draw no bar."""
     timeout_s: float = 300.0
-    """Under torchrun: seconds that a process waits for the others before it takes one for lost; more than their rounds
-    may differ by."""
+    """Under torchrun: seconds that a process waits for another before it reports it as lost; more than the durations
+    of their rounds differ."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "threads", "checkpoint_every", "timeout_s")
@@ -276,7 +276,7 @@ class InfoCommand:
 
 @dataclass(frozen=True)
 class DataCommand:
-    """List the datasets, or fetch some of them now, so that runs need no network."""
+    """List the datasets, or fetch some of them now, so that runs need no download."""
 
     action: tyro.conf.Positional[Literal["list", "fetch"]] = "list"
     """What to do."""

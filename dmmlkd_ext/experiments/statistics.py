@@ -76,7 +76,7 @@ def paired_difference(values: pd.Series, reference: pd.Series, level: float = 0.
     """
     for name, series in (("values", values), ("reference", reference)):
         if series.index.has_duplicates:
-            raise ValueError(f"{name} must have one value a pair, several have {_repeated(series)}")
+            raise ValueError(f"{name} must have one value per pair, several have {_repeated(series)}")
     missing = reference.index.difference(values.index).tolist()
     surplus = values.index.difference(reference.index).tolist()
     if missing or surplus:

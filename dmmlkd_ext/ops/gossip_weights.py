@@ -18,7 +18,7 @@ class GossipWeights(NamedTuple):
     columns: torch.Tensor
     """int64 [entries]: the row of `local` that an entry weighs."""
     values: torch.Tensor
-    """[entries]: float64 for float64 parameters, float32 for all others."""
+    """[entries]: float64 for float64 parameters, float32 for all other dtypes."""
 
     @classmethod
     def from_dense(cls, matrix: torch.Tensor) -> GossipWeights:

@@ -222,8 +222,8 @@ def _weighted_pairs(
         probability, target = probability.detach(), target.detach()
     distance = target.unsqueeze(-2) - log_probability.unsqueeze(-3)  # [..., m, m', classes]
     divergence = (probability.unsqueeze(-2) * distance).sum(-1).clamp_min(0)
-    others = ~torch.eye(held.shape[-2], dtype=torch.bool, device=held.device)
-    pairs = held & held.transpose(-2, -1) & others & (pair_weights != 0)
+    different = ~torch.eye(held.shape[-2], dtype=torch.bool, device=held.device)
+    pairs = held & held.transpose(-2, -1) & different & (pair_weights != 0)
     weights = pair_weights.to(probability.dtype).where(pairs, 0)
     total = weights.sum((-2, -1))
     losses = (weights * divergence.where(pairs, 0)).sum((-2, -1)) / total.where(total != 0, 1)

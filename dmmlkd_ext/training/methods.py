@@ -86,7 +86,7 @@ class MethodConfig:
     centralized: bool = False
     """Whether one device gets all data, each sample with the modalities of its device: an upper bound, not a rival."""
     base: str | None = None
-    """The method of which this is a variant or control: its tuned settings apply unless this one has others."""
+    """The method of which this is a variant or control: its tuned settings apply unless this one has tuned settings."""
     tunes: Tuned | None = None
     """What a search tunes besides the learning rate: `exponent` of the balance, `modulation_strength`, `proximal`, or
     `loss_scale`, a factor on the weights of all loss terms except the task's."""

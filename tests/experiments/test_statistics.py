@@ -58,7 +58,7 @@ def test_pairs_are_matched_by_index_whatever_their_order() -> None:
 def test_pairs_that_do_not_match_are_named() -> None:
     with pytest.raises(ValueError, match=r"values lacks \[1\], reference lacks \[2\]"):
         paired_difference(pd.Series({0: 1.0, 2: 1.0}), pd.Series({0: 1.0, 1: 1.0}))
-    with pytest.raises(ValueError, match=r"reference must have one value a pair, several have \[0\]"):
+    with pytest.raises(ValueError, match=r"reference must have one value per pair, several have \[0\]"):
         paired_difference(pd.Series({0: 1.0}), pd.Series([1.0, 2.0], index=[0, 0]))
 
 

@@ -121,27 +121,27 @@ class Liveness:
     def _causes(self, before: dict[int, _Sign], now: dict[int, _Sign]) -> list[str]:
         if self.rank not in now:
             return ["the store of the process group is gone, with torchrun or with rank 0"]
-        others = {rank: sign for rank, sign in now.items() if rank != self.rank}
+        peers = {rank: sign for rank, sign in now.items() if rank != self.rank}
         failed = [
-            f"rank {rank} failed in round {sign.round}: {sign.failure}" for rank, sign in others.items() if sign.failure
+            f"rank {rank} failed in round {sign.round}: {sign.failure}" for rank, sign in peers.items() if sign.failure
         ]
         lost = [
             f"rank {rank} is lost: killed or stopped, last heard in round {sign.round}"
-            for rank, sign in others.items()
+            for rank, sign in peers.items()
             if not sign.left and sign == before.get(rank)
         ]
         silent = [f"rank {rank} never joined" for rank in range(self.size) if rank not in now]
         told = [
             f"rank {rank} was told to end by SIGTERM in round {sign.round}"
-            for rank, sign in others.items()
+            for rank, sign in peers.items()
             if sign.told and not self._told
         ]
-        passed_on = sorted({sign.because for sign in others.values() if sign.because})
+        passed_on = sorted({sign.because for sign in peers.values() if sign.because})
         return failed + lost + silent or passed_on or told
 
     def _hanging(self, now: dict[int, _Sign]) -> list[str]:
-        others = {rank: sign for rank, sign in now.items() if rank != self.rank and not sign.left}
-        behind = {rank: sign for rank, sign in others.items() if sign.step < self._step}
+        peers = {rank: sign for rank, sign in now.items() if rank != self.rank and not sign.left}
+        behind = {rank: sign for rank, sign in peers.items() if sign.step < self._step}
         last = min((sign.step for sign in behind.values()), default=0)
         return [f"rank {rank} hangs in round {sign.round}" for rank, sign in behind.items() if sign.step == last]
 

@@ -94,7 +94,7 @@ class BatchSampler:
     ) -> None:
         for device, samples in enumerate(device_samples):
             if len(samples) == 0:
-                raise ValueError(f"device_samples must hold at least one sample a device, got none for {device}")
+                raise ValueError(f"device_samples must hold at least one sample per device, got none for {device}")
             if samples.min() < 0 or samples.max() >= len(split):
                 raise ValueError(f"device_samples must be in [0, {len(split)}), got others for device {device}")
         self.batch_size, self.seed, self._split = batch_size, seed, split

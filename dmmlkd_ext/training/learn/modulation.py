@@ -50,8 +50,8 @@ def ogm_coefficients(batch: Batch, strength: float) -> torch.Tensor:
     samples = batch.present.sum(1)
     score = probability.sum(1) / samples.clamp_min(1)  # [devices, modalities]
     held = (samples > 0).sum(1, keepdim=True)
-    others = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
-    ratio = score / others.clamp_min(1e-8)
+    mean_of_rest = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
+    ratio = score / mean_of_rest.clamp_min(1e-8)
     return torch.where((ratio > 1) & (held > 1), 1 - torch.tanh(strength * ratio), 1.0)
 
 

@@ -22,7 +22,7 @@ def column_sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
         float64 [columns of all blocks].
 
     Raises:
-        ValueError: a shape or a dtype does not fit, for native blocks; for others torch raises its own error.
+        ValueError: a shape or a dtype does not fit (native code); otherwise torch raises.
 
     Example:
         >>> column_sums([torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(3, 1)]).tolist()
@@ -61,7 +61,7 @@ def squared_distances(blocks: Sequence[torch.Tensor], center: torch.Tensor) -> t
         float64 [rows of all blocks].
 
     Raises:
-        ValueError: a shape or a dtype does not fit, for native blocks; for others torch raises its own error.
+        ValueError: a shape or a dtype does not fit (native code); otherwise torch raises.
 
     Example:
         >>> squared_distances([torch.tensor([[3.0, 4.0], [0.0, 1.0]])], torch.zeros(2)).tolist()
