@@ -86,9 +86,6 @@ class Plan:
     def energy_joule(self, iteration_energy_joule: npt.ArrayLike) -> FloatArray:
         """Return each device's energy for computing, float64 [devices], in joules; a waiting modality costs nothing.
 
-        Args:
-            iteration_energy_joule: energy of one iteration of each modality, [devices, modalities].
-
         Raises:
             ValueError: `iteration_energy_joule` has not the plan's shape.
         """

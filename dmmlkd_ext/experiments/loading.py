@@ -14,10 +14,7 @@ T = TypeVar("T")
 
 
 def load_config(path: Path) -> ExperimentConfig:
-    """Load the configuration that a run left in its `config.json`.
-
-    Args:
-        path: the file, or the run's folder.
+    """Load the configuration from a run's folder or its `config.json`.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -236,10 +236,7 @@ class Simulation:
         return {"round": self.round, "energy": self.energy.state_dict(), "speeds": self.speeds, "rows": [rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a `state_dict` of a simulation of the same configuration.
-
-        Args:
-            state: its `rows` may have several parts, as any number of ranks saved them.
+        """Restore a `state_dict` of a simulation of the same configuration, with `rows` from any number of ranks.
 
         Raises:
             ValueError: the state is of another population or energy account.

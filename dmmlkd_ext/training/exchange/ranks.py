@@ -96,11 +96,7 @@ class Ranks:
 
 
 class ProcessRanks(Ranks):
-    """The processes of a torch.distributed process group.
-
-    Args:
-        liveness: finds out which rank is missing when an operation fails.
-    """
+    """The processes of a torch.distributed process group; `liveness` finds out which rank is missing."""
 
     def __init__(self, liveness: Liveness) -> None:
         super().__init__()

@@ -18,13 +18,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class MixingWeights:
-    """Metropolis-Hastings weights by block (METHOD 4): each block over the subgraph of the devices that have it.
-
-    Args:
-        members: which of all devices have each block, bool [devices].
-        part: the devices of this rank.
-        dtype: of the parameters.
-    """
+    """Metropolis-Hastings weights by block (METHOD 4): each over the subgraph of its `members`, bool [devices]."""
 
     def __init__(self, members: Mapping[str, BoolArray], part: Slice, dtype: torch.dtype) -> None:
         self._members, self._part, self._dtype = members, part, dtype

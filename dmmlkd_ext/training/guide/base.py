@@ -79,12 +79,7 @@ class GeneratorConfig:
 class FeatureMoments:
     """Counts, sums and sums of products of the common features that a round's training saw, by device and class.
 
-    Args:
-        devices: number of devices.
-        num_classes: number of classes.
-        width: width d of the features.
-        full: keep whole products [d, d] instead of squares.
-        like: a tensor of the features' dtype and torch device.
+    With `full`, whole products [d, d] instead of squares. The dtype and torch device are those of `like`.
 
     Example:
         >>> moments = FeatureMoments(devices=1, num_classes=2, width=1)
@@ -199,14 +194,7 @@ class GuidanceRound:
 
 
 class Guidance:
-    """One kind of guidance: its block of parameters, the features that it gives a round, and how it learns.
-
-    Args:
-        config: see `GeneratorConfig`.
-        num_classes: number of classes.
-        feature_width: d.
-        seed: the run's seed.
-    """
+    """One kind of guidance: its block of parameters, the features that it gives a round, and how it learns."""
 
     layout: BlockLayout
     by_distance = False

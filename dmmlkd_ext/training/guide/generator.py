@@ -163,11 +163,7 @@ class NetworkGuidance(Guidance):
     def learn(self, theta: torch.Tensor, first: torch.Tensor, second: torch.Tensor, lesson: Lesson) -> None:
         """Take a round's steps of Adam on the rows of the devices that learn, in place.
 
-        Args:
-            theta: parameters of the generators, [devices, parameters], any floating dtype, any torch device.
-            first: Adam's first moment, like `theta`.
-            second: Adam's second moment, like `theta`.
-            lesson: the data to learn from.
+        `theta` and Adam's moments are [devices, parameters], of any floating dtype, on any torch device.
 
         Raises:
             ValueError: natively, a shape or dtype does not fit; the message names the argument.

@@ -48,9 +48,7 @@ class Callback:
 class ProgressBar(Callback):
     """A bar on standard error with the loss, the mean test accuracy and the time left.
 
-    Args:
-        description: stands before the bar.
-        enabled: whether to draw; None draws only where standard error is a terminal.
+    If `enabled` is None, it is drawn only where standard error is a terminal.
     """
 
     def __init__(self, description: str = "", enabled: bool | None = None) -> None:

@@ -33,10 +33,6 @@ def ogm_coefficients(batch: Batch, strength: float) -> torch.Tensor:
     have all modalities, each probability is a mean over the samples that have the modality, and the second of the
     paper's two modalities becomes the mean of the other modalities.
 
-    Args:
-        batch: of some devices.
-        strength: the alpha of the paper.
-
     Example:
         >>> logits = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])  # one device, one sample: the first is ahead
         >>> none, present = torch.zeros_like(logits), torch.ones(1, 1, 2, dtype=torch.bool)
@@ -95,15 +91,9 @@ def ogm_gradient(
 
 
 class GradientNoise:
-    """Normal numbers for the gradients of a round; those of a device do not depend on `devices`.
+    """Normal numbers for the gradients of a round; those of a device are the same on any rank.
 
     They are read from one table, at a place that is drawn for each device, iteration and modality.
-
-    Args:
-        seed: the run's seed.
-        round_index: the round.
-        num_devices: number of devices of all ranks.
-        devices: int64, the numbers of the devices of this rank.
     """
 
     def __init__(self, seed: int, round_index: int, num_devices: int, devices: npt.NDArray[np.int64]) -> None:

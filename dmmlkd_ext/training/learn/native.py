@@ -20,10 +20,7 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
     """Train all devices, and collect the guidance's moments.
 
     Reads each block's `start`; writes its `local` and `momentum`, and the guidance's moments. A block of a device that
-    does not train is copied.
-
-    Args:
-        task: one for which `why_reference` returns None.
+    does not train is copied. `why_reference` must return None for the task.
 
     Returns:
         The sums of each device's loss terms over its iterations, float64 [terms, devices], in the order of

@@ -42,12 +42,7 @@ class RealFeatures(NamedTuple):
 
 
 def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool: torch.Tensor) -> GeneratorQuality:
-    """Judge generated features by the real ones of each device.
-
-    Args:
-        features: one entry per modality.
-        labels: int64 [samples].
-        pool: generated features [devices, classes, n, width].
+    """Judge generated features `pool` [devices, classes, n, width] by the real ones, one entry per modality.
 
     Example:
         >>> real = RealFeatures(torch.tensor([0]), torch.randn(1, 6, 4), torch.ones(6, dtype=torch.bool))

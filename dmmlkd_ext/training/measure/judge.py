@@ -42,13 +42,6 @@ class Judge:
     """Measures the devices of this rank and gathers the results of all ranks.
 
     Before the last round each device is judged by a few samples (`TrainingConfig.evaluation_samples`), after it by all.
-
-    Args:
-        dataset: with validation and test data.
-        device_samples: the training samples of each device.
-        part: the devices of this rank.
-        config: how often, and by how many samples.
-        seed: the run's seed.
     """
 
     def __init__(

@@ -24,11 +24,6 @@ def probe_accuracy(population: Population, train: Split, test: Split) -> dict[st
     modality, not the device's alone, so that its labels have no effect. The gap between an encoder trained alone and
     one trained jointly shows how far joint training neglected the modality ([C], after Peng et al. 2022).
 
-    Args:
-        population: the devices, between two rounds.
-        train: samples that the probes are fitted on.
-        test: samples that they are judged on.
-
     Returns:
         float64 [devices] per modality; NaN where it is not held, or no sample has it.
     """
@@ -54,10 +49,7 @@ def probe_accuracy(population: Population, train: Split, test: Split) -> dict[st
 def ridge_scores(inputs: torch.Tensor, targets: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
     """Return the scores [m, classes] of unseen samples by ridge regression with an unpenalized intercept.
 
-    Args:
-        inputs: float64 [n, width].
-        targets: float64 [n, classes].
-        unseen: float64 [m, width].
+    Inputs [n, width], targets [n, classes] and unseen samples [m, width] are float64.
     """
     center, middle = inputs.mean(0), targets.mean(0)
     centered = inputs - center
