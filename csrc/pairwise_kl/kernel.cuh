@@ -47,8 +47,8 @@ struct Row {
   int64_t place;
 };
 
-// A group of `lanes` threads handles a sample, `samples` groups a block. Samples of fewer classes than a warp
-// reads at once go through shared memory, where sample i of a block's tile lies at i * pitch.
+// A group of `lanes` threads handles a sample, `samples` groups per block. Samples of fewer classes than a
+// warp reads at once go through shared memory, where sample i of a block's tile lies at i * pitch.
 struct ResidentPlan {
   int lanes;
   int threads;

@@ -23,7 +23,7 @@
 namespace dmmlkd {
 namespace {
 
-// A class that every modality present excludes by a logit of -inf counts nothing. Such a sample, whose loss
+// A class whose logit is -inf in all present modalities is ignored. Such a sample, whose loss
 // came out as NaN, is computed anew from its other classes; one that has none such stays NaN.
 template <class T>
 [[gnu::noinline, gnu::cold]] T pairwise_kl_of_allowed(const PairwiseKlSamples<T>& s, int64_t sample) {
