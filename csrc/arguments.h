@@ -24,7 +24,7 @@ class Arguments {
     const c10::IValue& value = at(name);
     return value.isNone() ? at::Tensor() : value.toTensor();
   }
-  // A copy where the values do not lie in their order; undefined where the argument is None.
+  // A copy if it is not contiguous; undefined if the argument is None.
   at::Tensor contiguous(const char* name) const {
     const at::Tensor given = tensor(name);
     return given.defined() ? given.contiguous() : given;

@@ -99,7 +99,7 @@ inline void check_weights(const char* op, const at::Tensor& local, const at::Ten
                       " like local, got ", tensor->device());
 }
 
-// Refuses weights that would read outside of `rows_in` rows; reads host memory.
+// Raises if weights index outside of `rows_in` rows; reads host memory.
 inline void check_compressed_rows(const char* op, const int64_t* row_pointers, int64_t rows_out,
                                   const int64_t* columns, int64_t nonzeros, int64_t rows_in) {
   TORCH_CHECK_VALUE(row_pointers[0] == 0 && row_pointers[rows_out] == nonzeros, op,
@@ -163,7 +163,7 @@ inline void check_shape(const char* op, const char* name, const at::Tensor& tens
                     type, " of shape ", shape, ", got ", tensor.scalar_type(), " of shape ", tensor.sizes());
 }
 
-// Where the sizes are free; `names` say what each dimension counts.
+// For free sizes; `names` say what each dimension counts.
 inline void check_dimensions(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType type,
                              std::initializer_list<const char*> names) {
   std::string shape;
@@ -185,7 +185,7 @@ inline void check_count(const char* op, const char* name, size_t got, const char
   TORCH_CHECK_VALUE(got == wanted, op, ": ", name, " must hold one per ", what, " = ", wanted, ", got ", got);
 }
 
-// Some arguments that make sense together only; undefined where they are not given.
+// Arguments that must be given together; undefined if not given.
 inline void check_together(const char* op,
                            std::initializer_list<std::pair<const char*, const at::Tensor*>> arguments) {
   std::string names;
@@ -197,7 +197,7 @@ inline void check_together(const char* op,
   TORCH_CHECK_VALUE(alike, op, ": these must be given together: ", names);
 }
 
-// Refuses numbers that would index outside of [0, end); reads host memory.
+// Raises if a number is outside of [0, end); reads host memory.
 inline void check_range(const char* op, const char* name, const at::Tensor& numbers, int64_t end) {
   const int64_t* number = numbers.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < numbers.numel(); ++i)
@@ -205,7 +205,7 @@ inline void check_range(const char* op, const char* name, const at::Tensor& numb
                       number[i], " at position ", i);
 }
 
-// Whether the values of each device lie side by side, as they do in a view of a row of parameters.
+// Whether each device's values are contiguous, as in a view of a row of parameters.
 inline bool rows_are_contiguous(const at::Tensor& tensor) {
   int64_t stride = 1;
   for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
@@ -215,7 +215,7 @@ inline bool rows_are_contiguous(const at::Tensor& tensor) {
   return true;
 }
 
-// Of one or several devices, whose values lie side by side each.
+// For one or several devices, each with contiguous values.
 inline void check_written(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType type,
                           at::IntArrayRef shape) {
   check_shape(op, name, tensor, type, shape);
@@ -223,7 +223,7 @@ inline void check_written(const char* op, const char* name, const at::Tensor& te
                     " must be contiguous in each device, got strides ", tensor.strides());
 }
 
-// Rows that are written must lie apart from each other, and from what is read or written beside them.
+// Rows that are written must not overlap each other or any other argument.
 inline void check_apart(const char* op, size_t block, const at::Tensor& parameters, const char* name,
                         const at::Tensor& other) {
   TORCH_CHECK_VALUE(parameters.size(0) <= 1 || parameters.stride(0) >= parameters.size(1), op,

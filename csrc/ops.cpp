@@ -1,5 +1,5 @@
-// Every operator's schema; and which function computes it on a CPU, for those whose files say nothing of
-// torch's dispatcher. torch/library.h costs more to compile than such a file, so it is included here alone.
+// Every operator's schema, and the function that computes it on a CPU. torch/library.h takes longer to
+// compile than an operator's file, so it is included here alone.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
@@ -33,7 +33,7 @@ TORCH_LIBRARY(dmmlkd, m) {
   m.def(
       "gossip_mix_(Tensor local, Tensor row_pointers, Tensor columns, Tensor values, Tensor(a!) out, "
       "int column_begin, int column_end, bool measure) -> Tensor");
-  // Over itself, with a scratch of one tile of columns: for when memory is what is short.
+  // In place, with a scratch of one tile of columns, to save memory.
   m.def(
       "gossip_mix_inplace_(Tensor(a!) local, Tensor row_pointers, Tensor columns, Tensor values, "
       "int column_begin, int column_end) -> ()");
@@ -47,7 +47,7 @@ TORCH_LIBRARY(dmmlkd, m) {
   // noise (METHOD 3). Rows of parameters and of both moments, [devices, theta], are updated; steps_taken
   // [devices], float64: before this round; noise [steps, classes, n, noise width]. heads [at hand, width,
   // classes]: device i received those of columns[row_pointers[i] : row_pointers[i + 1]]; seen [at hand,
-  // classes]: what they count by class, else alike. count [devices, classes], sum and product [devices,
+  // classes]: their weights by class, else equal. count [devices, classes], sum and product [devices,
   // classes, width]: moments of a device's features. decays: of Adam's two moments.
   m.def(
       "generator_round_(Tensor(a!) parameters, Tensor(b!) first_moment, Tensor(c!) second_moment, "
@@ -117,7 +117,7 @@ void generator_round_by_name(const at::Tensor& parameters, const at::Tensor& fir
   });
 }
 
-// Writing over a tensor that autograd has saved must be noticed when its graph is run. The argument at
+// Autograd must detect that a tensor which it has saved was overwritten. The argument at
 // `place` is the one that is written.
 template <size_t place>
 void note_writing(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
@@ -143,8 +143,8 @@ TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
   m.impl("squared_distances", squared_distances);
 }
 
-// The simulation's operators write gradients themselves, and take no part in automatic differentiation: what
-// they return needs no gradient, whatever goes in.
+// The simulation's operators compute gradients themselves and take no part in autograd: their results require
+// no gradient.
 TORCH_LIBRARY_IMPL(dmmlkd, Autograd, m) {
   for (const char* name : {"column_sums", "count_right", "generate_features", "generator_round_",
                            "local_round_", "squared_distances"})

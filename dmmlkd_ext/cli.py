@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 _WRONGLY = 2
 _INTERRUPTED = 130
-_MODULE = ("--module", "--data.module")  # the second is what it was called when it was of `run` alone
+_MODULE = ("--module", "--data.module")  # the second is the former name of `run`'s option
 _LEAST_WIDTH, _NO_WIDTH = 40, 10_000
 _REPLACED = "dmmlkd_replaced"
 _FRAMES = {"─": "-", "│": "|", **dict.fromkeys("╭╮╰╯", "+"), "•": "*"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 done, 1 failed, 2 asked for wrongly, 130 interrupted.
+    """Run one command and return the exit code: 0 done, 1 failed, 2 invalid arguments, 130 interrupted.
 
     Args:
-        arguments: what follows the program's name; None takes it from the process.
+        arguments: the command-line arguments; None takes those of the process.
     """
     _open_closed_streams()
     try:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _parse(list(sys.argv[1:] if arguments is None else arguments)).execute()
     except UserError as error:
         return _complain(str(error), error.exit_code)
-    except BrokenPipeError:  # who read our output, such as head, has had enough
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # its message names the file and what is wrong with it
@@ -56,7 +56,7 @@ def _parse(arguments: list[str]) -> Command:
     """Read the command; the defaults of `run` are those recommended for its method and dataset.
 
     Raises:
-        UserError: the arguments do not make a command.
+        UserError: the arguments are invalid.
         SystemExit: help was asked for and printed.
     """
     import tyro
@@ -96,7 +96,7 @@ def _parse(arguments: list[str]) -> Command:
         if not end.code:
             raise
         raise UserError(_flatten(messages.getvalue())) from None
-    except ValueError as error:  # what tyro passes on of a configuration's own checks
+    except ValueError as error:  # from the checks of a configuration
         raise UserError(str(error)) from error
     if isinstance(command, RunCommand) and names != [command.method, command.dataset]:
         # The defaults were chosen before the options were read.
@@ -114,7 +114,7 @@ def _leading_names(arguments: list[str]) -> list[str]:
 
 
 def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments without the user's modules, which are imported before the others can be read, and these.
+    """Return the arguments without the user's modules, and the modules, which must be imported before parsing.
 
     Raises:
         UserError: an option names no module.
@@ -125,11 +125,11 @@ def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     from dmmlkd_ext.experiments.commands import UserError
 
-    others, found, waiting = [], [], list(arguments)
+    remaining, found, waiting = [], [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
         if option not in _MODULE:
-            others.append(option + equals + value)
+            remaining.append(option + equals + value)
             continue
         if not equals:
             value = waiting.pop(0) if waiting and not waiting[0].startswith("-") else ""
@@ -137,15 +137,12 @@ def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not all(names):
             raise UserError(f"{option} must be followed by Python files or modules, got {value!r}")
         found += names
-    return others, found
+    return remaining, found
 
 
 @contextmanager
 def _wide_enough(arguments: list[str]) -> Iterator[None]:
-    """Let tyro, which breaks lines to the terminal's width, keep messages whole, and help readable.
-
-    It reads the width from the environment, where the user may have set it.
-    """
+    """Set the width in the environment that tyro reads: unbroken messages, and help of a readable width."""
     helps = any(argument in ("-h", "--help") for argument in arguments)
     width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns) if helps else _NO_WIDTH
     before = os.environ.get("COLUMNS")
@@ -159,7 +156,7 @@ def _wide_enough(arguments: list[str]) -> Iterator[None]:
 
 
 def _print_whatever_comes() -> None:
-    """Let what the output's encoding lacks be printed all the same: frames of the help as ASCII, the rest by number."""
+    """Print characters that the output's encoding lacks: frames of the help as ASCII, the rest by number."""
     codecs.register_error(_REPLACED, _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
@@ -182,10 +179,10 @@ def _flatten(message: str) -> str:
     """
     parts: list[list[str]] = [[]]
     for framed in message.splitlines()[1:]:
-        line = re.sub(r"[│─╭╮╰╯]|^ *[|+]|[|+] *$|-{3,}", " ", framed).strip()  # where the encoding is ASCII, -, | and +
+        line = re.sub(r"[│─╭╮╰╯]|^ *[|+]|[|+] *$|-{3,}", " ", framed).strip()  # in ASCII the frame is -, | and +
         if line.startswith(("For full helptext", "Argument helptext")):
             break
-        if not line:  # a rule between two parts
+        if not line:  # a horizontal line
             parts.append([])
         elif not line.startswith("in dmmlkd"):
             parts[-1].append(line)
@@ -194,9 +191,9 @@ def _flatten(message: str) -> str:
 
 
 def _open_closed_streams() -> None:
-    """Open what the caller closed of standard input, output and errors, into nothing.
+    """Open closed standard streams to the null device.
 
-    Else the next file that is opened, of a run's records for instance, takes the number, and messages go into it.
+    Otherwise the next opened file, such as a run's records, takes the descriptor, and messages go into it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -210,7 +207,7 @@ def _open_closed_streams() -> None:
 def _complain(message: str, exit_code: int) -> int:
     rank = os.environ.get("RANK", "0")
     if exit_code == _WRONGLY and rank.isdigit() and int(rank) > 0:
-        return exit_code  # of many processes that are asked for the same, the first one complains
+        return exit_code  # of several ranks, only the first reports the error
     if rank != "0" and not message.startswith("rank "):
         message = f"rank {rank}: {message}"
     print(f"dmmlkd: {' '.join(message.split())}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Python code of the user, imported by the names that a configuration gives it, and what it consists of.
+"""Python code of the user, imported by the names in a configuration.
 
-Such code registers what a configuration then names, a dataset for instance. It is part of what a run is made from: the
-hash of a run's inputs covers the source of every module that is reached by imports, but for those of this package,
-whose version a run's name holds anyway, and those of Python and of installed packages.
+Such code registers what a configuration names, such as a dataset. The hash of a run's inputs covers the source of every
+module that it imports, except those of this package, whose version is hashed separately, of Python and of installed
+packages.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ _NEEDED = "module must be a Python file or an importable module"
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 
 _imported: dict[str, str] = {}
-"""Module as it was named -> hash of its sources when this process imported it."""
+"""Name of a module -> hash of its sources when this process imported it."""
 
 
 def import_modules(*modules: str) -> None:
-    """Import code of the user; a second time does nothing.
+    """Import the user's code; a second call does nothing.
 
     Args:
         modules: Python files, such as `robots.py`, or dotted names of modules that can be imported.
 
     Raises:
-        ValueError: there is no such file or module, its own code fails, or it was changed since this process imported
-            it; the message names what is wrong.
+        ValueError: there is no such file or module, its code fails, or it was changed since this process imported it.
 
     Example:
         >>> import_modules("robots.py")
@@ -59,7 +58,7 @@ def _import(module: str) -> None:
 
 
 def hash_sources(*modules: str) -> str:
-    """Return a SHA-256 of the sources of modules and of what they import; empty where there is no source.
+    """Return a SHA-256 of the sources of modules and of their imports; empty if there is no source.
 
     Example:
         >>> hash_sources()
@@ -77,10 +76,7 @@ def hash_sources(*modules: str) -> str:
 
 
 def find_sources(module: str) -> dict[str, Path]:
-    """Return the Python files of a module of the user and of what it imports, by name.
-
-    Imports are those that the sources state, within functions, too.
-    """
+    """Return the Python files of a user's module and of its imports, also those within functions, by name."""
     found: dict[str, Path] = {}
     top = module.partition(".")[0]
     named = {module: Path(module)} if module.endswith(_SUFFIX) else {name: _locate(name) for name in _parents(module)}
@@ -92,7 +88,7 @@ def find_sources(module: str) -> dict[str, Path]:
         found[name] = path
         for wanted in _imports(name, path):
             first = wanted.partition(".")[0]
-            # Where a package is installed its modules are: to locate one would import the package.
+            # The modules of an installed package are installed too; locating one would import the package.
             if first == top or not _is_installed(_locate(first)):
                 waiting += [(parent, _locate(parent)) for parent in _parents(wanted)]
     return found
@@ -105,11 +101,11 @@ def _parents(name: str) -> list[str]:
 
 
 def _imports(name: str, path: Path) -> Iterator[str]:
-    """Yield the absolute names that a source imports, of modules and of what may be modules."""
+    """Yield the absolute names that a source imports, which may be modules."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return  # its import says what is wrong
+        return  # importing it will report the error
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -125,7 +121,7 @@ def _imports(name: str, path: Path) -> Iterator[str]:
 
 
 def _locate(name: str) -> Path | None:
-    """Return the file of a module, or the folder of a package without one; None where there is neither."""
+    """Return the file of a module, or the folder of a package without one; None if there is neither."""
     try:
         spec = importlib.util.find_spec(name)
     except (Exception, SystemExit):  # finding a submodule imports its package, whose code may raise anything
@@ -143,7 +139,7 @@ def _installed_folders() -> tuple[Path, ...]:
 
 
 def _is_installed(path: Path | None) -> bool:
-    """Return whether a file belongs to Python, to this package or to an installed one; where there is none, it does."""
+    """Return whether a file belongs to Python, to this package or to an installed one; True for None."""
     return path is None or any(path.resolve().is_relative_to(folder) for folder in _installed_folders())
 
 

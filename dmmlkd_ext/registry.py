@@ -13,7 +13,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the parts are, for messages.
-        builtin: the package's own.
+        builtin: the package's parts.
 
     Example:
         >>> norms = Registry("norm", {"largest": max})
@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         self._parts = dict(builtin or {})
 
     def add(self, name: str, part: T) -> None:
-        """Make `part` known as `name`; a later one of the user's takes the place of an earlier one.
+        """Register `part` as `name`, replacing an earlier part of the user.
 
         Raises:
             ValueError: the name is no identifier, or belongs to the package; or the part cannot be called.
@@ -53,7 +53,7 @@ class Registry(Generic[T]):
         return name in self._parts
 
     def is_builtin(self, name: str) -> bool:
-        """Return whether the package brings it."""
+        """Return whether the part belongs to the package."""
         return name in self._builtin
 
     def names(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class Registry(Generic[T]):
         return tuple(self._parts)
 
     def check(self, name: str) -> None:
-        """Raise ValueError, with all names and the one that may be meant, where there is no such part."""
+        """Raise ValueError, with all names and the most similar one, if there is no such part."""
         if name not in self._parts:
             close = difflib.get_close_matches(str(name), self._parts, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Every random draw of a run comes from here: one seed, one independent stream a purpose."""
+"""The random generators of a run: one seed, one independent stream per purpose."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def _sequence(seed: int, purpose: str, indices: tuple[int, ...]) -> np.random.Se
 def numpy_generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     """Return the NumPy generator of one purpose of a run, e.g. ``("partition",)`` or ``("fading", round)``.
 
-    Streams of different purposes or indices are statistically independent, so that a change in how much
-    one purpose draws never changes another, and all methods of a repetition see the same data.
+    Streams of different purposes or indices are independent: drawing more from one never changes another, and all
+    methods of a repetition see the same data.
 
     Args:
         seed: the run's seed, at least 0.
-        purpose: what is drawn; part of the stream's identity.
-        indices: further coordinates of the stream, such as the round; each at least 0.
+        purpose: name of what is drawn.
+        indices: further identifiers of the stream, such as the round; each at least 0.
 
     Raises:
         ValueError: ``seed`` or an index is negative.

@@ -1,4 +1,4 @@
-"""Values from words, by the type that they are due to have: one reader for all that a user writes."""
+"""Values from text by their expected type: one reader for everything that a user writes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NOTHING = ("None", "null")
 _ORDER: tuple[Any, ...] = (type(None), int, float, bool)
-"""In which order the kinds of a union are tried, before all others; text, which takes any word, comes last."""
+"""The order in which the types of a union are tried, before all other types; str, which accepts anything, is last."""
 
 
 def read_value(hint: Any, text: str, where: str) -> Any:
-    """Return what a word means where a type is due.
+    """Convert a text to a type.
 
-    Truth is `true`, `yes` or `1`, in any case; a list is `1,2` or `[1, 2]`; a table is JSON. Where text is due, any
-    word is text, also one that looks like a number. Where the type is not known, the word is taken for a number, a
-    truth or None if it looks like one; in quotes it is text.
+    A bool is `true`, `yes` or `1`, in any case; a list is `1,2` or `[1, 2]`; a dict is JSON. A str is the text itself,
+    also if it looks like a number. For an unknown type, a text that looks like a number, a bool or None is one; in
+    quotes it is a str.
 
     Args:
-        hint: the type, as annotations state it.
-        text: the word.
-        where: what messages call it.
+        hint: the type, as in annotations.
+        text: the text.
+        where: its name in messages.
 
     Raises:
-        ValueError: the word does not fit.
+        ValueError: the text does not fit.
 
     Example:
         >>> [read_value(kind, "0", "x") for kind in (bool, int, float, str, int | None)]
@@ -54,7 +54,7 @@ def read_value(hint: Any, text: str, where: str) -> Any:
 
 
 def fit_value(hint: Any, value: Any, where: str) -> Any:
-    """Return a value that need not be text: as it is where it fits, read as a word where it does not.
+    """Return a value of any type unchanged if it fits, else read as text.
 
     Raises:
         ValueError: it does not fit.
@@ -71,7 +71,7 @@ def fit_value(hint: Any, value: Any, where: str) -> Any:
 
 
 def is_scalar(hint: Any) -> bool:
-    """Return whether a type is that of text, a number, a truth, None, or a choice of these.
+    """Return whether a type is str, a number, bool, None, or a union of these.
 
     Example:
         >>> is_scalar(int | None), is_scalar(list[int]), is_scalar("int")

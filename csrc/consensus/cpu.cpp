@@ -1,4 +1,4 @@
-// column_sums and squared_distances on CPU tensors: checks, then shares out columns, or rows.
+// column_sums and squared_distances on CPU tensors: checks, then divides columns, or rows, among threads.
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
@@ -19,7 +19,7 @@ void run(const ColumnSums<double>& c) { kernels().column_sums_double(c); }
 double run(const SquaredDistance<float>& d) { return kernels().squared_distance_float(d); }
 double run(const SquaredDistance<double>& d) { return kernels().squared_distance_double(d); }
 
-constexpr int64_t grain_values = 65536;  // worth a thread
+constexpr int64_t grain_values = 65536;  // per thread: fewer cost more to start than to compute
 
 // Calls body(begin, end) for parts of [0, count), each of `values` values.
 template <class Body>
@@ -43,7 +43,7 @@ void measure_rows(const at::Tensor& block, const T* center, double* squares) {
   });
 }
 
-// Of blocks of one floating type; returns how many rows and columns they have in all.
+// Checks blocks of one floating type; returns their numbers of rows and columns.
 std::pair<int64_t, int64_t> check_blocks(const char* op, at::TensorList blocks) {
   TORCH_CHECK_VALUE(!blocks.empty(), op, ": blocks must hold at least one tensor, got none");
   int64_t rows = 0, columns = 0;

@@ -1,4 +1,4 @@
-// How far devices lie from their mean, on CPU tensors, with the signatures of the schemas in ops.cpp.
+// Distances of devices from their mean, on CPU tensors, with the signatures of the schemas in ops.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// How far rows lie from their mean, in two passes over them: the limit is the bandwidth of what holds them.
+// Distances of rows from their mean, in two passes over them; limited by the bandwidth of memory or cache.
 #pragma once
 
 #include "../simd/kernels.h"

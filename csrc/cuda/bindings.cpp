@@ -85,7 +85,7 @@ bool describe_samples(const at::Tensor& logits, const at::Tensor& gradient, cons
   return true;
 }
 
-// Weights that were found good, so that the copy to the host and its wait come once a matrix, not once a
+// Weights that were checked, so that the copy to the host and its wait come once per matrix, not once per
 // call. A tensor is known by its identity and its version, which grows with every write to it.
 class CheckedWeights {
  public:
@@ -289,7 +289,7 @@ TORCH_LIBRARY_IMPL(dmmlkd, CUDA, m) {
 
 }  // namespace dmmlkd::cuda
 
-// For who loads the library, to know whether it fits.
+// Read by native.py before it uses the library.
 extern "C" __attribute__((visibility("default"))) int dmmlkd_cuda_interface() {
   return dmmlkd::interface_number;
 }

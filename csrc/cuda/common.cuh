@@ -168,7 +168,7 @@ struct DeviceLimits {
   int processors = 0;
   int max_shared = 0;
 
-  // The launcher's own runtime must know the device too: torch may hold another copy of it.
+  // The device must be set in the launcher's runtime too: torch may use another copy of it.
   const char* read(int device) {
     if (cudaSetDevice(device) != cudaSuccess ||
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||

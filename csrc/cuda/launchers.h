@@ -12,7 +12,7 @@ enum class Reduction : int { kNone, kMean, kSum };
 // Leading dimensions that do not merge into fewer than this many are made contiguous by the caller.
 constexpr int kMaxBatchDims = 6;
 
-// A reduced loss goes through one double a block; this many blocks at most are started.
+// A reduced loss goes through one double per block; this many blocks at most are started.
 constexpr int64_t kMaxPartials = 65536;
 
 // Element (sample, modality, class) lies at batch offset + modality * modality + class * classes, in
@@ -27,7 +27,7 @@ struct PairwiseKlArguments {
   const void* logits;
   const bool* mask;  // null: every modality is present
   void* gradient;    // null: not wanted
-  void* loss;        // one element a sample, or one in all if reduced
+  void* loss;        // one element per sample, or a single one if reduced
   double* partials;  // min(samples, kMaxPartials) doubles if reduced
   Dtype dtype;
   Reduction reduction;

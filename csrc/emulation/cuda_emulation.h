@@ -213,7 +213,7 @@ class Machine {
 
   static void jump(std::jmp_buf& state) {
 #ifdef DMMLKD_FIBER_SANITIZER
-    // The sanitizer's own longjmp takes the jump for one up the same stack.
+    // The sanitizer's longjmp would treat the jump as one up the same stack.
     using Longjmp = void (*)(std::jmp_buf, int);
     static const auto libc_longjmp =
         reinterpret_cast<Longjmp>(dlsym(dlopen("libc.so.6", RTLD_LAZY), "_longjmp"));

@@ -69,7 +69,7 @@ struct GatherBlock {
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) store_lanes<T, width>(out + places[i].out + v * width, sums[i][v]);
     } else {
-      T copy[tile][vectors * width];  // of its own, so that the sums may stay in registers
+      T copy[tile][vectors * width];  // a copy, so that the sums may stay in registers
 #pragma GCC unroll 16
       for (int i = 0; i < tile; ++i)
 #pragma GCC unroll 2
@@ -191,7 +191,7 @@ inline int64_t mask_vectors(const T* upstream, const T* outputs, T* target, int6
   for (; lane + width <= lanes; lane += width) {
     LanesOf<T, width> value = load_lanes<T, width>(upstream + lane);
     if (outputs)
-      value = load_lanes<T, width>(outputs + lane) <= T(0) ? LanesOf<T, width>{} : value;  // as torch has it
+      value = load_lanes<T, width>(outputs + lane) <= T(0) ? LanesOf<T, width>{} : value;  // as torch does
     store_lanes<T, width>(target + lane, value);
   }
   return lane;

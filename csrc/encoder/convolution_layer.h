@@ -79,7 +79,7 @@ inline void run(const ConvolutionOuter<double>& o) { kernels().convolution_outer
 inline void run(const ConvolutionMask<float>& m) { kernels().convolution_mask_float(m); }
 inline void run(const ConvolutionMask<double>& m) { kernels().convolution_mask_double(m); }
 
-// Where a device's values begin and how they lie.
+// The start and the strides of a device's values.
 template <class T>
 struct Values {
   const T* data;
@@ -90,7 +90,7 @@ struct Values {
   Values(const T* begin, const Strides& lie) : data(begin), strides(lie) {}
 };
 
-// A device's parameter must lie in one piece; devices may lie apart.
+// A device's parameter must be contiguous; the stride between devices is free.
 inline at::Tensor in_pieces(const at::Tensor& parameter) {
   return parameter.numel() == 0 || parameter.select(0, 0).is_contiguous() ? parameter
                                                                           : parameter.contiguous();
@@ -99,7 +99,7 @@ inline at::Tensor in_pieces(const at::Tensor& parameter) {
 template <class T>
 class ForwardLayer {
  public:
-  // What a thread works in; its packed weights are those of one device at a time.
+  // The memory of one thread; the packed weights are those of one device at a time.
   struct Memory {
     Zeros<T> padded, packed, bias;
     int64_t packed_device = -1;

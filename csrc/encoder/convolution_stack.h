@@ -1,5 +1,5 @@
-// The convolutions of an encoder on top of each other, device by device: what passes between them stays in
-// the cache, and the gradients of the hidden layers never leave it.
+// The convolutions of an encoder, device by device: activations and the gradients of the hidden layers stay
+// in the cache.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -41,13 +41,13 @@ void average(const T* outputs, int64_t samples, int64_t positions, int64_t chann
 template <class T>
 class ForwardStack {
  public:
-  // What a thread works in.
+  // The memory of one thread.
   class Memory {
    public:
     explicit Memory(const ForwardStack& stack) {
       for (const ForwardLayer<T>& layer : stack.layers_) layers_.emplace_back(layer.plan());
     }
-    // To be called where a device's weights have changed since it was run.
+    // To be called after a device's weights have changed.
     void forget() {
       for (auto& layer : layers_) layer.packed_device = -1;
     }
@@ -83,7 +83,7 @@ class ForwardStack {
 template <class T>
 class BackwardStack {
  public:
-  // What a thread works in.
+  // The memory of one thread.
   class Memory {
    public:
     explicit Memory(const BackwardStack& stack) : first_(stack.widest_), second_(stack.widest_) {

@@ -1,6 +1,6 @@
-// Samples from anywhere in the data, one behind the other.
+// Gathers samples from the data into contiguous memory.
 //
-// The time goes to waiting for them: the next ones are asked for while one is copied.
+// The latency of memory is the limit: the next samples are prefetched while one is copied.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace dmmlkd {
 
-constexpr int64_t asked_bytes = 2048;  // of the samples asked for beforehand: what a core waits for at once
+constexpr int64_t asked_bytes = 2048;  // prefetched: about what a core can have in flight
 
 // out[i] = sample(i) + noise(i) for i in [begin, end), each of `size` values; noise(i) is null for none.
 template <class T, class Sample, class Noise>

@@ -1,4 +1,4 @@
-// What the operators that run the devices' networks have in common: parameters, samples, encoders.
+// Arguments common to the operators that run the devices' networks: parameters, samples, encoders.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,10 +8,10 @@
 
 namespace dmmlkd {
 
-// Blocks are the shared one, then one of each modality.
+// Blocks: the shared one, then one per modality.
 struct DeviceArguments {
   std::vector<at::Tensor> parameters;             // of each block [rows, columns], rows contiguous
-  std::vector<at::Tensor> devices;                // of each block int64 [rows]: whose a row is
+  std::vector<at::Tensor> devices;                // of each block int64 [rows]: the device of each row
   std::vector<at::Tensor> values;                 // of each modality [samples, *shape]
   at::Tensor labels;                              // int64 [samples]
   at::Tensor present;                             // bool [samples, modalities]
@@ -26,7 +26,7 @@ struct DeviceArguments {
   // Of the common and of the specific feature each.
   int64_t feature_width() const { return parameters[0].size(1) / classes; }
 
-  // Refuses whatever does not fit, before anything is computed.
+  // Raises if an argument does not fit, before anything is computed.
   void check(const char* op) const;
 
  private:

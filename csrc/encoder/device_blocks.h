@@ -16,7 +16,7 @@ struct DeviceBlocks {
   std::vector<BlockPlaces> places;         // of each modality
   int64_t classes, width;                  // of the heads
 
-  // Of arguments that are checked; which rows there are is checked here.
+  // From checked arguments; the devices of the rows are checked here.
   DeviceBlocks(const char* op, const DeviceArguments& given, int64_t num_devices)
       : classes(given.classes), width(given.feature_width()) {
     size_t first = 0;

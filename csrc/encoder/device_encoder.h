@@ -1,6 +1,6 @@
 // The encoder of a modality with its projection (METHOD 2), on the batch of one device at a time.
 //
-// What passes between its layers lies in one thread's memory, the same for every device, and so in the cache.
+// Activations are in memory of one thread that all its devices reuse, and so stay in the cache.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,7 @@ struct LayerPlace {
   int64_t inputs, outputs, weight, bias;
 };
 
-// What the row of a modality's block holds: each layer's weight and bias, the projection, the head.
+// The content of a row of a modality's block: each layer's weight and bias, the projection, the head.
 struct BlockPlaces {
   std::vector<int64_t> shape;  // of a sample
   int64_t kernel, stride;      // of the convolutions; kernel 0: the layers are linear
@@ -58,7 +58,7 @@ struct BlockPlaces {
   }
 };
 
-// Memory that every device uses in its turn, as a tensor [devices, *shape].
+// Memory that all devices reuse, as a tensor [devices, *shape].
 inline at::Tensor shared_by_devices(int64_t devices, std::vector<int64_t> shape,
                                     const at::TensorOptions& options) {
   const at::Tensor memory = at::empty(shape, options);
@@ -75,7 +75,7 @@ inline at::Tensor part_of(const at::Tensor& block, int64_t begin, std::vector<in
   return block.as_strided(shape, strides, block.storage_offset() + begin);
 }
 
-// Convolutions with all that a thread needs for them.
+// Convolutions with the memory of one thread.
 template <class T>
 struct DeviceConvolutions {
   const ConvolutionStack stack;

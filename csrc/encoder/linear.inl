@@ -1,6 +1,6 @@
 // A linear layer of one device on its samples, with bias and rectifier in the same pass, and its gradients.
 //
-// Widths that are whole vectors are read and written where they lie; others go through padded copies.
+// Matrices whose widths are whole vectors are used in place, others through padded copies.
 #pragma once
 
 #include "../simd/kernels.h"
@@ -15,7 +15,7 @@ inline Padded<T> padded_view(const T* memory, int64_t rows, int64_t columns) {
   return Padded<T>(const_cast<T*>(memory), rows, columns, columns);
 }
 
-// The matrix itself where its rows are whole vectors, else a padded copy in scratch.
+// The matrix itself if its rows are whole vectors, else a padded copy in scratch.
 template <class T>
 inline Padded<T> readable(const T* memory, int64_t rows, int64_t columns, T*& scratch) {
   if (columns == whole_vectors(columns)) return padded_view(memory, rows, columns);
@@ -24,7 +24,7 @@ inline Padded<T> readable(const T* memory, int64_t rows, int64_t columns, T*& sc
   return copy;
 }
 
-// The matrix itself where its rows are whole vectors, else a place in scratch for copy_back.
+// The matrix itself if its rows are whole vectors, else a place in scratch for copy_back.
 template <class T>
 inline Padded<T> writable(T* memory, int64_t rows, int64_t columns, T*& scratch) {
   if (columns == whole_vectors(columns)) return padded_view(memory, rows, columns);

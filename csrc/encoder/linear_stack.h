@@ -1,5 +1,5 @@
-// The linear layers of an encoder on top of each other, device by device: what passes between them stays in
-// the cache, and the gradients of the hidden layers never leave it.
+// The linear layers of an encoder, device by device: activations and the gradients of the hidden layers stay
+// in the cache.
 #pragma once
 
 #include <ATen/core/Tensor.h>

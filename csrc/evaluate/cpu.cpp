@@ -1,5 +1,5 @@
-// count_right on CPU tensors: every device's predictions for all samples, or its own, device by device and
-// some samples at a time, so that what passes between layers stays in the cache.
+// count_right on CPU tensors: every device's predictions for all or for its chosen samples, device by device
+// and a few samples at a time, so that activations stay in the cache.
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
@@ -19,14 +19,14 @@ namespace {
 
 constexpr int64_t samples_at_once = 64;
 
-// What is given, and what comes back.
+// The arguments, and the results.
 struct Evaluation {
   const EvaluationArguments& given;
   const DeviceBlocks& blocks;
   at::Tensor right, counted;  // int64 [modalities + 1, devices], all modalities together last
 };
 
-// What a thread needs to judge a device.
+// The memory of one thread to judge devices.
 template <class T>
 class DeviceEvaluation {
  public:
@@ -91,7 +91,7 @@ class DeviceEvaluation {
     }
   }
 
-  // The first of the largest, as torch.argmax gives it: no number is larger than NaN.
+  // The first of the largest, as torch.argmax: NaN is larger than any number.
   int64_t largest(const T* logits) const {
     int64_t best = 0;
     for (int64_t k = 0; k < classes_; ++k) {
@@ -114,7 +114,7 @@ class DeviceEvaluation {
   const int64_t batch_, classes_;
   std::vector<std::unique_ptr<DeviceEncoder<T>>> encoders_;
   Scratch<T> heads_, logits_, total_;
-  std::vector<char> voices_;  // whether any modality speaks for a sample
+  std::vector<char> voices_;  // whether a sample has any modality
   Scratch<T> scratch_;
 };
 

@@ -10,20 +10,20 @@ namespace dmmlkd {
 
 struct EvaluationArguments : DeviceArguments {
   int64_t num_devices;
-  at::Tensor chosen;               // int64 [devices, n]: by which samples each is judged; undefined: by all
+  at::Tensor chosen;               // int64 [devices, n]: the samples that judge each; undefined: all
   std::vector<at::Tensor> common;  // written: of each modality [rows, n, width] common features; or none
 
-  // How many samples a device is judged by, and which they are.
+  // The number of samples that judge a device, and their indices.
   int64_t judged() const { return chosen.defined() ? chosen.size(1) : samples(); }
   int64_t sample(int64_t device, int64_t i) const {
     return chosen.defined() ? chosen.const_data_ptr<int64_t>()[device * chosen.size(1) + i] : i;
   }
 
-  // Refuses whatever does not fit, before anything is computed.
+  // Raises if an argument does not fit, before anything is computed.
   void check(const char* op) const;
 };
 
-// Returns how many samples each device predicts rightly and how many count, int64 [modalities + 1, devices].
+// Returns the numbers of right predictions and of samples that count, int64 [modalities + 1, devices].
 std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given);
 
 }  // namespace dmmlkd

@@ -1,4 +1,4 @@
-// generator_round_ and generate_features on CPU tensors: checks, then shares out devices.
+// generator_round_ and generate_features on CPU tensors: checks, then divides the devices among threads.
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
@@ -22,7 +22,7 @@ void run(const GeneratorSteps<double>& device) { kernels().generator_steps_doubl
 void run(const GeneratorFeatures<float>& device) { kernels().generator_features_float(device); }
 void run(const GeneratorFeatures<double>& device) { kernels().generator_features_double(device); }
 
-// Noise of `copies` samples of each class to rows of inputs: the noise, then the label's unit vector.
+// Writes rows of inputs, `copies` samples per class: the noise, then the label's unit vector.
 template <class T>
 void write_inputs(const T* noise, const GeneratorShape& shape, int64_t copies, T* rows) {
   const int64_t stride = whole_vectors(shape.inputs());
@@ -33,7 +33,7 @@ void write_inputs(const T* noise, const GeneratorShape& shape, int64_t copies, T
   }
 }
 
-// Mean distance of the noise of each sample in a class's first half from that of its fellow in the second.
+// Mean distances of the noise of the pairs: a sample in a class's first half and one in the second.
 template <class T>
 void write_noise_apart(const T* noise, const GeneratorShape& shape, int64_t copies, T* apart) {
   const int64_t half = copies / 2;
@@ -46,7 +46,7 @@ void write_noise_apart(const T* noise, const GeneratorShape& shape, int64_t copi
     }
 }
 
-// One argument a line: what it must be.
+// One argument per line.
 void check(const GeneratorRound& round) {
   const char* op = "generator_round_";
   const auto type = round.parameters.scalar_type();

@@ -9,7 +9,7 @@
 
 namespace dmmlkd {
 
-// How some devices' generators learn in a round. Real tensors have the type of the parameters.
+// The arguments of generator_round_. Real tensors have the type of the parameters.
 struct GeneratorRound {
   at::Tensor parameters, first_moment, second_moment;  // [devices, theta]; rows of the learners are updated
   at::Tensor learners;                                 // int64 [n], different devices
@@ -17,7 +17,7 @@ struct GeneratorRound {
   at::Tensor noise;                                    // [steps, classes, samples of a class, noise width]
   at::Tensor heads;                                    // [devices at hand, width, classes]
   at::Tensor row_pointers, columns;  // int64 [devices + 1], [received]: whose head a device received
-  at::Tensor seen;                   // [devices at hand, classes]: what heads count; undefined: all alike
+  at::Tensor seen;                   // [devices at hand, classes]: weights of heads; undefined: equal
   at::Tensor count, sum, product;    // [devices, classes], [devices, classes, width] twice
   int64_t hidden;
   double learning_rate;

@@ -1,4 +1,4 @@
-// What the generator's kernels get for one device: plain pointers and numbers, no ATen.
+// The arguments of the generator's kernels for one device: plain pointers and numbers, no ATen.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct GeneratorSteps {
   int64_t head_stride;      // between heads
   const int64_t* received;  // [num_heads]: which of the heads
   int64_t num_heads;
-  const T* seen;  // [at hand, classes]: what a head counts for each class; null: all count alike
-  const T *count, *sum, *product;  // [classes], [classes, width] twice: moments of its own features
+  const T* seen;                   // [at hand, classes]: weight of a head for each class; null: equal
+  const T *count, *sum, *product;  // [classes], [classes, width] twice: moments of the device's features
   T *parameters, *first_moment, *second_moment;  // [parameters()], updated
   T* scratch;                                    // generator_steps_scratch() values
 };

@@ -1,6 +1,6 @@
-// How one device's generator learns in a round (METHOD 3): all steps in one go, within the cache.
+// All steps of a round of one device's generator (METHOD 3), within the cache.
 //
-// Matrices are padded to whole vectors with zeros, so that no loop over columns has a rest.
+// Matrices are padded to whole vectors with zeros, so that no loop over columns has a remainder.
 #pragma once
 
 #include "../encoder/linear.inl"
@@ -22,7 +22,7 @@ inline T* copy_packed(const Padded<T>& source, T* target) {
   return target;
 }
 
-// theta, or what has its shape: one run of memory.
+// theta, or a gradient of its shape, contiguous.
 template <class T>
 struct GeneratorWeights {
   Padded<T> weight1, bias1, weight2, bias2;
@@ -90,7 +90,7 @@ inline void generate_rows(const GeneratorWeights<T>& theta, const T* inputs, con
   multiply(hidden.data, hidden.stride, 1, theta.weight2, features, Ending<T>{1, theta.bias2.data, false});
 }
 
-// What a sample counts under each head: the head's share of its class, divided by the samples.
+// The weight of a sample under each head: the head's share of its class, divided by the number of samples.
 template <class T>
 inline void share_out(const GeneratorSteps<T>& device, const Padded<T>& share) {
   set_zero(share);
@@ -110,8 +110,8 @@ inline void share_out(const GeneratorSteps<T>& device, const Padded<T>& share) {
   }
 }
 
-// Mean and variance by class of the device's own features, and what each class weighs: nothing if fewer than
-// two features were seen, and all the others alike.
+// Mean and variance by class of the device's features, and the weight of each class: 0 if fewer than two
+// features were seen, equal for all other classes.
 template <class T>
 inline void set_targets(const GeneratorSteps<T>& device, const GeneratorMemory<T>& memory) {
   const int64_t width = device.shape.width;
@@ -154,7 +154,7 @@ inline void entropy_gradient(const Padded<T>& logits, const T* share, int64_t co
       logits.data[label * logits.stride + sample] -= share[sample];
 }
 
-// Writes the gradient of the features for what the received heads say of them.
+// Writes the gradient of the features for the loss of the received heads.
 template <class T>
 inline void ask_heads(const GeneratorSteps<T>& device, const GeneratorMemory<T>& memory) {
   const int64_t classes = device.shape.classes;
@@ -170,7 +170,8 @@ inline void ask_heads(const GeneratorSteps<T>& device, const GeneratorMemory<T>&
   copy_transposed(memory.gradient_columns, memory.feature_gradient);
 }
 
-// Adds the gradient of the squared distance of the generated means and variances from the device's own.
+// Adds the gradient of the squared distance of the generated means and variances from those of the device's
+// features.
 template <class T>
 inline void match_moments(const GeneratorMemory<T>& memory, int64_t label, int64_t copies) {
   constexpr int width = Simd<T>::width;
@@ -253,7 +254,7 @@ inline void pull_back(const GeneratorMemory<T>& memory, const T* inputs) {
   multiply(inputs, 1, whole_vectors(memory.theta.weight1.rows), below, memory.gradient.weight1, {});
 }
 
-// One instruction of x86, which GCC does not choose by itself where a root of a negative number sets errno.
+// One instruction of x86, which GCC does not choose by itself, as the root of a negative number sets errno.
 template <class T>
 inline Vector<T> square_root(Vector<T> value) {
   constexpr bool single = sizeof(T) == 4;

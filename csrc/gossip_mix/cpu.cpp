@@ -1,4 +1,4 @@
-// gossip_mix on CPU tensors: checks, then shares out ranges of columns.
+// gossip_mix on CPU tensors: checks, then divides ranges of columns among threads.
 #include "cpu.h"
 
 #include <ATen/Parallel.h>

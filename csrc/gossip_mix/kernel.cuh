@@ -15,13 +15,13 @@ constexpr int kGossipThreads = 256;
 struct GossipMixPlan {
   bool staged;           // a tile of all rows fits into shared memory; else rows are read through the caches
   bool edges_shared;     // so do the weights
-  int width;             // elements an access: a pack's, or 1 where rows do not start aligned
-  int tile_shift;        // two to this power is the accesses a row of a tile
+  int width;             // elements per access: a pack's, or 1 where rows do not start aligned
+  int tile_shift;        // log2 of the accesses per row of a tile
   int lanes;             // threads that share a row, at most a warp
   int64_t first_column;  // of the first tile: column_begin, or the aligned column before it
   int64_t tiles;
   int tiles_per_chunk;
-  int64_t chunks;  // one a block
+  int64_t chunks;  // one per block
   int shared_bytes;
 };
 

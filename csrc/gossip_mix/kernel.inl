@@ -164,7 +164,7 @@ inline void prefetch_tile(const GossipColumns<T, T>& g, int64_t row, int64_t col
   }
 }
 
-// A whole tile in the kernel's own type: read and written in place, nothing staged. While the tiles of a
+// A whole tile in the type of the sums: read and written in place, not staged. While the tiles of a
 // block are mixed, those of the next one are fetched row by row.
 template <class T, bool past_cache>
 inline void mix_whole_tile(const GossipColumns<T, T>& g, int64_t column, Vector<T>* norms) {

@@ -1,4 +1,4 @@
-// local_round_ on CPU tensors: checks, then shares out devices.
+// local_round_ on CPU tensors: checks, then divides the devices among threads.
 #include "cpu.h"
 
 #include <ATen/Parallel.h>

@@ -1,7 +1,7 @@
 // The local iterations of a round, one device after the other (METHOD 3 and 5).
 //
-// A device goes through all its iterations before the next one begins, so that its parameters, its momentum
-// and the gradient stay in the second-level cache.
+// Each device runs all its iterations before the next device starts, so its parameters, momentum and gradient
+// stay in the second-level cache.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,7 +27,7 @@ inline void run(const SgdDevice<double>& step) { kernels().sgd_step_double(step)
 inline void run(const ClassMoments<float>& moments) { kernels().class_moments_float(moments); }
 inline void run(const ClassMoments<double>& moments) { kernels().class_moments_double(moments); }
 
-// What is given, and what comes back.
+// The arguments, and the results.
 struct LocalRound {
   const RoundArguments& given;
   const DeviceBlocks& blocks;
@@ -35,7 +35,7 @@ struct LocalRound {
   at::Tensor trained;  // int64 [devices]: iterations in which a device trained
 };
 
-// What a thread needs to train a device.
+// The memory of one thread to train devices.
 template <class T>
 class DeviceTraining {
  public:
@@ -92,7 +92,7 @@ class DeviceTraining {
                     written_row<T>(given_.parameters[block], own));
   }
 
-  // Whether any modality trains; which ones do is kept.
+  // Returns whether any modality trains; stores which ones.
   bool find_active(int64_t device, int64_t iteration) {
     bool any = false;
     for (size_t m = 0; m < given_.modalities(); ++m) {
@@ -110,7 +110,7 @@ class DeviceTraining {
     return last;
   }
 
-  // What is the same for all devices and iterations.
+  // Sets what is the same for all devices and iterations.
   void set_objective() {
     DeviceObjective<T>& o = objective_;
     o.num_modalities = modalities(), o.samples = batch_, o.width = blocks_.width;
@@ -196,7 +196,7 @@ class DeviceTraining {
     return given_.noise.const_data_ptr<T>() + given_.offsets.const_data_ptr<int64_t>()[at] % places;
   }
 
-  // The features of the device's own generator that guide this batch, and those that its head rehearses.
+  // The features of the device's generator that guide this batch, and those that its head rehearses.
   void load_guidance(int64_t device, int64_t iteration) {
     const int64_t batches = given_.draws.size(1), all = batches * batch_;
     const int64_t* copies = given_.draws.const_data_ptr<int64_t>() + iteration * batch_;

@@ -1,6 +1,6 @@
-// What rivals make of a device's gradients before its step (METHOD 7): OGM-GE (Peng et al. 2022) and MMPareto
-// (Wei and Hu 2024), on the encoders with their projections. A device that has one modality in a batch keeps
-// its gradients: nothing competes on it.
+// Changes a device's gradients before its step (METHOD 7), by OGM-GE (Peng et al. 2022) or MMPareto (Wei and
+// Hu 2024), on the encoders with their projections. A device with a single modality in a batch keeps its
+// gradients.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,7 @@ class GradientModulation {
  private:
   int64_t tensors(size_t m) const { return static_cast<int64_t>(ends_[m].size()); }
 
-  // How many modalities train and are in some sample of the batch.
+  // Number of modalities that train and are present in a sample of the batch.
   static int64_t present_modalities(const DeviceObjective<T>& o) {
     int64_t held = 0;
     for (int64_t m = 0; m < o.num_modalities; ++m) {
@@ -76,7 +76,7 @@ class GradientModulation {
     return held;
   }
 
-  // Scores, and the gradients of the modalities' own losses. One sum serves for all the losses: no modality's
+  // Scores, and the gradients of the unimodal losses. One sum serves for all the losses: no modality's
   // block sees another's.
   void judge_modalities(const DeviceObjective<T>& joint) {
     DeviceObjective<T> own = joint;
@@ -95,7 +95,7 @@ class GradientModulation {
                   static_cast<T>(given_.modulation_strength)});
   }
 
-  // OGM-GE slows a modality whose own logits give the true class more probability than the others' do.
+  // OGM-GE slows a modality whose logits give the true class more probability than other modalities' do.
   T coefficient(size_t m, int64_t held) const {
     T total = 0;
     for (const T score : scores_) total += score;
@@ -116,7 +116,7 @@ class GradientModulation {
   const DeviceBlocks& blocks_;
   const bool merges_;  // MMPareto
   std::vector<std::vector<int64_t>> ends_;
-  Rows alone_;  // gradients of the modalities' own losses
+  Rows alone_;  // gradients of the unimodal losses
   std::vector<T> scores_;
   std::vector<ModalityOutputs<T>> outputs_;
   Scratch<T> shared_gradient_;

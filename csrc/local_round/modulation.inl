@@ -1,5 +1,5 @@
-// What is made of the gradient of a modality's block (METHOD 7): by OGM-GE (Peng et al. 2022) and by MMPareto
-// (Wei and Hu 2024).
+// Changes the gradient of a modality's block (METHOD 7), by OGM-GE (Peng et al. 2022) or MMPareto (Wei and Hu
+// 2024).
 #pragma once
 
 #include "../simd/kernels.h"
@@ -69,13 +69,13 @@ inline void combine(int64_t begin, int64_t end, T first, T* values, T second, co
   for (; i < end; ++i) values[i] = first * values[i] + second * other[i];
 }
 
-// Scales the encoder's gradient; the noise on a parameter tensor has the deviation of its unscaled gradient.
+// Scales the encoder's gradient; the noise on a tensor has the deviation of its unscaled gradient.
 template <class T>
 void ogm_ge(const ModulatedRow<T>& m) {
   int64_t begin = 0;
   for (int64_t tensor = 0; tensor < m.tensors; ++tensor) {
     const int64_t end = m.ends[tensor], count = end - begin;
-    double deviation = 0;  // a single value has none
+    double deviation = 0;  // of a single value
     if (count > 1) {
       const double mean = sum_in_double(begin, end, PlainValue<T>{m.gradient}) / static_cast<double>(count);
       const double squares = sum_in_double(begin, end, SquaredDeviation<T>{m.gradient, mean});
@@ -86,8 +86,9 @@ void ogm_ge(const ModulatedRow<T>& m) {
   }
 }
 
-// Adds the gradient of the modality's own loss. Over the encoder, where the two conflict, it takes twice the
-// shortest vector between them instead, each parameter tensor lengthened to the sum; all times the factor.
+// Adds the gradient of the unimodal loss. Over the encoder, two gradients that conflict are replaced by twice
+// the shortest vector of their convex hull, each parameter tensor scaled up to the length of the sum; all
+// times the factor.
 template <class T>
 void mmpareto(const ModulatedRow<T>& m) {
   const int64_t encoder = m.ends[m.tensors - 1];

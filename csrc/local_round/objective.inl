@@ -1,8 +1,8 @@
 // The loss terms of one device's batch (METHOD 3) and the gradients of their weighted sum, for features and
 // heads.
 //
-// Samples lie in the lanes of vectors: logits and their gradients are [classes, samples], so that sums over
-// classes need no shuffles, and the products with features and heads read them as they lie.
+// The lanes of a vector are samples: logits and their gradients are [classes, samples], so that sums over
+// classes need no shuffles, and the products with features and heads need no transposition.
 #pragma once
 
 #include "../encoder/linear.inl"
@@ -15,7 +15,7 @@
 namespace dmmlkd {
 namespace {
 
-// A matrix whose rows are whole vectors where it lies, else a padded copy in scratch.
+// The matrix itself if its rows are whole vectors, else a padded copy in scratch.
 template <class T>
 inline Padded<T> readable_rows(const T* memory, int64_t rows, int64_t columns, int64_t stride, T*& scratch) {
   if (columns == whole_vectors(columns)) return Padded<T>(const_cast<T*>(memory), rows, columns, stride);
@@ -33,7 +33,7 @@ inline Vector<T> softmax_lanes(const Vector<T>* logits, int64_t classes, Vector<
   return peak + logarithm_from_1<T>(T(1) / inverse);
 }
 
-// Of vectors that hold one class each: every lane's value at its label.
+// Given one vector per class, returns every lane's value at its label.
 template <class T>
 inline Vector<T> at_labels(const Vector<T>* values, const Integers<T>& labels, int64_t classes) {
   Vector<T> found{};
@@ -55,10 +55,10 @@ struct Objective {
   const int64_t lanes;                                                // samples, filled up to whole vectors
   const Padded<T> shared_columns, shared_gradient, columns, product;  // [classes, width]
   T *common, *specific;  // logits, later their gradients: [modalities, classes, lanes]
-  T* targets;            // logits of the targets, [classes, lanes]; null: nothing is taught
+  T* targets;            // logits of the targets, [classes, lanes]; null: no targets
   // Of one vector of samples:
   V *block, *powers, *row;                    // common logits; their probabilities; for pairwise_kl_lanes
-  V *total, *teacher_logits, *probabilities;  // of all modalities together; of the target, and what it says
+  V *total, *teacher_logits, *probabilities;  // of all modalities; of the target, and its probabilities
   I* present;                                 // of each modality
   I labels, number, taught;
   V count, teacher_sum;                      // count: of the modalities, at least 1
@@ -131,7 +131,7 @@ struct Objective {
     inverse_samples = inverse(trained), inverse_known = inverse(known);
   }
 
-  // What is known of the samples from `begin` on; lanes past the last one have no modality.
+  // Loads the samples from `begin` on; lanes past the last sample have no modality.
   void load_samples(int64_t begin) {
     const int64_t samples = o.samples - begin < width ? o.samples - begin : width;
     I known{};
@@ -151,12 +151,12 @@ struct Objective {
     count = maximum<T>(__builtin_convertvector(number, V), ones);
   }
 
-  // What a cross-entropy's gradient is but for its factor.
+  // The gradient of a cross-entropy without its factor.
   V less_label(V probability, int64_t label) const {
     return labels == static_cast<Integer<T>>(label) ? probability - T(1) : probability;
   }
 
-  // Cross-entropy of the mean of all logits of the modalities that are there. Its gradient for each of them
+  // Cross-entropy of the mean of all logits of the present modalities. Its gradient for each of them
   // takes the place of their logits.
   void task(int64_t begin) {
     for (int64_t i = 0; i < o.classes; ++i) {
@@ -232,7 +232,7 @@ struct Objective {
     }
   }
 
-  // The modalities' own cross-entropies, by both heads together, each a mean over the samples that have it.
+  // The unimodal losses: cross-entropies of the sum of both heads, each a mean over the samples that have it.
   void modality_entropies(T* scores) {
     for (int64_t m = 0; m < o.num_modalities; ++m) {
       scores[m] = 0;
@@ -256,7 +256,7 @@ struct Objective {
     }
   }
 
-  // Cross-entropy of the shared head on the generated features that there are.
+  // Cross-entropy of the shared head on the valid generated features.
   void rehearse() {
     if (!o.rehearsal || o.rehearsing == T(0) || o.rehearsed == 0) return;
     T* memory = scratch;
@@ -353,7 +353,7 @@ struct Objective {
       }
   }
 
-  // Of all heads and features, from what common and specific hold.
+  // The gradients of all heads and features, from those of the logits in common and specific.
   void backward() {
     for (int64_t m = 0; m < o.num_modalities; ++m)
       if (o.modalities[m].features) backward(m);

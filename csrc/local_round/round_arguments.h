@@ -1,4 +1,4 @@
-// What local_round_ is given.
+// The arguments of local_round_.
 #pragma once
 
 #include <string>
@@ -13,25 +13,26 @@ constexpr int64_t loss_terms = 6;
 struct RoundArguments : DeviceArguments {
   std::vector<at::Tensor> starts;   // read; of each block [rows, columns]; `parameters` are written
   std::vector<at::Tensor> momenta;  // written, likewise
-  // Batches and their noise: each batch reads the table from its offset on, modulo the places that there are.
+  // Batches and their noise: a batch reads the table from its offset on, modulo the number of possible
+  // places.
   at::Tensor indices;                       // int64 [iterations, devices, batch]: which samples
   at::Tensor noise;                         // [at least a batch's values], or undefined
   at::Tensor offsets;                       // int64 [iterations, modalities, devices]
   at::Tensor first_iterations, iterations;  // int64 [devices, modalities]: where training begins, how long
-  // What guides; all undefined where nothing does.
+  // Guidance; all undefined without it.
   at::Tensor pool;   // [devices, classes, n, width]
   at::Tensor known;  // bool [devices, classes]
-  at::Tensor draws;  // int64 [3, iterations, batch]: which of the pool, the class rehearsed, by which of it
-  // Moments of the common features, written; all undefined where nobody asks for them.
+  at::Tensor draws;  // int64 [3, iterations, batch]: index in the pool; class rehearsed, and its index
+  // Moments of the common features, written; all undefined if not wanted.
   at::Tensor count;    // [devices, classes]
   at::Tensor sum;      // [devices, classes, width]
   at::Tensor product;  // [devices, classes, width], or [devices, classes, width, width] for whole products
-  std::vector<double> weights;  // of the loss terms but the first
-  double strength;              // of what guides
-  bool by_distance;             // features are pulled to the pool's, instead of predictions
+  std::vector<double> weights;  // of the loss terms after the first
+  double strength;              // of the guidance
+  bool by_distance;             // pull features, not predictions, to the pool's
   std::string modulation;       // of the modalities' gradients: none, ogm-ge or mmpareto
   double modulation_strength;
-  // Of OGM-GE alone: a table of each modality [at least its block's columns], read as `noise` is.
+  // For OGM-GE alone: a table per modality [at least its block's columns], read as `noise` is.
   std::vector<at::Tensor> gradient_noise;
   at::Tensor gradient_offsets;  // int64 [iterations, modalities, devices]
   double clip_norm, learning_rate, momentum_factor, weight_decay, proximal;
@@ -40,7 +41,7 @@ struct RoundArguments : DeviceArguments {
   int64_t num_devices() const { return indices.size(1); }
   int64_t batch() const { return indices.size(2); }
 
-  // Refuses whatever does not fit, before anything is computed.
+  // Raises if an argument does not fit, before anything is computed.
   void check(const char* op) const;
 
  private:

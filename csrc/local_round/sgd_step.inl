@@ -1,7 +1,6 @@
 // A step of gradient descent with momentum and weight decay on all rows of one device, its gradient clipped.
 //
-// The gradient is read twice, for its norm and for the step; a device's rows are still in the cache the
-// second time.
+// The gradient is read twice, for its norm and for the step, the second time from the cache.
 #pragma once
 
 #include "../simd/kernels.h"

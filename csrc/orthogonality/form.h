@@ -9,7 +9,7 @@
 
 namespace dmmlkd {
 
-// The kernels of our own compute half of a symmetric matrix: 3/2 B^2 (d + e) multiplications against 3 B d e.
+// Our kernels compute half of a symmetric matrix: 3/2 B^2 (d + e) multiplications against 3 B d e.
 inline bool native_by_samples(int64_t b, int64_t d, int64_t e) { return b * (d + e) < 2 * d * e; }
 
 // Whether the CPU's kernels of the instruction set in use are faster than the GEMM library.

@@ -37,7 +37,7 @@ enum class Transfer : int {
 
 struct TransferPlan {
   Transfer kind;
-  FastDivisor runs;  // packs or scalars a row
+  FastDivisor runs;  // packs or scalars per row
 };
 
 // Where a row of a tile lies in global and in shared memory; a place of -1 is a row of no sample.
@@ -47,8 +47,8 @@ struct Row {
   int64_t place;
 };
 
-// A group of `lanes` threads handles a sample, `samples` groups a block. Samples of fewer classes than a warp
-// reads at once go through shared memory, where sample i of a block's tile lies at i * pitch.
+// A group of `lanes` threads handles a sample, `samples` groups per block. Samples of fewer classes than a
+// warp reads at once go through shared memory, where sample i of a block's tile lies at i * pitch.
 struct ResidentPlan {
   int lanes;
   int threads;
@@ -74,7 +74,7 @@ struct ResidentShared {
     rows = (tile_elements * compute_bytes + kPackBytes - 1) / kPackBytes * kPackBytes;
     totals = rows + tile_rows * static_cast<int>(sizeof(Row));
     scratch = totals + warps * static_cast<int>(sizeof(double));
-    // Three combinations a tile, each with its own scratch, so that one barrier a combination is enough.
+    // Three combinations per tile, each with separate scratch, so that one barrier per combination is enough.
     end = scratch + (lanes > kWarpSize ? warps * (3 * modalities + 1) * compute_bytes : 0);
   }
 };
@@ -92,7 +92,7 @@ __device__ __forceinline__ int64_t batch_offset(int64_t sample, const PairwiseKl
   return offset + sample * strides.batch[0];
 }
 
-// One bit a modality.
+// One bit per modality.
 template <int kModalities>
 __device__ __forceinline__ unsigned present_bits(const PairwiseKlArguments& a, int64_t sample) {
   if (a.mask == nullptr) return (1u << static_cast<unsigned>(a.modalities)) - 1u;
@@ -543,9 +543,9 @@ struct StreamedShared {
   }
 };
 
-// For samples that do not fit into a block's registers: a block a sample, which it keeps in shared memory if
-// it can, and else reads again in each pass (from the L2 cache, where it fits). Any number of modalities and
-// classes.
+// For samples that do not fit into a block's registers: one block per sample, which it keeps in shared memory
+// if it can, and else reads again in each pass (from the L2 cache, where it fits). Any number of modalities
+// and classes.
 template <typename scalar>
 __global__ void __launch_bounds__(kStreamedThreads)
     pairwise_kl_streamed(const __grid_constant__ PairwiseKlArguments a, bool staged) {
@@ -603,7 +603,7 @@ __global__ void __launch_bounds__(kStreamedThreads)
     const bool pairs = count >= 2;
     const compute inverse_count = compute(1) / static_cast<compute>(count);
 
-    // A warp a row: the maximum, then the sum.
+    // One warp per row: the maximum, then the sum.
     for (int m = warp; m < modalities; m += kWarps) {
       if (!pairs || present[m] == 0) continue;
       compute row_maximum[1] = {-INFINITY};
@@ -629,7 +629,7 @@ __global__ void __launch_bounds__(kStreamedThreads)
     const auto shifted = [&](int m, compute z, compute reference) {
       return (z - reference) - (maximum[m] - maximum[first]);
     };
-    // A thread a class: the means over the modalities of one chunk of classes.
+    // One thread per class: the means over the modalities of one chunk of classes.
     const auto means = [&](int64_t chunk, int size) {
       for (int i = threadIdx.x; i < size; i += kStreamedThreads) {
         const compute reference = value(first, chunk + i);

@@ -4,7 +4,7 @@
 // With p_m = softmax(z_m) and n modalities present, one sample's loss is
 //     1 / (n (n - 1)) * n * sum_i sum_m (p_mi - pbar_i) (u_mi - ubar_i)
 // and its gradient  1 / (n (n - 1)) * n * (p_m (d_m - A_m) + p_m - pbar),  d_m = u_m - ubar,  A_m = <p_m,
-// d_m>. u_m is the log-probability up to a constant a row, written as a difference from the first modality
+// d_m>. u_m is the log-probability up to a constant per row, written as a difference from the first modality
 // present, u_m = (z_m - z_first) - (max_m - max_first): where modalities nearly agree both differences are
 // exact, so that nothing cancels; no logarithm is needed because constants drop out of every term.
 //
@@ -23,7 +23,7 @@
 namespace dmmlkd {
 namespace {
 
-// A class that every modality present excludes by a logit of -inf counts nothing. Such a sample, whose loss
+// A class whose logit is -inf in all present modalities is ignored. Such a sample, whose loss
 // came out as NaN, is computed anew from its other classes; one that has none such stays NaN.
 template <class T>
 [[gnu::noinline, gnu::cold]] T pairwise_kl_of_allowed(const PairwiseKlSamples<T>& s, int64_t sample) {

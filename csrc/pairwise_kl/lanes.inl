@@ -68,7 +68,7 @@ inline void load_group(const PairwiseKlSamples<T>& s, const T* logits, int64_t s
 }
 
 template <class T>
-struct Presence {  // one lane a sample: all bits set where the modality is present
+struct Presence {  // one lane per sample: all bits set where the modality is present
   Integers<T>* present;
   Vector<T> count;
   Integers<T> active;  // at least two modalities
@@ -173,7 +173,7 @@ inline Vector<T> pairwise_kl_lanes_fixed(const PairwiseKlSamples<T>& s, Vector<T
   return loss;
 }
 
-// The same for any number of modalities, of which some may be absent. `row` holds four vectors a modality.
+// The same for any number of modalities, of which some may be absent. `row` holds four vectors per modality.
 // local_round does without what `exact` adds: its recorded results were computed so.
 template <class T, bool masked, bool exact = false>
 inline Vector<T> pairwise_kl_lanes(const PairwiseKlSamples<T>& s, Vector<T>* z, Vector<T>* p,

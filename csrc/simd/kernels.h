@@ -1,4 +1,4 @@
-// What an instruction-set shell offers: plain functions on raw pointers, no ATen, no threads.
+// The kernels that an instruction-set shell offers: plain functions on raw pointers, no ATen, no threads.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ struct GossipColumns {
   int64_t rows_in, rows_out, begin, end;
   int64_t fetch_end;     // columns up to here are wanted soon
   double* norms;         // [2, rows_out], overwritten; null: nothing is measured
-  bool past_cache;       // all columns of out together are more than the cache holds
+  bool past_cache;       // all columns of out exceed the cache
   Accumulator* scratch;  // gossip_scratch() values
 };
 
@@ -51,9 +51,9 @@ struct OrthogonalityPair {
   T *common_gradient, *specific_gradient;  // null: not wanted
   T scale;                                 // the gradients are multiplied by it
   T* scratch;                              // orthogonality_scratch() values
-  // By samples the loss is what is left of larger numbers. True: where little is left, the loss step computes
-  // it by features, and where a product left the range of T, it returns untrusted_form. local_round does
-  // without: its recorded results were computed so.
+  // By samples the loss suffers from cancellation. True: where few digits are left, the loss step computes it
+  // by features, and where a product overflowed T, it returns untrusted_form. False in local_round, to keep
+  // the bits of its recorded results.
   bool exact;
 };
 
@@ -70,7 +70,7 @@ struct SgdRow {
   T *parameters, *momentum;
   const T* gradient;
   int64_t columns;
-  const T* start = nullptr;  // what a proximal term pulls the parameters to; null: nothing
+  const T* start = nullptr;  // the proximal term pulls the parameters to it; null: no such term
 };
 
 // A step of gradient descent on all rows of a device, whose gradient is scaled down to `clip_norm` at most.
@@ -116,7 +116,7 @@ struct LinearGradient {
   T* scratch;                                           // linear_scratch() values
 };
 
-// What one modality of a device gives for its batch, and where the gradients go. All is contiguous.
+// One modality's inputs to a device's objective, and its gradients. All are contiguous.
 template <class T>
 struct ModalityOutputs {
   const T* features;  // [samples, 2 width]: common, specific; null: the device does not train it
@@ -124,8 +124,7 @@ struct ModalityOutputs {
   T *feature_gradient, *head_gradient;
 };
 
-// A device's objective for one batch (METHOD 3). All is contiguous; what a null pointer stands for is left
-// out.
+// A device's objective for one batch (METHOD 3). All is contiguous; a term whose pointer is null is left out.
 template <class T>
 struct DeviceObjective {
   const ModalityOutputs<T>* modalities;
@@ -151,7 +150,7 @@ struct DeviceObjective {
 template <class T>
 struct ModulatedRow {
   T* gradient;          // changed
-  const T* other;       // OGM-GE: normal numbers; MMPareto: the gradient of the modality's own loss
+  const T* other;       // OGM-GE: normal numbers; MMPareto: the gradient of the unimodal loss
   const int64_t* ends;  // [tensors]: where each of the encoder's ends
   int64_t tensors, columns;
   T factor;  // OGM-GE: on the gradient; MMPareto: on the merged gradient
@@ -202,7 +201,7 @@ struct ConvolutionMask {
   T* target;
 };
 
-// What one device's features add to its moments. The feature stride is 1; the moments are contiguous.
+// Adds one device's features to its moments. The feature stride is 1; the moments are contiguous.
 template <class T>
 struct ClassMoments {
   const T* features;
@@ -248,7 +247,7 @@ struct Kernels {
   void (*generator_steps_double)(const GeneratorSteps<double>&);
   void (*generator_features_float)(const GeneratorFeatures<float>&);
   void (*generator_features_double)(const GeneratorFeatures<double>&);
-  // In place of the device's objective, the sum of its modalities' own losses, whose gradients are written if
+  // Instead of the device's objective, the sum of its unimodal losses, whose gradients are written if
   // asked for. Scores [modalities]: the mean probability of the true class by each, 0 where it has no sample.
   void (*modality_objectives_float)(DeviceObjective<float>&, float* scores, bool with_gradients);
   void (*modality_objectives_double)(DeviceObjective<double>&, double* scores, bool with_gradients);
@@ -272,7 +271,7 @@ extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif
 
-// The best of these that the processor has, or the one that was asked for by select_kernels().
+// The best that the processor supports, or the one chosen by select_kernels().
 const Kernels& kernels();
 // "auto", "base", "avx2" or "avx512"; returns false where the processor lacks it.
 bool select_kernels(const char* name);
@@ -293,7 +292,7 @@ inline int64_t whole_vectors(int64_t classes) {
 
 // Values of scratch, to begin at a multiple of 64 bytes.
 inline int64_t pairwise_kl_scratch(int64_t modalities, int64_t classes) {
-  const int64_t small = 8 * modalities * largest_vector;  // a few vectors and pointers a modality
+  const int64_t small = 8 * modalities * largest_vector;  // a few vectors and pointers per modality
   if (uses_lanes(modalities, classes))
     return 3 * (modalities * classes + largest_vector) * largest_vector + small;
   return 4 * modalities * whole_vectors(classes) + small;

@@ -23,7 +23,7 @@ struct alignas(alignment) Header {
   size_t bytes;  // of the block behind it
 };
 
-// Blocks too large to be kept are new each time: in pages of 2 MiB they have 512 times fewer page faults.
+// Blocks too large to be kept are new each time; pages of 2 MiB give 512 times fewer page faults.
 constexpr size_t large_page = 2 << 20;
 std::align_val_t alignment_of(size_t bytes) {
   return std::align_val_t{bytes > most_kept ? large_page : alignment};
@@ -33,7 +33,7 @@ Header* allocate(size_t bytes) {
   void* block = ::operator new(sizeof(Header) + bytes, alignment_of(bytes));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes > most_kept)
-    madvise(block, sizeof(Header) + bytes, MADV_HUGEPAGE);  // a wish: failure is harmless
+    madvise(block, sizeof(Header) + bytes, MADV_HUGEPAGE);  // optional: failure is harmless
 #endif
   Header* header = static_cast<Header*>(block);
   header->bytes = bytes;
@@ -55,7 +55,7 @@ class Kept {
     return nullptr;
   }
 
-  // Keeps the block, in place of another where there is no slot; returns what is to be released, or null.
+  // Keeps the block, replacing another if there is no slot; returns the block to release, or null.
   Header* give(Header* header) {
     const std::lock_guard<std::mutex> guard(mutex_);
     if (total_ + header->bytes > most_kept) return header;
@@ -100,7 +100,7 @@ Allocator* allocator() {
 }
 
 #ifdef __linux__
-// A process forked while another thread holds the lock would wait for it forever: that thread is not in it.
+// A child forked while another thread holds the lock would wait forever: that thread is not in the child.
 [[maybe_unused]] const int lock_around_forks =
     pthread_atfork([] { kept.lock(); }, [] { kept.unlock(); }, [] { kept.unlock(); });
 #endif

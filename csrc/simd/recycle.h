@@ -1,5 +1,5 @@
-// Blocks of memory that are kept for the next call: above some 64 KiB the page faults of a fresh block take
-// as long as filling it.
+// Blocks of memory that are kept for the next call: above about 64 KiB the page faults of a new block take as
+// long as filling it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,7 +8,8 @@
 
 namespace dmmlkd {
 
-// A block of at least `bytes`, aligned for the widest vector, and back. Kept are 64 MiB in 8 blocks at most.
+// Take and give back a block of at least `bytes`, aligned for the widest vector; at most 64 MiB in 8 blocks
+// are kept.
 void* take_block(size_t bytes);
 void give_block(void* block);
 

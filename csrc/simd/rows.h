@@ -1,4 +1,4 @@
-// Who has which row: blocks of parameters have rows for some devices only.
+// Rows of devices: a block of parameters has rows for some devices only.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -290,7 +290,7 @@ inline void transpose_pieces(Vector<T>* rows) {
   }
 }
 
-// value[j] of sample i, i < width: column j becomes rows[j], one lane a sample.
+// value[j] of sample i, i < width: column j becomes rows[j], one lane per sample.
 template <class T>
 inline void load_transposed(const T* source, int64_t stride, Vector<T>* rows) {
 #pragma GCC unroll 4

@@ -11,7 +11,7 @@ from dmmlkd_ext.balance.arrays import BoolArray, FloatArray, IntArray, check_non
 
 
 def computing_energy(iterations: IntArray, energy: FloatArray) -> FloatArray:
-    """Sum the energy over the last axis; the rounded sum never falls when an iteration is added."""
+    """Sum the energy over the last axis; adding an iteration never lowers the rounded sum."""
     return np.asarray((energy * iterations).sum(axis=-1))
 
 
@@ -25,25 +25,24 @@ def allocate_iterations(
 ) -> IntArray:
     """Give each modality its local iterations: the max-min problem of METHOD 5, solved exactly.
 
-    For each device: maximize min_m b_m^p tau_m over the integers 1 <= tau_m <= T whose energy fits, and
-    among the maximizers take the one of least energy. [C], under the paper's constraint of the remaining
-    energy [P]. The best level is one of the products b_m^p t, t = 1..T, and what a level costs never falls
-    with the level, so that a binary search over t for each m finds it: O(M^2 log T) per device, all devices
-    at once. More energy never lowers the level, but may move iterations from one modality to another.
+    For each device: maximize min_m b_m^p tau_m over the integers 1 <= tau_m <= T whose energy fits, and among the
+    maximizers take the one of least energy. The best level is one of the products b_m^p t, t = 1..T, and the cost
+    grows with the level, so a binary search over t for each m finds it: O(M^2 log T) per device. More energy never
+    lowers the level, but may move iterations from one modality to another.
 
     Args:
-        metric: b of `balance_metric`, [devices, modalities]; NaN (no observation yet) counts as 1, so that a
-            first round is uniform. A metric of 0 is taken as the limit of ever smaller ones.
+        metric: b of `balance_metric`, [devices, modalities]; NaN (no observation yet) counts as 1, and 0 as the limit
+            of positive values.
         iteration_energy_joule: energy of one iteration of each modality, [devices, modalities], at least 0.
-        available_energy_joule: what the round may cost each device in computing, [devices]; may be infinite,
-            and may be negative, which nothing fits.
+        available_energy_joule: energy that each device may spend on computing in this round, [devices]; may be
+            infinite, or negative (then nothing fits).
         max_iterations: T, at least 1.
         holds: which modalities a device has, bool [devices, modalities].
-        exponent: p. Negative turns the allocation around, which is the control `reversed`.
+        exponent: p; negative values favour the fast modalities (the control `reversed`).
 
     Returns:
-        int64 [devices, modalities]; 0 where not held, and in every modality of a device that cannot pay one
-        iteration of all of its modalities: it sits the round out.
+        int64 [devices, modalities]; 0 where not held, and in all modalities of a device that cannot pay one iteration
+        of each.
 
     Raises:
         ValueError: an argument is out of its range or the shapes do not match.
@@ -83,13 +82,13 @@ def allocate_iterations(
 def _level_weights(metric: FloatArray, held: BoolArray, exponent: float, max_iterations: int) -> FloatArray:
     """Return b^p, finite and positive, without changing any allocation.
 
-    No allocation reaches a level above T times the least weight, so that larger weights may be cut to that.
+    No allocation reaches a level above T times the least weight, so larger weights are cut to that.
     """
     base = np.where(held & ~np.isnan(metric), metric, 1.0)
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
         weights: FloatArray = np.where(held, base**exponent, np.inf)
     least = weights.min(axis=1, keepdims=True)
-    # The limit of a vanishing weight: every other one of the device is as good as infinite beside it.
+    # The limit of a vanishing weight: relative to it, the device's other weights are infinite.
     limit = np.where(weights == 0.0, 1.0, np.inf)
     weights = np.where(least == 0.0, limit, np.where(np.isinf(least), 1.0, weights))
     return np.asarray(np.minimum(weights, max_iterations * weights.min(axis=1, keepdims=True)))
@@ -98,8 +97,8 @@ def _level_weights(metric: FloatArray, held: BoolArray, exponent: float, max_ite
 def _least_iterations(level: FloatArray, weights: FloatArray, max_iterations: int) -> IntArray:
     """Return the fewest iterations, at least 1, that reach each level: [devices, levels, modalities].
 
-    The quotient may miss by one in rounding, so it is set right by the products that define the levels.
-    Levels out of reach are cut to T + 1.
+    The rounded quotient may be off by one, so it is corrected by the products that define the levels. Unreachable
+    levels give T + 1.
     """
     target, weight = level[:, :, None], weights[:, None, :]
     count = np.ceil(np.minimum(target / weight, max_iterations + 1.0))

@@ -1,4 +1,4 @@
-"""Checks of the arrays that planning is given."""
+"""Checks of the arrays that planning receives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def matrix(name: str, value: npt.ArrayLike, shape: tuple[int, ...] | None = None) -> FloatArray:
-    """Return an argument as float64, or raise ValueError where it has another shape; None is [devices, modalities]."""
+    """Return an argument as float64; raise ValueError for another shape. None accepts any [devices, modalities]."""
     array = np.asarray(value, dtype=np.float64)
     if shape is None and array.ndim != 2:
         raise ValueError(f"{name} must have the shape [devices, modalities], got {list(array.shape)}")
@@ -21,7 +21,7 @@ def matrix(name: str, value: npt.ArrayLike, shape: tuple[int, ...] | None = None
 
 
 def mask(name: str, value: npt.ArrayLike, shape: tuple[int, ...]) -> BoolArray:
-    """Return an argument, or raise ValueError where it is not bool of that shape."""
+    """Return an argument; raise ValueError unless it is bool of that shape."""
     array = np.asarray(value)
     if array.dtype != np.bool_ or array.shape != shape:
         got = f"{array.dtype} of the shape {list(array.shape)}"

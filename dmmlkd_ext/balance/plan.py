@@ -18,8 +18,8 @@ from dmmlkd_ext.registry import Registry
 class BalanceConfig:
     """How local iterations are planned (METHOD 5).
 
-    That iterations are taken from the modalities that train fast, within the remaining energy, is the
-    paper's [P]; the formulas, the controls and every default are choices of this project [C].
+    Giving fast modalities fewer iterations, within the remaining energy, is the paper's [P]; the formulas, the controls
+    and the defaults are choices of this project [C].
 
     Raises:
         ValueError: a field is out of its range.
@@ -30,12 +30,10 @@ class BalanceConfig:
     """
 
     policy: str = "none"
-    """`balanced` solves the max-min problem of METHOD 5. `none` gives every held modality all iterations
-    and looks at no energy: for methods without balance when no energy budget is set. Controls: `uniform`,
-    the largest common number within the round's energy; `reversed`, favours the fast modalities;
-    `separate`, a common number, but one modality after the other and never jointly; `greedy`, the largest
-    common number that the whole battery still pays, whatever later rounds need. Or one of your own
-    (`register_policy`)."""
+    """`balanced` solves the max-min problem of METHOD 5. `none` gives every held modality all iterations, whatever the
+    energy. Controls: `uniform`, the largest common number within the round's energy; `reversed`, favours the fast
+    modalities; `separate`, a common number, one modality after the other; `greedy`, the largest common number that the
+    whole battery pays, whatever later rounds need. Or a policy of yours (`register_policy`)."""
     exponent: float = 3.0
     """The p of METHOD 5, at least 0; with 0, `balanced` is `uniform`."""
     relative: bool = False
@@ -70,7 +68,7 @@ class Plan:
 
     @property
     def span(self) -> IntArray:
-        """Local iterations of each device in which any of its modalities is active, int64 [devices]."""
+        """Number of local iterations in which any modality of a device is active, int64 [devices]."""
         if self.iterations.shape[1] == 0:
             return np.zeros(len(self.iterations), dtype=np.int64)
         end = np.where(self.iterations > 0, self.start + self.iterations, 0)
@@ -86,12 +84,7 @@ class Plan:
         return (self.start <= iteration) & (iteration < self.start + self.iterations)
 
     def energy_joule(self, iteration_energy_joule: npt.ArrayLike) -> FloatArray:
-        """Return what the plan costs each device in computing, float64 [devices], in joules.
-
-        A modality that waits while another one of its device trains costs nothing.
-
-        Args:
-            iteration_energy_joule: energy of one iteration of each modality, [devices, modalities].
+        """Return each device's energy for computing, float64 [devices], in joules; a waiting modality costs nothing.
 
         Raises:
             ValueError: `iteration_energy_joule` has not the plan's shape.
@@ -102,14 +95,14 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class RoundBudget:
-    """What a policy plans a round from; arrays are [devices, modalities] unless stated.
+    """What a policy knows when it plans a round; arrays are [devices, modalities] unless stated.
 
     Attributes:
         metric: b of `balance_metric`, float64; NaN where it is not known yet, or a modality is not held.
         iteration_energy_joule: energy of one iteration of each modality, float64.
-        available_energy_joule: what this round may cost each device in computing, float64 [devices]; -inf where it
-            failed.
-        battery_joule: all that a device has left for computing, float64 [devices]; likewise.
+        available_energy_joule: energy that each device may spend on computing in this round, float64 [devices]; -inf
+            if it failed.
+        battery_joule: energy that each device has left for computing, float64 [devices]; likewise.
         max_iterations: T.
         holds: which modalities can train, bool.
         exponent: p of METHOD 5.
@@ -124,7 +117,7 @@ class RoundBudget:
     exponent: float
 
     def allocate(self, metric: FloatArray, available_joule: FloatArray, exponent: float = 1.0) -> IntArray:
-        """Return `allocate_iterations` for another metric or energy; a metric of ones is one number for all."""
+        """Return `allocate_iterations` for another metric or energy; a metric of ones gives one common number."""
         energy, limit = self.iteration_energy_joule, self.max_iterations
         return allocate_iterations(metric, energy, available_joule, limit, self.holds, exponent)
 
@@ -155,16 +148,15 @@ _POLICIES: Registry[Policy] = Registry(
 
 
 def register_policy(name: str, policy: Policy) -> None:
-    """Make a policy of one's own known as `method.balance.policy`, by a file that `--module` names.
+    """Register a policy for `method.balance.policy`; call this in a file that `--module` names.
 
     Args:
         name: what configurations call it.
-        policy: from a `RoundBudget` to the iterations of each modality, int64 [devices, modalities], or to a `Plan`
-            where modalities do not all start with the first iteration. It has to keep within
-            `available_energy_joule`; what does not is refused when it runs.
+        policy: maps a `RoundBudget` to the iterations of each modality, int64 [devices, modalities], or to a `Plan` if
+            some modalities start later. A plan that costs more than `available_energy_joule` is refused.
 
     Raises:
-        ValueError: the name is no word or one of the package's, or `policy` cannot be called.
+        ValueError: `name` is no identifier or belongs to the package, or `policy` is not callable.
 
     Example:
         >>> def halved(budget: RoundBudget) -> IntArray:
@@ -187,20 +179,10 @@ def plan_iterations(
 ) -> Plan:
     """Plan a round's local iterations by the configured policy (METHOD 5).
 
-    Only `none` looks at no energy, and only `greedy` at the battery instead of the round's share.
-
-    Args:
-        config: policy and exponent.
-        metric: b of `balance_metric`, [devices, modalities].
-        iteration_energy_joule: energy of one iteration of each modality, [devices, modalities].
-        available_energy_joule: what this round may cost each device in computing, [devices].
-        battery_joule: all that a device has left for computing, [devices].
-        max_iterations: T, at least 1.
-        holds: which modalities a device has, bool [devices, modalities].
+    The arguments after `config` are the fields of `RoundBudget`.
 
     Raises:
-        ValueError: an argument is out of its range or the shapes do not match, or a policy of one's own planned what
-            cannot be.
+        ValueError: an argument is out of its range, the shapes do not match, or a registered policy's plan is invalid.
 
     Example:
         >>> plan = plan_iterations(BalanceConfig("uniform"), [[0.5, 1.5]], [[1.0, 1.0]], [9.0], [90.0], 10,
@@ -226,7 +208,7 @@ def plan_iterations(
 
 
 def _check_plan(policy: str, plan: Plan, budget: RoundBudget) -> None:
-    """Refuse a plan of a user's policy that cannot be run or paid."""
+    """Refuse a registered policy's plan that is invalid or costs too much."""
     for name, array in (("iterations", plan.iterations), ("start", plan.start)):
         if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.shape != budget.metric.shape:
             got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__

@@ -15,10 +15,9 @@ def training_speed(
     iterations: npt.ArrayLike,
     relative: bool = False,
 ) -> FloatArray:
-    """Return how fast each modality trained: the variation an iteration and a parameter (METHOD 5).
+    """Return each modality's training speed, the variation per iteration and parameter (METHOD 5).
 
-    v = ||w(after) - w(before)|| / (sqrt(P) tau), or / (||w(before)|| tau) when `relative`. A metric from the
-    parameter variation is the paper's [P], this formula is ours [C].
+    v = ||w(after) - w(before)|| / (sqrt(P) tau), or / (||w(before)|| tau) when `relative`.
 
     Args:
         variation_norm: ||w(after local training) - w(before)||, [devices, modalities].
@@ -28,8 +27,8 @@ def training_speed(
         relative: see `BalanceConfig`.
 
     Returns:
-        float64 [devices, modalities]; NaN where a modality did not train, or where the quotient is not a
-        finite number (a diverged block, or a relative variation from zero).
+        float64 [devices, modalities]; NaN where a modality did not train or the quotient is not finite (a diverged
+        block, or a relative variation from zero).
 
     Raises:
         ValueError: the shapes do not match, or a count is negative.
@@ -55,8 +54,8 @@ def training_speed(
 def update_speeds(previous: npt.ArrayLike, current: npt.ArrayLike, smoothing: float = 0.5) -> FloatArray:
     """Return the exponential moving average of the speeds (METHOD 5 [C]).
 
-    The average is smoothing * current + (1 - smoothing) * previous; NaN is "not observed": the first
-    observation is taken as it is, and a round without one keeps the average.
+    The average is smoothing * current + (1 - smoothing) * previous. NaN means "not observed": the first observation
+    becomes the average, and a round without one keeps it.
 
     Args:
         previous: the average so far, [devices, modalities].
@@ -86,8 +85,8 @@ def balance_metric(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> FloatArray:
         holds: which modalities a device has, bool [devices, modalities].
 
     Returns:
-        float64 [devices, modalities]; NaN where a modality is not held or its speed is unknown. A device
-        all of whose speeds are 0 is balanced.
+        float64 [devices, modalities]; NaN where a modality is not held or its speed is unknown; 1 if all speeds of a
+        device are 0.
 
     Raises:
         ValueError: the shapes differ, or a held modality's speed is negative.
@@ -129,7 +128,7 @@ def imbalance(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> FloatArray:
 
 
 def _known_speeds(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    """Return the speeds with 0 where they do not count, and where they count."""
+    """Return the speeds, 0 where unknown or not held, and the mask of the known ones."""
     array = matrix("speeds", speeds)
     known = mask("holds", holds, array.shape) & ~np.isnan(array)
     values = np.where(known, array, 0.0)

@@ -1,4 +1,4 @@
-"""Multi-modal datasets by name, and who holds what: samples and modalities of every device."""
+"""Multi-modal datasets by name, and the samples and modalities of every device."""
 
 from dmmlkd_ext.data.dataset import MultiModalDataset, Split
 from dmmlkd_ext.data.partition import (
@@ -29,7 +29,7 @@ __all__ = [
     "register_dataset",
 ]
 
-# `replace` because a module that is reloaded registers its datasets again.
+# `replace`, because a reloaded module registers its datasets again.
 register_dataset("avdigits", load_avdigits, replace=True)
 register_dataset("cremad", load_cremad, replace=True)
 register_dataset("mfeat", load_mfeat, replace=True)

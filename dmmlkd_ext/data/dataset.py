@@ -1,4 +1,4 @@
-"""What a dataset is: samples with several modalities, some of which may be absent, in three splits."""
+"""Datasets: samples with several modalities, some of which may be absent, in three splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 RESERVED_MODALITIES = ("shared", "generator", "state of the guidance")
-"""What checkpoints, records and links name beside the modalities: no modality can be called so."""
+"""Names that checkpoints, records and links use besides those of modalities; no modality may have one of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,13 +16,12 @@ class Split:
     """Samples of one side of a dataset (training, validation or test).
 
     Attributes:
-        features: one float32 tensor ``[samples, *shape]`` per modality, all values finite, at least one per sample.
-            Where a sample lacks a modality the row is there, holds any finite values (zeros by custom) and is masked by
-            `present`.
+        features: one float32 tensor ``[samples, *shape]`` per modality, all values finite, at least one per sample. The
+            row of a sample that lacks the modality holds any finite values (zeros by custom).
         labels: int64 ``[samples]``, the class of each sample.
         present: bool ``[samples, modalities]``, columns in the order of ``MultiModalDataset.modalities``;
             every sample has at least one modality.
-        groups: int64 ``[samples]``, the natural owner of each sample (a person's arm, a speaker), or -1.
+        groups: int64 ``[samples]``, the natural owner of each sample (such as a speaker), or -1.
 
     Raises:
         ValueError: a field has the wrong type, dtype or shape, or features are not finite.
@@ -89,13 +88,12 @@ class MultiModalDataset:
         modalities: names, in the order of the columns of ``Split.present``; none of `RESERVED_MODALITIES`.
         num_classes: number of classes C; labels lie in 0..C-1.
         class_names: C names.
-        train: what devices hold and learn from. At least one sample.
-        validation: for choices (learning rate, early end); may be empty.
+        train: what devices hold and learn from; at least one sample.
+        validation: for choices such as the learning rate; may be empty.
         test: for results only; may be empty.
 
     Raises:
-        ValueError: a field is inconsistent with another; the message names the field, what it got and what
-            it needs.
+        ValueError: a field is inconsistent with another; the message names the field.
 
     Example:
         >>> part = Split({"a": torch.zeros(2, 3)}, torch.tensor([0, 1]), torch.ones(2, 1, dtype=torch.bool),
@@ -151,7 +149,7 @@ class MultiModalDataset:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one sample's features, a modality."""
+        """The shape of one sample's features, by modality."""
         return {modality: tuple(values.shape[1:]) for modality, values in self.train.features.items()}
 
 
@@ -173,4 +171,4 @@ def _require_tensor(
         needed = "at least 1 dimension" if dimensions is None else f"{dimensions} dimension(s)"
         raise ValueError(f"{field} must have {needed}, got shape {tuple(value.shape)}")
     if samples is not None and value.shape[0] != samples:
-        raise ValueError(f"{field} must have one row a sample, {samples} as labels has, got {value.shape[0]}")
+        raise ValueError(f"{field} must have one row per sample, {samples} as labels has, got {value.shape[0]}")

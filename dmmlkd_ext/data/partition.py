@@ -1,7 +1,7 @@
-"""Who holds which samples and which modalities: the heterogeneity of the devices.
+"""Which samples and which modalities each device holds (METHOD 1 and 8).
 
-Samples are divided by their natural owner, by a Dirichlet draw (label skew) or evenly; modalities are taken
-away from a fixed number of devices (METHOD 1 and 8).
+Samples are divided by their natural owner, by a Dirichlet draw (label skew) or evenly; modalities are removed from a
+fixed number of devices.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _LEAST_ALPHA, _MOST_ALPHA = 1e-300, 1e100
 
 
 def partition_natural(groups: npt.ArrayLike) -> list[IndexArray]:
-    """Give each natural owner its samples: one device an owner, owners in ascending order.
+    """Give each natural owner its samples: one device per owner, owners in ascending order.
 
     Args:
         groups: integers ``[samples]``, the owner of each sample (``Split.groups``), none negative.
 
     Returns:
-        One ascending int64 array of sample indices a device; disjoint, complete, none empty.
+        One ascending int64 array of sample indices per device; disjoint, complete, none empty.
 
     Raises:
         ValueError: ``groups`` is empty, not one-dimensional, not integer, or has samples without owner (-1).
@@ -49,7 +49,7 @@ def partition_iid(num_samples: int, num_devices: int, generator: np.random.Gener
         generator: the source of randomness.
 
     Returns:
-        One ascending int64 array of sample indices a device; disjoint, complete.
+        One ascending int64 array of sample indices per device; disjoint, complete.
 
     Raises:
         ValueError: a count is not a positive integer or there are fewer samples than devices.
@@ -76,9 +76,8 @@ def partition_dirichlet(
 ) -> list[IndexArray]:
     """Divide the samples with label skew: each class is spread over devices in Dirichlet(alpha) proportions.
 
-    The smaller ``alpha``, the fewer classes a device holds and the more their sizes differ. Devices that come
-    out below ``min_samples`` are filled up, one sample at a time, from the device that holds the most, so
-    that the draw needs no rejection and always ends.
+    The smaller ``alpha``, the fewer classes a device holds and the more their sizes differ. Devices below
+    ``min_samples`` are filled up, one sample at a time, from the device with the most samples.
     Source: Yurochkin et al. 2019, arXiv 1905.12022; METHOD 8.
 
     Args:
@@ -86,10 +85,10 @@ def partition_dirichlet(
         num_devices: devices, at least 1.
         alpha: concentration, above 0.
         generator: the source of randomness.
-        min_samples: least samples a device; ``min_samples * num_devices`` must not exceed the samples.
+        min_samples: least samples per device; ``min_samples * num_devices`` must not exceed the samples.
 
     Returns:
-        One ascending int64 array of sample indices a device; disjoint, complete.
+        One ascending int64 array of sample indices per device; disjoint, complete.
 
     Raises:
         ValueError: an argument is out of range, or there are too few samples.
@@ -121,7 +120,7 @@ def partition_dirichlet(
         samples.append(members)
         owners.append(np.repeat(np.arange(num_devices), np.diff(cuts, prepend=0, append=len(members))))
     owner = np.concatenate(owners)
-    # Stable: a device's samples stay in the order in which they were dealt, which the filling up draws from.
+    # Stable: filling up draws from a device's samples in the order in which they were assigned.
     dealt = np.concatenate(samples)[np.argsort(owner, kind="stable")]
     parts = np.split(dealt, np.cumsum(np.bincount(owner, minlength=num_devices))[:-1])
     _fill_up(parts, min_samples, generator)
@@ -129,16 +128,13 @@ def partition_dirichlet(
 
 
 def _draw_shares(num_devices: int, alpha: float, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draw how a class is shared out, float64 ``[devices]``, which sums to one."""
-    # Within the limits shares become one device's, or even, to the last bit; beyond them the draw overflows.
+    """Draw each device's share of a class, float64 ``[devices]``, which sums to one."""
+    # Beyond these limits the draw overflows; at them, one device gets all or all get equal shares, to the last bit.
     return generator.dirichlet(np.full(num_devices, np.clip(alpha, _LEAST_ALPHA, _MOST_ALPHA)))
 
 
 def _fill_up(parts: list[IndexArray], min_samples: int, generator: np.random.Generator) -> None:
-    """Move random samples from the fullest device, the first of several, to those below ``min_samples``, in place.
-
-    Whoever gives has more than ``min_samples``: else all devices together would have too few.
-    """
+    """Move random samples from the fullest device, the first of several, to those below ``min_samples``, in place."""
     donors = [(-len(part), device) for device, part in enumerate(parts) if len(part) > min_samples]
     heapq.heapify(donors)
     left: dict[int, list[int]] = {}
@@ -162,17 +158,17 @@ def assign_modalities(
     generator: np.random.Generator,
     modalities_per_device: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Draw the modality set of every device (METHOD 8: a fixed number of devices lacks a modality).
+    """Draw the modality set of every device (METHOD 8).
 
-    Exactly ``round(missing_rate * num_devices)`` devices, drawn, are incomplete; the others hold everything.
-    The set of an incomplete device is drawn independently of the others': its size uniform between 1 and
-    ``num_modalities - 1`` (or in ``modalities_per_device``), then a uniform subset of that size. With two
-    modalities the incomplete devices are divided between them as evenly as possible.
+    Exactly ``round(missing_rate * num_devices)`` random devices are incomplete. The size of such a device's set is
+    uniform between 1 and ``num_modalities - 1`` (or in ``modalities_per_device``), then the set is a uniform subset of
+    that size, independent of other devices. With two modalities the incomplete devices are divided between them as
+    evenly as possible.
 
-    A modality that nobody else holds cannot be mixed, hence one rule more: while a modality has fewer than
-    two holders and another has at least two holders more, an incomplete device, drawn, that holds the most
-    common modality and lacks the rarest swaps one for the other. Set sizes stay as drawn, and the rule ends
-    with two holders a modality whenever the drawn sizes add up to ``2 * num_modalities``.
+    A modality that only one device holds cannot be mixed. So while a modality has fewer than two holders and another
+    has at least two holders more, a random incomplete device that holds the most common modality and lacks the rarest
+    swaps them. Set sizes do not change, and if they sum to at least ``2 * num_modalities``, every modality gets two
+    holders.
 
     Args:
         num_devices: devices K, at least 1.
@@ -185,7 +181,7 @@ def assign_modalities(
         bool ``[num_devices, num_modalities]``, true where the device holds the modality; every row has one.
 
     Raises:
-        ValueError: an argument is out of range, or a single modality is to be taken away.
+        ValueError: an argument is out of range, or devices would lack the only modality.
 
     Example:
         >>> held = assign_modalities(10, 2, 0.6, np.random.default_rng(0))
@@ -231,8 +227,7 @@ def _set_sizes(num_modalities: int, modalities_per_device: tuple[int, int] | Non
 def _spread_holders(held: npt.NDArray[np.bool_], generator: np.random.Generator) -> None:
     """Swap modalities, in place, until each has two holders or counts differ by at most one.
 
-    A swap always exists: the common modality has more holders than the rare one, so some device holds the
-    first and lacks the second, and lacking one it is incomplete.
+    A swap always exists: the common modality has more holders than the rare one, so some device holds only the first.
     """
     while True:
         holders = held.sum(axis=0)

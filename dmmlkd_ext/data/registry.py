@@ -1,7 +1,7 @@
-"""Datasets by name, so that a configuration can name one and a user can add one.
+"""Datasets by name, to which a user can add.
 
-A dataset of your own needs a function that returns a `MultiModalDataset`; any number of modalities, each of
-any shape, and any sample may lack some of them:
+A new dataset needs a function that returns a `MultiModalDataset`, with any number of modalities of any shape; any
+sample may lack some of them:
 
     >>> import torch
     >>> from dmmlkd_ext.data import MultiModalDataset, Split, load_dataset, register_dataset
@@ -46,13 +46,13 @@ _LOADERS: dict[str, Loader] = {}
 
 
 def register_dataset(name: str, loader: Loader, *, replace: bool = False) -> None:
-    """Make ``loader`` known as ``name``; see the module's text for a whole example.
+    """Register ``loader`` as ``name``; see the module's text for an example.
 
     Args:
-        name: what `load_dataset` and configurations call it.
+        name: the dataset's name in `load_dataset` and configurations.
         loader: called as ``loader(seed=seed, **options)``; returns a `MultiModalDataset`. Results of
             different seeds are comparable only if the test split does not depend on the seed.
-        replace: allow a name that is taken.
+        replace: replace a registered dataset of that name.
 
     Raises:
         ValueError: the name is empty or taken, or the loader is not callable or takes no ``seed``.
@@ -73,14 +73,14 @@ def load_dataset(name: str, /, seed: int = 0, **options: object) -> MultiModalDa
 
     Args:
         name: one of `available_datasets`.
-        seed: the run's seed, at least 0. The datasets of this package keep their splits and features the same
-            for every seed, so that runs are comparable; a dataset of your own may draw from it.
-        **options: options of that dataset, such as ``split="subject"`` of ``watch``; text is read as the type that the
-            loader states.
+        seed: the run's seed, at least 0. The splits and features of this package's datasets do not depend on it, so
+            that runs are comparable; those of another dataset may.
+        **options: options of that dataset, such as ``split="subject"`` of ``watch``; text is converted to the type that
+            the loader declares.
 
     Raises:
         ValueError: the name, an option or the seed is not valid.
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the files are neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the files are neither local nor can be downloaded.
 
     Example:
         >>> load_dataset("wacht")
@@ -98,7 +98,7 @@ def load_dataset(name: str, /, seed: int = 0, **options: object) -> MultiModalDa
 
 
 def read_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
-    """Return options of a dataset's loader as the types that its signature states, by annotation or else by default.
+    """Return a loader's options converted to the types of its signature, by annotation or else by default.
 
     Raises:
         ValueError: there is no such dataset or option, or a value does not fit.
@@ -121,10 +121,10 @@ def read_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _type_of(loader: Loader, option: str) -> Any:
-    """Return the type that a loader states for an option; Any where it states none."""
+    """Return the type that a loader declares for an option, or Any."""
     try:
         parameter = inspect.signature(loader, eval_str=True).parameters.get(option)
-    except Exception:  # an annotation may be any expression, of names that are there for type checkers alone
+    except Exception:  # an annotation may be any expression, with names that only type checkers import
         parameter = inspect.signature(loader).parameters.get(option)
     if parameter is None:
         return Any
@@ -144,7 +144,7 @@ def _find_loader(name: str) -> Loader:
 
 
 def available_datasets() -> tuple[str, ...]:
-    """Return the registered names, sorted; no data are touched.
+    """Return the registered names, sorted; loads no data.
 
     Example:
         >>> {"mfeat", "watch"} <= set(available_datasets())

@@ -1,4 +1,4 @@
-"""Standardization with the statistics of the training side only."""
+"""Standardization with the statistics of the training split alone."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 def standardize(
     sides: Mapping[str, npt.NDArray[np.float64]], axes: tuple[int, ...], train: str = "train"
 ) -> dict[str, torch.Tensor]:
-    """Scale every side to zero mean and unit variance of the training side, over ``axes``.
+    """Shift and scale every split such that the training split has zero mean and unit variance over ``axes``.
 
     Args:
-        sides: arrays ``[samples, ...]`` by side, alike but for the number of samples.
-        axes: the axes that are averaged over; e.g. ``(0, 2)`` for one mean a channel of ``[samples, channels,
+        sides: arrays ``[samples, ...]`` by split, of equal shapes except the number of samples.
+        axes: the axes that are averaged over; e.g. ``(0, 2)`` for one mean per channel of ``[samples, channels,
             time]``.
-        train: the side whose statistics are used.
+        train: the split whose statistics are used.
 
     Returns:
         float32 tensors, same keys. A feature that is constant in training is only centred.
 
     Raises:
-        ValueError: the training side is missing or has no samples.
+        ValueError: the training split is missing or has no samples.
 
     Example:
         >>> sides = {"train": np.array([[1.0, 5.0], [3.0, 5.0]]), "test": np.array([[5.0, 6.0]])}
@@ -35,7 +35,7 @@ def standardize(
         raise ValueError(f"sides must hold samples of the training side {train!r}, got {sorted(sides)}")
     mean = sides[train].mean(axis=axes, keepdims=True)
     deviation = sides[train].std(axis=axes, keepdims=True)
-    # Rounding leaves a constant feature with a tiny deviation, which would blow up its noise.
+    # Rounding gives a constant feature a tiny deviation, and division by it would amplify the rounding errors.
     constant = deviation <= 1e-9 * np.maximum(1.0, np.abs(mean))
     scale = np.where(constant, 1.0, deviation)
     return {side: torch.from_numpy(((values - mean) / scale).astype(np.float32)) for side, values in sides.items()}

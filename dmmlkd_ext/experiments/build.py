@@ -1,4 +1,4 @@
-"""From a configuration to a simulation: data, devices, links and energy, each drawn by a stream of its own."""
+"""From a configuration to a simulation: data, devices, links and energy, each with its random stream."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
 
     Args:
         config: what is simulated.
-        ranks: the processes that share it, each with the devices that `slice_devices` gives it; None is this one alone.
+        ranks: the processes that share it, each with the devices of its `Slice`; None is this process alone.
 
     Raises:
         ValueError: the configuration does not fit the dataset, or has fewer devices than there are ranks; the message
             names the field.
-        DataUnavailableError: the dataset is neither at hand nor to be had.
+        DataUnavailableError: the dataset is neither cached nor can be fetched.
 
     Example:
         >>> from dmmlkd_ext.experiments.presets import preset
@@ -48,7 +48,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         (20, 0, 40)
     """
     dataset = load_data(config)
-    data_sha256 = hash_data(dataset)  # before `centralize` puts another in its place
+    data_sha256 = hash_data(dataset)  # before `centralize` replaces it
     device_samples = partition(dataset, config.data, config.seed)
     holds = assign_modalities(
         config.data.num_devices,
@@ -73,7 +73,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     population = Population(model, holds[part.devices], config.seed, further)
     everyone = np.ones(len(holds), dtype=np.bool_)
     held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
-    network = WirelessWorld(
+    world = WirelessWorld(
         topology,
         {name: held.get(name, everyone) for name in population.blocks},
         {name: block.num_parameters for name, block in population.blocks.items()},
@@ -83,7 +83,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         config.seed,
         method.exchange,
     )
-    simulation = Simulation(dataset, device_samples, population, network, method, training, config.seed, guidance, part)
+    simulation = Simulation(dataset, device_samples, population, world, method, training, config.seed, guidance, part)
     simulation.data_sha256 = data_sha256
     return simulation
 
@@ -96,7 +96,7 @@ def slice_population(topology: Topology, holds: npt.NDArray[np.bool_], model: Mu
     """
     if ranks.size > len(holds):
         raise ValueError(
-            f"nproc-per-node and nnodes must make at most {len(holds)} ranks, one a device; got {ranks.size}"
+            f"nproc-per-node and nnodes must make at most {len(holds)} ranks, one per device; got {ranks.size}"
         )
     macs = np.array([model.forward_macs[name] for name in model.modalities], dtype=np.float64)
     # A device without modalities still exchanges.
@@ -126,7 +126,7 @@ def centralize(
     holds: npt.NDArray[np.bool_],
     topology: Topology,
 ) -> tuple[MultiModalDataset, list[npt.NDArray[np.int64]], npt.NDArray[np.bool_], Topology]:
-    """Return the same data in one place: samples keep the modalities that their device had."""
+    """Give one device all samples; each keeps the modalities of the device that held it."""
     present = dataset.train.present.clone()
     for samples, held in zip(device_samples, holds, strict=True):
         present[torch.from_numpy(samples)] &= torch.from_numpy(held)

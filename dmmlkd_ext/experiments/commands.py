@@ -37,13 +37,13 @@ from dmmlkd_ext.training.methods import METHODS, get_method, method_names
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done; the message says why in one line."""
+    """The user's request is invalid; the message says why in one line."""
 
     exit_code = 2
 
 
 class UnavailableError(UserError):
-    """What the user asked for was right, but cannot be had at this time or place."""
+    """The user's request is valid, but what it needs is not available now or on this machine."""
 
     exit_code = 1
 
@@ -56,7 +56,7 @@ def _require_positive(command: Any, *names: str) -> None:
 
 
 def _require_named(config: ExperimentConfig, method: str, dataset: str) -> None:
-    """Refuse what would run something else than it is called."""
+    """Refuse options that replace the method or dataset that the command names."""
     for setting, got, asked in (
         ("method.name", config.method.name, method),
         ("data.dataset", config.data.dataset, dataset),
@@ -91,8 +91,8 @@ class RunCommand:
     quiet: bool = False
     """Draw no bar."""
     timeout_s: float = 300.0
-    """Under torchrun: seconds that a process waits for the others before it takes one for lost; more than their rounds
-    may differ by."""
+    """Under torchrun: seconds that a process waits for another before it reports it as lost; more than the durations
+    of their rounds differ."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "threads", "checkpoint_every", "timeout_s")
@@ -145,7 +145,7 @@ class RunCommand:
         except UserError as error:
             if ranks.rank == 0:
                 raise
-            # The others are silent about it, so that this one must not be, whatever its number.
+            # Only this rank reports the error, so it must, whatever its number.
             raise UnavailableError(str(error)) from error
 
     def _print_result(self, folder: Path) -> None:
@@ -161,7 +161,7 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class SweepCommand:
-    """Run several methods on several datasets with several seeds, over the cores of this machine."""
+    """Run several methods on several datasets with several seeds, on the cores of this machine."""
 
     methods: tuple[str, ...] = ("local", "dmml", "dmml-kd", "dmml-kd-tb")
     """Names of methods."""
@@ -219,7 +219,7 @@ class SweepCommand:
         """Return one configuration.
 
         Raises:
-            ValueError: a setting does not fit, or is one that the sweep goes through itself.
+            ValueError: a setting does not fit, or is one that the sweep varies itself.
         """
         config = dataclasses.replace(preset(dataset, method, seed), module=self.module)
         changed = override_settings(config, self.settings)
@@ -276,7 +276,7 @@ class InfoCommand:
 
 @dataclass(frozen=True)
 class DataCommand:
-    """List the datasets, or fetch some of them now, so that runs need no network."""
+    """List the datasets, or fetch some of them now, so that runs need no download."""
 
     action: tyro.conf.Positional[Literal["list", "fetch"]] = "list"
     """What to do."""
@@ -286,7 +286,7 @@ class DataCommand:
     """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
 
     def execute(self) -> int:
-        """List or fetch, and return 1 if a dataset could not be had."""
+        """List or fetch; return 1 if a dataset is not available."""
         try:
             import_modules(*self.module)
         except ValueError as error:
@@ -306,12 +306,12 @@ Command = RunCommand | SweepCommand | InfoCommand | DataCommand
 
 
 def _accuracy(accuracy: float | None) -> str:
-    """Return an accuracy for a line; a dataset without test samples has none."""
+    """Format an accuracy; a dataset without test samples has none."""
     return "none" if accuracy is None else f"{accuracy:.4f}"
 
 
 def _local_training() -> str:
-    """Return what trains the methods: native code, or the reference, and why."""
+    """Return which tier trains the methods, and why."""
     if backend() == "reference":
         return f"reference: {build_info()['reason']}"
     further = [name for name in method_names() if name not in METHODS and "<" not in name]
@@ -327,7 +327,7 @@ def _started_by_torchrun() -> bool:
 
 
 def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimulation:
-    """Build the simulation; what does not fit the dataset is the user's error, not one of ours."""
+    """Build the simulation; a configuration that does not fit the dataset is the user's error."""
     from dmmlkd_ext.experiments import build as world
 
     try:

@@ -23,7 +23,8 @@ class DataConfig:
     partition: Literal["natural", "dirichlet", "iid"] = "dirichlet"
     num_devices: int = 20
     dirichlet_alpha: float = 0.5
-    """Concentration of a device's label distribution; smaller is less alike. Used by `dirichlet` alone."""
+    """Concentration of a device's label distribution; the smaller, the more the devices differ. Used by `dirichlet`
+    alone."""
     missing_rate: float = 0.6
     """Share of the devices that lack at least one modality."""
     modalities_per_device: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""A finished run: what certifies it, and whether it is still what was certified."""
+"""A finished run: the hashes that certify it, and the check that its files still match them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of a run that holds a table.
+    """Read a JSON file of a run that holds an object.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,7 +39,7 @@ def read_certified(folder: Path) -> bytes:
 
     Raises:
         OSError: a file is not there or cannot be read.
-        ValueError: the records are not those that it finished with.
+        ValueError: the records are not those that the run finished with.
     """
     content = (folder / "metrics.jsonl").read_bytes()
     if hashlib.sha256(content).hexdigest() != read_json(folder / "result.json").get("metrics_sha256"):
@@ -48,7 +48,7 @@ def read_certified(folder: Path) -> bytes:
 
 
 def require_unchanged(folder: Path, config: ExperimentConfig) -> None:
-    """Refuse to reuse a finished run of which files were changed, or that was made from other data.
+    """Refuse to reuse a finished run whose files or data were changed.
 
     Raises:
         RunChangedError: the message says what changed.
@@ -68,13 +68,7 @@ def require_unchanged(folder: Path, config: ExperimentConfig) -> None:
 
 
 def summarize(folder: Path, config: ExperimentConfig, rounds: int, records_sha256: str) -> dict[str, Any]:
-    """Return what certifies a run that has just finished.
-
-    Args:
-        folder: of the run.
-        config: of the run.
-        rounds: that it ran.
-        records_sha256: of the records that it wrote.
+    """Return the content of `result.json`, which certifies a run that has just finished.
 
     Raises:
         RunChangedError: the folder does not hold what was written.

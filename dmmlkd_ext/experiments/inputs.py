@@ -1,8 +1,7 @@
-"""What a run reads besides its configuration: files, code of the user, and the data.
+"""What a run reads besides its configuration: files, the user's code, and the data.
 
-The configuration holds names, and what lies behind a name may change. Files and code are hashed into the name of the
-run, so that it is another run when they change. The data are too costly for that: their hash stands in the run's
-`environment.json`, and is compared when the run goes on and when it is reused.
+The hash of files and code is part of the run's name: a change of them makes another run. The data take too long to read
+for that: their hash is in the run's `environment.json`, and is compared when the run is resumed or reused.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ from dmmlkd_ext.training.keep.files import RunChangedError
 _log = logging.getLogger(__name__)
 
 _known_data: dict[str, set[str]] = {}
-"""Dataset with its options -> hashes that this process has loaded, of any seed."""
+"""Dataset with its options -> hashes of the data that this process has loaded, for any seed."""
 
 
 def hash_files_read(config: ExperimentConfig) -> dict[str, str]:
     """Return the SHA-256 of each file that a configuration names, by the name of the setting.
 
-    Settings of files are called `path` or end in `_path`. A file that cannot be read is left out: whoever needs it says
-    so.
+    Settings of files are called `path` or end in `_path`. A file that cannot be read is left out; its user raises.
 
     Example:
         >>> hash_files_read(ExperimentConfig())
@@ -50,7 +48,7 @@ def hash_files_read(config: ExperimentConfig) -> dict[str, str]:
 def _paths(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            if before + name != "data.options":  # whose meaning the loader alone knows: the data tell
+            if before + name != "data.options":  # only the loader knows its meaning; the hash of the data covers it
                 yield from _paths(value, f"{before}{name}.")
         elif isinstance(value, str) and (name == "path" or name.endswith("_path")):
             yield before + name, value
@@ -61,14 +59,14 @@ def load_data(config: ExperimentConfig) -> MultiModalDataset:
 
     Raises:
         ValueError: there is no such module, dataset or option.
-        DataUnavailableError: the dataset is neither at hand nor to be had.
+        DataUnavailableError: the dataset is neither cached nor can be fetched.
     """
     import_modules(*config.module)
     return load_dataset(config.data.dataset, config.seed, **config.data.options)
 
 
 def hash_data(dataset: MultiModalDataset) -> str:
-    """Return a SHA-256 over all that a dataset holds but its name.
+    """Return a SHA-256 over everything in a dataset except its name.
 
     Example:
         >>> import torch
@@ -88,18 +86,13 @@ def hash_data(dataset: MultiModalDataset) -> str:
 
 
 def require_same_data(config: ExperimentConfig, run: str, recorded: str) -> None:
-    """Refuse a finished run whose data are not those that its configuration loads now.
+    """Refuse a finished run whose recorded hash of the data is not that of the data which its configuration loads now.
 
-    Where the data cannot be had, the run is believed. A hash that this process has loaded for one seed is not loaded
-    again for another: data that do not depend on the seed are read once for all runs.
-
-    Args:
-        config: of the run.
-        run: its name.
-        recorded: the hash of the data that it was made from.
+    If the data are not available, the run is accepted. Data whose hash this process knows from another seed are not
+    loaded again: most data do not depend on the seed.
 
     Raises:
-        RunChangedError: they differ.
+        RunChangedError: the hashes differ.
         ValueError: the dataset cannot be loaded as the configuration says.
     """
     data = config.data
@@ -117,7 +110,7 @@ def require_same_data(config: ExperimentConfig, run: str, recorded: str) -> None
 
 
 def other_data(run: str, dataset: str, before: str, now: str) -> RunChangedError:
-    """Return the error for a run of which the data changed."""
+    """Return the error for a run whose data changed."""
     return RunChangedError(
         f"run {run} was made from other data: dataset {dataset} had the SHA-256 {before[:12]} then and has {now[:12]} "
         "now; put the old data back, or take another folder of runs"

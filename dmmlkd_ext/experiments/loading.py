@@ -1,4 +1,4 @@
-"""A configuration back from its file, strictly: what does not fit the dataclasses is an error."""
+"""Reads a configuration from its file, strictly: what does not fit the dataclasses is an error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ T = TypeVar("T")
 
 
 def load_config(path: Path) -> ExperimentConfig:
-    """Load the configuration that a run left in its `config.json`.
-
-    Args:
-        path: the file, or the run's folder.
+    """Load the configuration from a run's folder or its `config.json`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,7 +39,7 @@ def load_config(path: Path) -> ExperimentConfig:
 
 
 def _modernize(data: Any) -> Any:
-    """Return the table of an earlier version as it would be now: code of the user was one module, of the data."""
+    """Convert a configuration of an earlier version, which had one module, under `data`."""
     if not isinstance(data, dict) or not isinstance(data.get("data"), dict) or "module" not in data["data"]:
         return data
     inner = dict(data["data"])
@@ -55,7 +52,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
 
     Args:
         cls: the dataclass to build.
-        data: a dictionary with exactly the dataclass's fields; lists become tuples where a tuple is due.
+        data: a dictionary with exactly the dataclass's fields; lists become tuples where the field is a tuple.
         where: the name that messages give to `data`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The one parameter that makes a method what it is: what a search tunes besides the learning rate."""
+"""The one parameter that characterizes a method, which a search tunes besides the learning rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dmmlkd_ext.training.methods import METHODS, MethodConfig
 
 
 def get_own_parameter(method: MethodConfig) -> float:
-    """Return the value of a method's own parameter; NaN where it has none or it is not known.
+    """Return the value of a method's characteristic parameter; NaN where it has none or it is not known.
 
     Example:
         >>> get_own_parameter(METHODS["dmml-kd-tb"]), get_own_parameter(METHODS["dmml-kd"])
@@ -28,7 +28,7 @@ def get_own_parameter(method: MethodConfig) -> float:
 
 
 def set_own_parameter(method: MethodConfig, value: float) -> MethodConfig:
-    """Return a method with another value of its own parameter.
+    """Return a method with another value of its characteristic parameter.
 
     Raises:
         ValueError: the method has none, or `value` is out of the parameter's range.
@@ -50,17 +50,17 @@ def set_own_parameter(method: MethodConfig, value: float) -> MethodConfig:
 
 
 def loss_scale(method: MethodConfig) -> float:
-    """Return the factor of a method's loss weights on those in the table of methods; NaN where they are none of it."""
+    """Return the ratio of a method's loss weights to those in the table of methods; NaN if it is not one number."""
     if method.name not in METHODS:
         return math.nan
-    known, own = METHODS[method.name].losses.named(), method.losses.named()
-    factors = {round(own[term] / weight, 9) for term, weight in known.items() if weight}
-    absent_alike = all(not own[term] for term, weight in known.items() if not weight)
+    known, weights = METHODS[method.name].losses.named(), method.losses.named()
+    factors = {round(weights[term] / weight, 9) for term, weight in known.items() if weight}
+    absent_alike = all(not weights[term] for term, weight in known.items() if not weight)
     return factors.pop() if len(factors) == 1 and absent_alike else math.nan
 
 
 def scale_losses(method: MethodConfig, scale: float) -> MethodConfig:
-    """Return a method whose loss weights, beside the task's, are those in the table of methods times `scale`.
+    """Return a method whose loss weights, except the task's, are those in the table of methods times `scale`.
 
     Raises:
         ValueError: `scale` is not positive and finite, or the method is not in the table.

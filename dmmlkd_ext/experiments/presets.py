@@ -1,4 +1,4 @@
-"""Recommended settings of each dataset, so that a name is enough to run something sensible."""
+"""Recommended settings of each dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DATA: dict[str, DataConfig] = {
         partition="dirichlet",
         num_devices=20,
         dirichlet_alpha=0.1,
-        # With all six views for everyone the task saturates, so that every device holds two to four.
+        # With all six views on every device the accuracy saturates, so every device holds two to four.
         missing_rate=1.0,
         modalities_per_device=(2, 4),
     ),
@@ -28,13 +28,13 @@ _TRAINING: dict[str, TrainingConfig] = {
 }
 
 PRESETS: tuple[str, ...] = tuple(_DATA)
-"""Datasets with settings of their own."""
+"""Datasets with recommended settings."""
 
 
 def preset(dataset: str, method: str = "dmml-kd", seed: int = 0) -> ExperimentConfig:
     """Return the recommended configuration of a method on a dataset.
 
-    A dataset that is registered but has no settings of its own, such as one of yours, gets the defaults.
+    A registered dataset without recommended settings, such as one of yours, gets the defaults.
 
     Args:
         dataset: name of a registered dataset.

@@ -1,4 +1,4 @@
-"""What a result came from: the version of the code, the commit, the machine's software."""
+"""The origin of a result: the version of the code, the commit, the machine's software."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _adopted: Identity | None = None
 
 
 def identity() -> Identity:
-    """Return which code this process runs, as it was when first asked.
+    """Return which code this process runs, as it was at the first call.
 
     Example:
         >>> len(identity().code_version)
@@ -51,7 +51,7 @@ def identity() -> Identity:
 
 
 def adopt_identity(known: Identity) -> None:
-    """Take over the identity of the process that started this one: an edit in between changes neither."""
+    """Use the identity of the process that started this one, whatever was edited since."""
     global _adopted
     _adopted = known
 
@@ -59,8 +59,8 @@ def adopt_identity(known: Identity) -> None:
 def code_version() -> str:
     """Return a SHA-256 over the package's sources.
 
-    Results are reused only by the code that made them: a change of any source file starts the runs anew, unless it is
-    one of a Python file's comments, docstrings or layout.
+    Results are reused only by the code that made them: a change of any source file starts the runs anew, except a
+    change of a Python file's comments, docstrings or layout.
     """
     return identity().code_version
 
@@ -81,7 +81,7 @@ def _read_identity() -> Identity:
 
 
 def hash_files(named_paths: Iterable[tuple[str, Path]]) -> str:
-    """Return a SHA-256 over names and contents of files, in the order of their names; of Python files, their syntax."""
+    """Return a SHA-256 over names and contents (of Python files, the syntax) of files, in the order of their names."""
     total = hashlib.sha256()
     for name, path in sorted(named_paths):
         content = path.read_bytes()
@@ -103,7 +103,7 @@ def python_syntax(source: bytes) -> str:
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        # Any string that stands alone computes nothing: also those under attributes.
+        # A string that stands alone computes nothing, such as one under an attribute.
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [statement for statement in node.body if not _is_text(statement)]
     return ast.dump(tree)
@@ -116,12 +116,9 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def describe_environment(threads: int) -> dict[str, Any]:
-    """Return what besides the configuration can bear on a run's bits; the same each time on one machine.
+    """Return what besides the configuration can change a run's bits, with the CPU `threads` of the run.
 
-    No date, host name or path is in it.
-
-    Args:
-        threads: CPU threads of the run.
+    It is the same each time on one machine, and holds no date, host name or path.
     """
     code = identity()
     build = build_info()

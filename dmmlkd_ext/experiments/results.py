@@ -1,18 +1,16 @@
-"""Folders of runs into one tidy table: a row a number, with what it came from."""
+"""What a finished run yields for tables: one row per number, with the run that it came from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.finished import is_finished, read_certified, read_json
-from dmmlkd_ext.experiments.loading import load_config
+from dmmlkd_ext.experiments.finished import read_certified, read_json
 from dmmlkd_ext.experiments.own_parameter import get_own_parameter
 
 PROVENANCE = (
@@ -34,15 +32,12 @@ PROVENANCE = (
     "local_iterations",
     "commit",
 )
-"""Columns that say where a number came from; the same in all rows of a run."""
+"""Columns that describe the run; the same in all its rows."""
 
 MEASUREMENT = ("round", "metric", "part", "device", "value")
-"""Columns of a number. `metric` is the record's key, such as `accuracy`; `part` is the key below it, such as
-`test`, a modality or a block, and empty where there is none; `device` is missing where the number is of the
-whole population."""
+"""Columns of a number. `metric` is the record's key, such as `accuracy`; `part` is the key below it, such as `test`, a
+modality or a block, and empty where there is none; `device` is missing for a number of the whole population."""
 
-CATEGORIES = ("run", "dataset", "method", "partition", "topology", "commit", "metric", "part")
-"""Columns of few different values, which repeat."""
 NUMBERS = (
     "budget_fraction",
     "dirichlet_alpha",
@@ -52,56 +47,7 @@ NUMBERS = (
     "learning_rate",
     "own_parameter",
 )
-"""Columns of provenance that are numbers with a fraction; one that does not apply is NaN."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """The numbers of all finished runs, and the names of those that are not finished."""
-
-    table: pd.DataFrame
-    unfinished: tuple[str, ...]
-    features: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Features of some runs' devices in two dimensions, where they were gathered."""
-    settings: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Every option of every run, a row an option, where they were gathered."""
-
-
-def find_runs(runs_folder: Path) -> list[Path]:
-    """Return the folders of all runs in a folder, finished or not, by name.
-
-    Raises:
-        FileNotFoundError: there is no folder `runs_folder`.
-    """
-    if not Path(runs_folder).is_dir():
-        raise FileNotFoundError(f"runs_folder does not exist: {runs_folder}")
-    return sorted(path.parent for path in Path(runs_folder).glob("*/config.json"))
-
-
-def load_results(folders: Iterable[Path], metrics: Collection[str] | None = None) -> Results:
-    """Read the records of finished runs into one table, one row a run, round, metric, part and device.
-
-    Args:
-        folders: folders of runs; those without a result are left out and named in the answer.
-        metrics: keys of the records to read; None reads all.
-
-    Raises:
-        ValueError: a run's records are not those that it finished with.
-    """
-    rows: list[tuple[Any, ...]] = []
-    unfinished = []
-    for folder in folders:
-        if is_finished(folder):
-            rows.extend(_read_run(Path(folder), metrics))
-        else:
-            unfinished.append(Path(folder).name)
-    table = pd.DataFrame(rows, columns=[*PROVENANCE, *MEASUREMENT])
-    table["device"] = table["device"].astype("Int32")
-    for name in ("value", *NUMBERS):
-        table[name] = table[name].astype("float64")
-    for name in CATEGORIES:
-        table[name] = table[name].astype("category")
-    return Results(table, tuple(unfinished))
+"""Columns of `PROVENANCE` that are floating-point numbers; NaN where one does not apply."""
 
 
 def last_round(table: pd.DataFrame) -> pd.DataFrame:
@@ -135,27 +81,19 @@ def _is_number(value: Any) -> bool:
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a finished run, a round at a time.
+    """Yield the records of a finished run, one per recorded round.
 
     Raises:
         FileNotFoundError: the run is not finished.
-        ValueError: the records are not those that it finished with.
+        ValueError: the records are not those that the run finished with.
     """
     yield from map(json.loads, read_certified(folder).splitlines())
 
 
 def read_commit(folder: Path) -> str | None:
-    """Return the commit that a run was begun at, None where it is not known."""
+    """Return the commit that a run started at, or None if unknown."""
     commit: str | None = read_json(folder / "environment.json").get("commit")
     return commit
-
-
-def _read_run(folder: Path, metrics: Collection[str] | None) -> Iterator[tuple[Any, ...]]:
-    provenance = tuple(describe_run(folder.name, load_config(folder), read_commit(folder)).values())
-    for record in read_records(folder):
-        for metric, *rest in flatten_record(record):
-            if metrics is None or metric in metrics:
-                yield (*provenance, record["round"], metric, *rest)
 
 
 def describe_run(run: str, config: ExperimentConfig, commit: str | None) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""One run, one folder: started, killed and started again, it ends with the same bytes.
+"""One run in one folder; a run that was killed and resumed ends with the same bytes.
 
 A run's folder `<dataset>-<method>-<digest>` holds `config.json` (the resolved configuration),
 `environment.json` (software, commit, processor, hashes of what was read), `metrics.jsonl` (a record per round),
-`checkpoint.pt` and, written last, `result.json`: where it is, the run is finished. What differs from one time to the
-next, such as wall time, goes to `timings.csv` beside the folders. What cannot be trusted when a run goes on is set
-aside in the folder `.rejected` beside them.
+`checkpoint.pt` and, written last, `result.json`, whose presence marks a finished run. Wall times go to `timings.csv`
+beside the folders. Files that fail a check when a run is resumed are moved to the folder `.rejected` beside them.
 
 Several ranks may run it together (`dmmlkd_ext.training.exchange.ranks`), in a folder that all of them see. The first
-one writes all of these files; each leaves the rows of its devices beside `checkpoint.pt`. How many there are is no part
-of the result: another number of them goes on from what these left.
+rank writes these files; each writes the rows of its devices beside `checkpoint.pt`. The result does not depend on the
+number of ranks, which may change when a run is resumed.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# A run may go on at another commit whose code is the same; anything else that differs starts it anew.
+# A run may be resumed at another commit with the same code; any other difference starts it anew.
 _NO_MATTER = ("commit", "dirty")
 
 
@@ -70,14 +69,14 @@ class ResumableSimulation(RunningSimulation, Protocol):
         """Run the remaining rounds."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the round that the state was taken at."""
+        """Restore a `state_dict`."""
 
 
 Builder = Callable[[ExperimentConfig], ResumableSimulation]
 
 
 def run_name(config: ExperimentConfig) -> str:
-    """Return the name of a run's folder under the current code and files that the configuration names.
+    """Return the name of a run's folder, which holds a hash of the configuration, its files and the code.
 
     Example:
         >>> run_name(ExperimentConfig()).startswith("watch-dmml-kd-")
@@ -102,31 +101,30 @@ def run_experiment(
     wait: bool = False,
     ranks: Ranks | None = None,
 ) -> Path:
-    """Run one configuration to its end, or what is left of it, and return its folder; every rank calls it.
+    """Run one configuration to its end and return its folder; every rank calls it.
 
-    A finished run is reused. The folder's name holds a hash of the configuration, the code and the files that the
-    configuration names, so that a change of any of them starts a new run. A run that was killed goes on from its
-    checkpoint. Neither happens where the data changed, or files of the run.
+    A finished run is reused, and an interrupted run goes on from its checkpoint; both are refused if the data or the
+    run's files changed. A change of the configuration, its files or the code starts a new run (`run_name`).
 
     Args:
         config: what to run.
         runs_folder: the folder of all runs; made if it is not there.
-        threads: CPU threads of torch; part of what the last bits depend on.
+        threads: CPU threads of torch; the last bits may depend on it.
         checkpoint_every: rounds between checkpoints.
         progress: draw a bar; None draws it only on a terminal.
         tensorboard: also write events to the folder `tensorboard` in `runs_folder`.
-        callbacks: further callbacks, on every rank. They may watch but not steer: the folder's name does not know them.
-        build: makes the simulation; the default is the real one, on `ranks`.
-        wait: where another process runs the same configuration, wait for it and take its result.
-        ranks: the processes that run it together; None is this one alone.
+        callbacks: further callbacks, on every rank; they must not change the training, as they are not in the hash.
+        build: makes the simulation; the default is `build_simulation`, on `ranks`.
+        wait: if another process runs the same configuration, wait for it and take its result.
+        ranks: the processes that run it together; None is this process alone.
 
     Raises:
         ValueError: an argument is out of range, or the configuration does not fit its dataset or the ranks.
         RunLockedError: another process runs the same configuration, and `wait` is False.
-        RunChangedError: the data are not those that the run was begun with, or its files were changed by others.
+        RunChangedError: the data or the run's files changed since the run started.
         OSError: a file cannot be read or written.
-        UnlikeRanksError: this rank has another configuration, environment or dataset than the first one.
-        FailedElsewhereError: one of these happened on another rank.
+        UnlikeRanksError: this rank has another configuration, environment or dataset than the first rank.
+        FailedElsewhereError: another rank raised.
     """
     ranks = ranks or Ranks()
     name = run_name(config)
@@ -165,7 +163,7 @@ def run_experiment(
 def _observers(
     config: ExperimentConfig, runs_folder: Path, name: str, ranks: Ranks, progress: bool | None, tensorboard: bool
 ) -> list[Callback]:
-    """Return what shows the training to people, on the first rank."""
+    """Return the callbacks that show the progress, on the first rank."""
     if ranks.rank != 0:
         return []
     shown: list[Callback] = [TensorBoard(runs_folder / "tensorboard" / name)] if tensorboard else []
@@ -187,7 +185,7 @@ def _build_simulation(config: ExperimentConfig, ranks: Ranks) -> ResumableSimula
 
 
 def _note_simulation(environment: dict[str, Any], simulation: ResumableSimulation, ranks: Ranks) -> None:
-    """Add the hash of the data and the tier that trains; a simulation of another builder may not tell them."""
+    """Add the hash of the data and the tier that trains, where the simulation has these attributes."""
     data, tier = (getattr(simulation, name, None) for name in ("data_sha256", "local_training"))
     if data is not None:
         environment["inputs"] = {**environment["inputs"], "data": data}
@@ -200,11 +198,11 @@ def _note_simulation(environment: dict[str, Any], simulation: ResumableSimulatio
 
 
 def _require_alike(ranks: Ranks, settings: dict[str, Any]) -> None:
-    """Refuse ranks that were started otherwise than the first one, which would change the bits.
+    """Refuse ranks whose settings differ from the first rank's.
 
     Raises:
-        UnlikeRanksError: this rank was; the message names what differs.
-        FailedElsewhereError: another one was.
+        UnlikeRanksError: this rank's differ; the message names what differs.
+        FailedElsewhereError: another rank's differ.
     """
     first = ranks.everyone(settings)[0]
 
@@ -231,10 +229,10 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any], before: str
 
 
 def _prepare(folder: Path, config: ExperimentConfig, environment: dict[str, Any]) -> None:
-    """Write what is known before the first round, and set aside rounds that another environment computed.
+    """Write the configuration and the environment, and set aside rounds that another environment computed.
 
     Raises:
-        RunChangedError: the rounds that there are were computed from other data.
+        RunChangedError: the existing rounds were computed from other data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
@@ -257,10 +255,10 @@ def _prepare(folder: Path, config: ExperimentConfig, environment: dict[str, Any]
 
 
 def _resume(folder: Path, simulation: ResumableSimulation, ranks: Ranks) -> None:
-    """Go to the round of the checkpoint, if there is one that every rank can trust.
+    """Load the checkpoint, if there is one and every rank's part of it is valid.
 
     Raises:
-        OSError: a file is there and cannot be read; whether it can be trusted is not known, so that it stays.
+        OSError: a file cannot be read; it may be valid, so it is kept.
     """
     path = folder / "checkpoint.pt"
     if not ranks.first(path.exists):
@@ -282,7 +280,7 @@ def _resume(folder: Path, simulation: ResumableSimulation, ranks: Ranks) -> None
 
 
 def _records_reason(path: Path, state: dict[str, Any]) -> str | None:
-    """Return why the records do not belong to a checkpoint, None where they do."""
+    """Return why the records do not belong to a checkpoint, or None if they do."""
     known = first_lines(path.read_bytes() if path.exists() else b"", state["round"])
     if known.count(b"\n") < state["round"]:
         return f"{path.name} holds {known.count(10)} of the checkpoint's {state['round']} rounds"
@@ -292,7 +290,7 @@ def _records_reason(path: Path, state: dict[str, Any]) -> str | None:
 
 
 def _start_over(folder: Path, reason: str) -> None:
-    """Set aside what a run has of its rounds."""
+    """Set aside the checkpoint and the records of a run."""
     path = folder / "checkpoint.pt"
     rejected = [file for file in (path, folder / "metrics.jsonl", *shard_paths(path)) if file.exists()]
     if not rejected:
@@ -309,11 +307,7 @@ def _start_over(folder: Path, reason: str) -> None:
 def _finish(
     folder: Path, config: ExperimentConfig, environment: dict[str, Any], rounds: int, records_sha256: str
 ) -> None:
-    """Certify the run, if its folder holds what was written there.
-
-    Raises:
-        RunChangedError: a file was changed or removed while the run was on.
-    """
+    """Write `result.json`, unless a file of the run was changed or removed meanwhile (`RunChangedError`)."""
     for name, written in (("config.json", config.to_dict()), ("environment.json", environment)):
         try:
             same = not _differences(read_json(folder / name), json.loads(_json(written)))
@@ -335,7 +329,7 @@ def _run_timed(simulation: ResumableSimulation, callbacks: Sequence[Callback], f
 
 
 def append_timing(path: Path, run: str, first_round: int, last_round: int, seconds: float) -> None:
-    """Append how long some rounds of a run took, in seconds of wall time, to a table that processes share."""
+    """Append the wall time of a range of rounds, in seconds, to a table that processes share."""
     with naming(path), path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, 2) == 0:

@@ -1,4 +1,4 @@
-"""Settings that are written as words, into a configuration: `training.rounds=5`, and a loader's options."""
+"""Settings and loader options given as text, such as `training.rounds=5`, put into a configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> Ex
         table: Any = data
         for parent in parents:
             table = table.get(parent) if isinstance(table, dict) else None
-        free = parents == _OPTIONS  # which each loader names for itself
+        free = parents == _OPTIONS  # each loader defines its options
         if not (equals and isinstance(table, dict) and name and (name in table or free)):
             raise ValueError(f"set must be like training.rounds=5, a setting that there is; got {setting!r}")
         table[name] = text if free else read_value(_hint_of([*parents, name]), text, f"set: {path.strip()}")
@@ -38,7 +38,7 @@ def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> Ex
 
 
 def read_loader_options(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration with the options of its dataset's loader as the types that the loader states.
+    """Return the configuration with the loader's options converted to the types that the loader declares.
 
     Raises:
         ValueError: the dataset has no such option, or its value does not fit.
@@ -54,7 +54,7 @@ def read_loader_options(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _hint_of(path: list[str]) -> Any:
-    """Return the type of a setting that there is."""
+    """Return the type of an existing setting."""
     hint: Any = ExperimentConfig
     for name in path:
         hint = get_args(hint)[1] if get_origin(hint) is dict else get_type_hints(hint)[name]

@@ -5,55 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-Method = Literal["student", "bootstrap"]
-
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the interval around it; the interval is not a number where there is but one value."""
+    """A mean and the interval around it; the interval is NaN for a single value."""
 
     mean: float
     low: float
     high: float
     count: int
 
-    @property
-    def half_width(self) -> float:
-        """Half of the interval's width: what follows the plus-minus sign for a symmetric interval."""
-        return (self.high - self.low) / 2
-
 
 @dataclass(frozen=True)
 class PairedDifference(Interval):
-    """A mean difference over pairs, its interval, and the p value of the paired t test, two-sided.
+    """A mean difference over pairs, its interval, and the p value of the two-sided paired t test.
 
-    The p value is not a number where the test is not defined: for one pair, or if all differences are equal.
+    The p value is NaN where the test is not defined: for one pair, or if all differences are equal.
     """
 
     p_value: float
 
 
-def mean_interval(
-    values: Sequence[float] | npt.NDArray[np.float64],
-    level: float = 0.95,
-    method: Method = "student",
-    seed: int = 0,
-) -> Interval:
-    """Return the mean of repetitions and its confidence interval.
+def mean_interval(values: Sequence[float] | npt.NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Return the mean of repetitions and its confidence interval, by Student's t.
 
     Args:
-        values: one value a repetition, at least one, all finite.
+        values: one value per repetition, at least one, all finite.
         level: coverage of the interval, between 0 and 1.
-        method: `student`, the t interval, right for a few repetitions of something like normal; `bootstrap`,
-            bias-corrected and accelerated, for many repetitions: of three values it knows too little.
-        seed: of the bootstrap's resampling.
 
     Raises:
         ValueError: an argument is out of range.
@@ -65,35 +49,21 @@ def mean_interval(
     """
     data = _check(values, level)
     mean = float(np.mean(data))
-    if method not in ("student", "bootstrap"):
-        raise ValueError(f"method must be student or bootstrap, got {method!r}")
     if len(data) == 1:
         return Interval(mean, math.nan, math.nan, 1)
     if _are_equal(data):  # scipy divides by the spread
         return Interval(mean, mean, mean, len(data))
-    if method == "student":
-        low, high = stats.t.interval(level, len(data) - 1, loc=mean, scale=stats.sem(data))
-    else:
-        result = stats.bootstrap((data,), np.mean, confidence_level=level, rng=np.random.default_rng(seed))
-        low, high = result.confidence_interval
+    low, high = stats.t.interval(level, len(data) - 1, loc=mean, scale=stats.sem(data))
     return Interval(mean, float(low), float(high), len(data))
 
 
-def paired_difference(
-    values: pd.Series,
-    reference: pd.Series,
-    level: float = 0.95,
-    method: Method = "student",
-    seed: int = 0,
-) -> PairedDifference:
+def paired_difference(values: pd.Series, reference: pd.Series, level: float = 0.95) -> PairedDifference:
     """Return the mean of `values` - `reference` over pairs that share data, split and initialization.
 
     Args:
-        values: one value a repetition, indexed by what makes a pair, such as the seed.
+        values: one value per repetition, indexed by what makes a pair, such as the seed.
         reference: the other method's values, with the same index in any order.
         level: coverage of the interval.
-        method: of the interval, as for `mean_interval`.
-        seed: of the bootstrap's resampling.
 
     Raises:
         ValueError: the indices do not match one to one, or a value is not finite.
@@ -106,7 +76,7 @@ def paired_difference(
     """
     for name, series in (("values", values), ("reference", reference)):
         if series.index.has_duplicates:
-            raise ValueError(f"{name} must have one value a pair, several have {_repeated(series)}")
+            raise ValueError(f"{name} must have one value per pair, several have {_repeated(series)}")
     missing = reference.index.difference(values.index).tolist()
     surplus = values.index.difference(reference.index).tolist()
     if missing or surplus:
@@ -115,17 +85,17 @@ def paired_difference(
         )
     ours = values.sort_index().to_numpy(dtype=np.float64)
     theirs = reference.sort_index().to_numpy(dtype=np.float64)
-    interval = mean_interval(ours - theirs, level, method, seed)
+    interval = mean_interval(ours - theirs, level)
     defined = interval.count > 1 and not _are_equal(ours - theirs)
     p_value = float(stats.ttest_rel(ours, theirs).pvalue) if defined else math.nan
     return PairedDifference(interval.mean, interval.low, interval.high, interval.count, p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p values of a family of tests; one that is not a number is no test and stays.
+    """Return Holm's adjusted p values of a family of tests; a NaN is no test and stays.
 
-    scipy has no Holm adjustment. The i-th smallest of m values is multiplied by m - i + 1, kept from falling
-    below its predecessor and from rising above 1.
+    scipy has no Holm adjustment. The i-th smallest of m values is multiplied by m - i + 1, then raised to its
+    predecessor if below it, and cut to 1.
 
     Raises:
         ValueError: a value is outside of 0..1.

@@ -1,4 +1,4 @@
-"""Many runs over the cores of a machine: a process per run, so that one that crashes harms no other."""
+"""Many runs on the cores of a machine, one process per run, so that a crash ends one run alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dmmlkd_ext.training.keep.callbacks import Callback, RunningSimulation
 from dmmlkd_ext.training.keep.files import RunChangedError
 
 _IMPORTED_AGAIN = 79
-"""Exit code of a process that came to `run_sweep` while it imported the script that called it."""
+"""Exit code of a process that called `run_sweep` while importing the main script; not 1 or 2, which Python uses."""
 _NO_GUARD = (
     "run_sweep must be called below `if __name__ == '__main__':` in {}: the processes that it starts import that file"
 )
@@ -33,7 +33,7 @@ _NO_GUARD = (
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep left: the folders of all finished runs, how many of them were reused, and what failed."""
+    """The folders of all finished runs, how many of them were reused, and which runs failed."""
 
     folders: tuple[Path, ...]
     reused: int
@@ -58,9 +58,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def select_shard(configs: Sequence[ExperimentConfig], index: int, count: int) -> list[ExperimentConfig]:
-    """Return every `count`-th configuration from the `index`-th on, counted from 1.
-
-    The shards of one list are disjoint and complete, so that machines with a common runs folder share it.
+    """Return every `count`-th configuration from the `index`-th on, counted from 1: machines can share a list.
 
     Example:
         >>> configs = [ExperimentConfig(seed=seed) for seed in range(5)]
@@ -87,10 +85,10 @@ def run_sweep(
     progress: bool | None = None,
     build: Builder | None = None,
 ) -> SweepReport:
-    """Run many configurations at once and return what became of them; finished runs are reused.
+    """Run many configurations in parallel and report them; finished runs are reused.
 
-    A run that raises, or whose process dies, is reported with a log in the folder `logs` of the runs folder,
-    and the others go on. After an interruption, the same call goes on from the checkpoints.
+    A run that raises, or whose process dies, is reported with a log in the folder `logs` of the runs folder, and the
+    other runs go on. After an interruption, the same call goes on from the checkpoints.
 
     Args:
         configs: what to run; a configuration that occurs twice runs once.
@@ -99,14 +97,14 @@ def run_sweep(
         threads: CPU threads of torch in each process.
         checkpoint_every: rounds between checkpoints.
         progress: draw a bar over the rounds of all runs with the time left; None draws it only on a terminal.
-        build: makes a simulation, by a function that processes can import; the default is the real one.
+        build: makes a simulation, a function that processes can import; the default is `build_simulation`.
 
     Raises:
         ValueError: `workers` or `threads` is below 1.
         RuntimeError: the script that calls this has no main guard.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        os._exit(_IMPORTED_AGAIN)  # a process of a sweep, which imports the script before it runs anything
+        os._exit(_IMPORTED_AGAIN)  # a process of a sweep imports the main script first, which called this again
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     if workers is not None and workers < 1:
@@ -125,7 +123,7 @@ def run_sweep(
 
 
 def _check_finished(finished: dict[str, ExperimentConfig], runs_folder: Path) -> dict[str, Path]:
-    """Return the finished runs that must not be reused, each with the log that says why."""
+    """Return the finished runs that must not be reused, each with the log that gives the reason."""
     failures = {}
     for name, config in finished.items():
         try:
@@ -143,12 +141,12 @@ def _log_of(runs_folder: Path, name: str) -> Path:
 
 @dataclass
 class _Job:
-    """A run in a process of its own."""
+    """A run in its process."""
 
     name: str
     process: BaseProcess
     rounds: Connection | None
-    """Tells the rounds completed; None once the process closed its end."""
+    """Receives the number of completed rounds; None once the process closed its end."""
     done: int = 0
 
 
@@ -204,11 +202,11 @@ class _Sweep:
             target=_run_in_process, args=arguments, name=name, daemon=True
         )
         process.start()
-        sender.close()  # the child's end alone is left, so that its death closes the pipe
+        sender.close()  # only the child's end stays open, so its death closes the pipe
         self.running.append(_Job(name, process, receiver))
 
     def _listen(self) -> None:
-        """Wait until a process tells its rounds or ends."""
+        """Wait until a process reports its rounds or ends."""
         sources: list[Any] = [job.process.sentinel for job in self.running]
         sources += [job.rounds for job in self.running if job.rounds is not None]
         ready = wait(sources)
@@ -248,9 +246,9 @@ class _Sweep:
 
 
 def _context() -> BaseContext:
-    """Return how processes are started: clean ones, forked off a server that has imported torch already.
+    """Return the start method: processes forked from a server that has imported torch already.
 
-    A plain fork would copy a process whose threads may hold locks; a spawned process imports for seconds.
+    A plain fork may copy locks that other threads hold; a spawned process takes seconds to import.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -268,7 +266,7 @@ def _run_in_process(
     rounds: Connection,
     log: Path,
 ) -> None:
-    """Run one configuration in a process of its own, its output in a log."""
+    """Run one configuration in this process, with its output in a log."""
     adopt_identity(code)
     with log.open("w", encoding="utf-8") as file:
         for stream in (1, 2):  # also what native code prints
@@ -276,7 +274,7 @@ def _run_in_process(
         try:
             if run_name(config) != name:
                 raise RunChangedError(f"a file or module that run {name} reads was changed since the sweep began")
-            # Another sweep may be at it, or a process of one that was killed a moment ago.
+            # Another sweep may be running it, or a process of a sweep that was killed a moment ago.
             run_experiment(config, runs_folder, callbacks=[_TellRounds(rounds)], wait=True, **options)
         except BaseException:
             traceback.print_exc(file=file)
@@ -291,7 +289,7 @@ def _note_death(log: Path, exit_code: int | None) -> None:
 
 
 class _TellRounds(Callback):
-    """Sends the rounds completed to the sweep; where the sweep is gone, the run ends too."""
+    """Sends the number of completed rounds to the sweep; if the sweep has ended, ends the run too."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

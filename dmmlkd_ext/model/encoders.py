@@ -14,22 +14,22 @@ from dmmlkd_ext.model.layout import ParameterSpec
 
 
 class EncoderLayers(NamedTuple):
-    """The rectified layers of an encoder, on top of each other; `weight1`, `bias1`, ... are their parameters."""
+    """The rectified layers of an encoder, in order; their parameters are `weight1`, `bias1`, ..."""
 
     kernel: int
-    """Width of the window of convolutions; 0: the layers are linear."""
+    """Width of the window of convolutions; 0 for linear layers."""
     stride: int
-    """Step of convolutions."""
+    """Stride of convolutions."""
     widths: tuple[int, ...]
-    """Outputs of each layer, or its out channels."""
+    """Outputs, or output channels, of each layer."""
 
 
 class Encoder(Protocol):
-    """What a modality's encoder must offer."""
+    """The interface of a modality's encoder."""
 
     @property
     def layers(self) -> EncoderLayers | None:
-        """What native code has to know of it; None: native code cannot run it."""
+        """The layers, for native code; None if it cannot run them."""
 
     @property
     def output_features(self) -> int:
@@ -58,7 +58,7 @@ def rectifier_scale(fan_in: int) -> float:
 
 @dataclass(frozen=True)
 class PerceptronEncoder:
-    """Two rectified linear layers, for features that are plain vectors (METHOD 2 [C]).
+    """Two rectified linear layers, for vectors (METHOD 2 [C]).
 
     Example:
         >>> PerceptronEncoder(input_features=10, hidden_width=64).forward_macs
@@ -103,7 +103,7 @@ class PerceptronEncoder:
 class ConvolutionalEncoder:
     """Strided convolutions (METHOD 2 and 8 [C]): over time, then averaged over it; over images, then flattened.
 
-    Inputs have channels first, [channels, time] or [channels, height, width], as datasets give them.
+    Inputs are [channels, time] or [channels, height, width].
 
     Example:
         >>> ConvolutionalEncoder((3, 128), channels=(16, 32)).output_features
@@ -124,12 +124,12 @@ class ConvolutionalEncoder:
 
     @property
     def dimensions(self) -> int:
-        """Dimensions of space: 1 for time, 2 for images."""
+        """Spatial dimensions: 1 for time, 2 for images."""
         return len(self.input_shape) - 1
 
     @property
     def spaces(self) -> list[tuple[int, ...]]:
-        """Sizes of space after each layer."""
+        """Spatial sizes after each layer."""
         space, spaces = self.input_shape[1:], []
         for _ in self.channels:
             space = tuple(math.ceil(size / self.stride) for size in space)

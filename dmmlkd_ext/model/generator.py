@@ -19,8 +19,7 @@ from dmmlkd_ext.ops.native import simulates_natively
 class FeatureGenerator:
     """A two-layer perceptron from noise and label to a common feature.
 
-    That a generator learns the conditional distribution of the common features is the paper's [P], its form ours [C]
-    (METHOD 3).
+    Learning the conditional distribution of the common features is the paper's [P], the form is ours [C] (METHOD 3).
 
     Example:
         >>> generator = FeatureGenerator(num_classes=3, feature_width=4, noise_width=2, hidden_width=8)
@@ -53,18 +52,18 @@ class FeatureGenerator:
         return (self.noise_width + self.num_classes + self.feature_width) * self.hidden_width
 
     def forward(self, weights: Mapping[str, torch.Tensor], noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return features [devices, n, d] from noise [n, noise_width] and labels [n], int64, alike for all devices."""
+        """Return features [devices, n, d] from noise [n, noise_width] and labels int64 [n]."""
         inputs = torch.cat([noise, one_hot(labels, self.num_classes).to(noise.dtype)], 1)
         hidden = linear(inputs.expand(len(weights["bias1"]), *inputs.shape), weights["weight1"], weights["bias1"])
         return linear(hidden.relu(), weights["weight2"], weights["bias2"])
 
     @torch.no_grad()
     def generate(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return features of all classes, outside of automatic differentiation; natively where that is built.
+        """Return features of all classes, without gradients; natively if possible.
 
         Args:
             parameters: theta, [devices, layout.size].
-            noise: [classes, n, noise_width], alike for all devices.
+            noise: [classes, n, noise_width], the same for all devices.
 
         Returns:
             [devices, classes, n, d].
@@ -85,7 +84,7 @@ class FeatureGenerator:
         return self.generate_reference(parameters, noise)
 
     def generate_reference(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Do what `generate` does, by operations of torch."""
+        """Do what `generate` does, in plain torch and with gradients."""
         features = self.forward(self.layout.views(parameters), noise.flatten(0, 1), self.sorted_labels(noise))
         by_class: torch.Tensor = features.unflatten(1, noise.shape[:2])
         return by_class

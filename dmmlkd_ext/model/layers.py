@@ -7,7 +7,7 @@ from torch.nn.functional import conv1d, conv2d
 
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Apply each device's own linear map.
+    """Apply each device's linear map.
 
     Args:
         inputs: [devices, rows, in], any floating dtype.
@@ -18,7 +18,7 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         [devices, rows, out].
 
     Raises:
-        RuntimeError: the shapes or dtypes do not match, by torch.
+        RuntimeError: the shapes or dtypes do not match (raised by torch).
 
     Source:
         METHOD 2: the projections A_m and C_m, the classifier heads, and the layers of perceptrons [C].
@@ -35,24 +35,24 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def convolve(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kernel: int, stride: int, rectify: bool = False
 ) -> torch.Tensor:
-    """Apply each device's own convolution with "same" zero padding, over one or two dimensions of space.
+    """Apply each device's convolution with "same" zero padding, over one or two spatial dimensions.
 
-    All devices are groups of one convolution of torch. Channels come last for the caller; in memory they stay where the
-    convolution left them, so that the next one copies nothing.
+    All devices are groups of one convolution of torch. Channels are the last dimension of the result, but not in
+    memory, so that the next convolution needs no copy.
 
     Args:
         inputs: [devices, samples, *space, channels], any floating dtype and strides.
         weight: [devices, kernel ** dimensions * channels, out channels].
         bias: [devices, out channels].
         kernel: odd width of the window in every dimension.
-        stride: step in every dimension.
+        stride: stride in every dimension.
         rectify: apply a rectifier to the outputs.
 
     Returns:
         [devices, samples, *ceil(space / stride), out channels].
 
     Raises:
-        RuntimeError: the shapes or dtypes do not match, by torch.
+        RuntimeError: the shapes or dtypes do not match (raised by torch).
 
     Source:
         The encoders of METHOD 2 and 8 [C]; strided convolutions as in LeCun et al. 1998, without pooling.
@@ -62,7 +62,7 @@ def convolve(
         torch.Size([2, 4, 5, 6])
     """
     space, devices = inputs.dim() - 3, len(inputs)
-    if not devices:  # no groups, which torch refuses
+    if not devices:  # torch refuses a convolution without groups
         sizes = [-(-size // stride) for size in inputs.shape[2:-1]]
         return inputs.new_zeros(0, inputs.shape[1], *sizes, weight.shape[2]) + (
             inputs.sum() + weight.sum() + bias.sum()

@@ -1,4 +1,4 @@
-"""Where the parameters of a block lie in its row: all devices' blocks are one matrix [devices, parameters]."""
+"""The places of a block's parameters in its row; the blocks of all devices are one matrix [devices, parameters]."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ParameterSpec:
 
     shape: tuple[int, ...]
     std: float
-    """Standard deviation of the normal initialization; 0 starts at zero."""
+    """Standard deviation of the normal initialization; 0 initializes with zeros."""
 
     @property
     def size(self) -> int:
@@ -31,7 +31,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """The named parameters of a block, the unit of exchange (METHOD 2 [C]), one after the other in a row.
+    """The named parameters of a block, the unit of exchange (METHOD 2 [C]), consecutive in a row.
 
     Example:
         >>> layout = BlockLayout({"weight": ParameterSpec((2, 3), 0.1), "bias": ParameterSpec((3,), 0.0)})
@@ -43,7 +43,7 @@ class BlockLayout:
 
     parameters: Mapping[str, ParameterSpec]
     initial: Callable[[torch.Generator], Mapping[str, torch.Tensor]] | None = None
-    """Draws the initial values of some parameters in a way of their own, before the others."""
+    """Draws the initial values of some parameters before the normal initialization of the rest."""
 
     @cached_property
     def size(self) -> int:

@@ -1,7 +1,7 @@
-"""Encoders of one's own: any `torch.nn.Module`, made once for each device by `torch.func`.
+"""Encoders of the user: any `torch.nn.Module`, batched over devices by `torch.func`.
 
-An encoder is a function from a sample's shape to a module, which takes [samples, *shape] and returns [samples, width];
-further dimensions are flattened:
+An encoder is a function from a sample's shape to a module that maps [samples, *shape] to [samples, width]; further
+dimensions are flattened:
 
     >>> from torch import nn
     >>> from dmmlkd_ext.model.modules import make_module_encoder, register_encoder
@@ -13,8 +13,8 @@ further dimensions are flattened:
     32
 
 In a file that `--module` names, it is then chosen by `--training.encoders image small-cnn`. Its parameters are trained,
-mixed and paid for like the others'; parameters that need no gradient, and buffers, are constants that stay on the
-device. The module initializes itself by the run's seed.
+mixed and charged like those of built-in encoders; parameters without gradient, and buffers, are constants, which are
+not exchanged. The module's initialization is drawn by the run's seed.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _FACTORIES: Registry[EncoderFactory] = Registry("encoder")
 
 
 def register_encoder(name: str, factory: EncoderFactory) -> None:
-    """Make an encoder of one's own known; see the module's text for a whole example.
+    """Register an encoder; see the module's text for an example.
 
     Args:
-        name: what `training.encoders` calls it.
-        factory: from the shape of one sample of the modality to a module.
+        name: its name in `training.encoders`.
+        factory: maps the shape of one sample of the modality to a module.
 
     Raises:
-        ValueError: the name is no word, or `factory` cannot be called.
+        ValueError: `name` is no identifier, or `factory` is not callable.
     """
     _FACTORIES.add(name, factory)
 
@@ -54,16 +54,16 @@ def make_module_encoder(name: str, shape: tuple[int, ...]) -> ModuleEncoder:
     """Return the registered encoder for samples of a shape.
 
     Raises:
-        ValueError: there is none of that name, or its module cannot be an encoder; the message says why.
+        ValueError: there is no encoder `name`, or its module cannot be an encoder; the message says why.
     """
     factory = _FACTORIES[name]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # what is drawn here is drawn anew by the run's seed, but for constants
+        torch.manual_seed(0)  # for constants; trained parameters are drawn again by the run's seed
         module = factory(shape)
     if not isinstance(module, nn.Module):
         raise ValueError(f"encoder {name!r} must return a torch.nn.Module, got {type(module).__name__}")
     _check_layers(name, module)
-    module.train()  # not eval: shortcuts there cannot be differentiated, and nothing else differs
+    module.train()  # not eval, whose fused kernels cannot be differentiated; nothing else differs
     inputs = torch.zeros(2, *shape)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -76,12 +76,12 @@ def make_module_encoder(name: str, shape: tuple[int, ...]) -> ModuleEncoder:
     if not isinstance(outputs, torch.Tensor) or outputs.dim() < 2 or len(outputs) != 2:
         got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise ValueError(f"encoder {name!r} must return [samples, width], got {got} for two samples")
-    macs = max(1, counter.get_total_flops() // 4)  # of two samples, two operations each
+    macs = max(1, counter.get_total_flops() // 4)  # two samples, two operations per multiply-accumulate
     return ModuleEncoder(name, shape, factory, module, outputs.flatten(1).shape[1], macs)
 
 
 def _check_layers(name: str, module: nn.Module) -> None:
-    """Refuse what does not give a sample's encoding by that sample and the parameters alone."""
+    """Refuse layers whose encoding of a sample depends on more than that sample and the parameters."""
     for place, layer in module.named_modules():
         kind = type(layer).__name__
         if isinstance(layer, _NormBase) and (layer.track_running_stats or kind.startswith(("Batch", "SyncBatch"))):
@@ -100,7 +100,7 @@ def _check_layers(name: str, module: nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ModuleEncoder:
-    """A module as the encoder of one modality, with parameters of each device's own."""
+    """A module as the encoder of one modality, with separate parameters per device."""
 
     name: str
     shape: tuple[int, ...]
@@ -113,15 +113,15 @@ class ModuleEncoder:
 
     @property
     def layers(self) -> None:
-        """Return None: native code knows nothing of it."""
+        """Return None: native code cannot run it."""
         return
 
     def parameters(self) -> dict[str, ParameterSpec]:
-        """Return the parameters of one device that are trained."""
+        """Return the trained parameters of one device."""
         return {_key(name): ParameterSpec(tuple(value.shape), 0.0) for name, value in _trained(self.module)}
 
     def initialize(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Return initial values of one device's parameters, as the module draws them, by a seed of the generator."""
+        """Return initial values of one device's parameters, as the module draws them, with a seed from `generator`."""
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -159,7 +159,7 @@ class ModuleEncoder:
 
 
 def _key(name: str) -> str:
-    """Return a name that meets none of a block's other parameters."""
+    """Return a name that differs from all other parameters of a block."""
     return f"module.{name}"
 
 

@@ -19,10 +19,10 @@ SHARED = "shared"
 
 
 class EncoderNumbers(NamedTuple):
-    """How the encoders of all modalities are made, in the flat form that native operators take."""
+    """The layers of all modalities' encoders, in the flat form that native operators take."""
 
     kernels: list[int]
-    """Width of the convolutions' window, of each modality; 0: linear layers."""
+    """Width of the convolutions' window of each modality; 0 for linear layers."""
     strides: list[int]
     layers: list[int]
     """Number of layers of each modality."""
@@ -31,7 +31,7 @@ class EncoderNumbers(NamedTuple):
 
 
 class ModalityFeatures(NamedTuple):
-    """One modality's decomposed feature and what it predicts, for the devices that have it."""
+    """One modality's decomposed features and logits, for the devices that have it."""
 
     common: torch.Tensor
     """h^_m: [devices, samples, d]."""
@@ -47,8 +47,8 @@ class ModalityFeatures(NamedTuple):
 class MultiModalNetwork:
     """Encoders, projections and heads of all modalities (METHOD 2), without their parameters.
 
-    The block of modality m is {phi_m, A_m, C_m, wˇ_{n,m}}, the block `shared` is {w^_n}. A_m and C_m are stored
-    side by side as one projection, so that both features come from one product.
+    The block of modality m is {phi_m, A_m, C_m, wˇ_{n,m}}, the block `shared` is {w^_n}. A_m and C_m are stored as one
+    projection, so that one product gives both features.
 
     Example:
         >>> network = MultiModalNetwork({"audio": (20,)}, num_classes=4, feature_width=8, hidden_width=16)
@@ -61,7 +61,7 @@ class MultiModalNetwork:
     feature_width: int
     hidden_width: int
     chosen: Mapping[str, str] = field(default_factory=dict)
-    """The registered encoder of a modality by name (`dmmlkd_ext.model.modules`); others by shape."""
+    """Registered encoders by modality (`dmmlkd_ext.model.modules`); the rest are chosen by shape."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.chosen) - set(self.shapes))
@@ -85,18 +85,18 @@ class MultiModalNetwork:
 
     @property
     def foreign_encoders(self) -> tuple[str, ...]:
-        """The modalities whose encoder native code does not know."""
+        """The modalities whose encoder native code cannot run."""
         return tuple(name for name, encoder in self.encoders.items() if encoder.layers is None)
 
     @cached_property
     def encoder_numbers(self) -> EncoderNumbers:
-        """What native operators have to know of the encoders, which must all be built in."""
+        """The encoders, which must all be built in, for native operators."""
         layers = [encoder.layers for encoder in self.encoders.values() if encoder.layers is not None]
         return EncoderNumbers(
-            kernels=[own.kernel for own in layers],
-            strides=[own.stride for own in layers],
-            layers=[len(own.widths) for own in layers],
-            widths=[width for own in layers for width in own.widths],
+            kernels=[encoder.kernel for encoder in layers],
+            strides=[encoder.stride for encoder in layers],
+            layers=[len(encoder.widths) for encoder in layers],
+            widths=[width for encoder in layers for width in encoder.widths],
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The three operators, for any project: they need torch and nothing else of this package."""
+"""The three operators, usable by any project: they need only torch."""
 
 from dmmlkd_ext.ops.fused_linear import fused_linear_pairwise_kl
 from dmmlkd_ext.ops.gossip_group import GossipGroup, GroupVariation

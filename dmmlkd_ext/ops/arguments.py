@@ -8,7 +8,7 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def check_floating(operator: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise TypeError unless `tensor` is a tensor, and ValueError unless it is dense and of a dtype we compute in."""
+    """Raise TypeError unless `tensor` is a tensor, ValueError unless it is dense and of a supported dtype."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout is not torch.strided:
@@ -31,7 +31,7 @@ def check_mask(operator: str, mask: torch.Tensor, shape: torch.Size, device: tor
 
 
 def reduction_code(operator: str, reduction: str) -> int:
-    """Return the native operators' number of a reduction; raise ValueError for an unknown one."""
+    """Return the number of a reduction in native code; raise ValueError for an unknown one."""
     code = REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         raise ValueError(f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
@@ -39,7 +39,7 @@ def reduction_code(operator: str, reduction: str) -> int:
 
 
 def reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Reduce a loss over all its elements; the mean of none is zero, not NaN."""
+    """Reduce a loss over all its elements; the mean of no elements is 0, not NaN."""
     if reduction == "none" or values.dim() == 0:
         return values
     return values.mean() if reduction == "mean" and values.numel() else values.sum()

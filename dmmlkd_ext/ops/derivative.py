@@ -1,4 +1,4 @@
-"""What the derivatives of the two losses share: precision, saved gradients, and who else transforms the call."""
+"""Parts that the derivatives of the two losses share: precision, saved gradients, other transforms of the call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """Return half precisions in float32, others as they are.
+    """Convert half precisions to float32; return other tensors unchanged.
 
     Example:
         >>> widened(torch.zeros(2, dtype=torch.bfloat16)).dtype
@@ -35,19 +35,19 @@ def full_precision(tensor: torch.Tensor) -> AbstractContextManager[object]:
 
 
 def loss_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a loss of `tensor`: its own, but float32 for half precisions under torch.autocast."""
+    """Return the dtype of a loss of `tensor`: the tensor's, but float32 for half precisions under torch.autocast."""
     return torch.float32 if tensor.dtype != torch.float64 and autocasts(tensor) else tensor.dtype
 
 
 def needs_formula() -> bool:
-    """Return whether torch.func or forward mode is at work: they differentiate the formula, not a native call."""
+    """Return whether torch.func or forward mode is active, which cannot differentiate a native call."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def differentiated_again() -> bool:
-    """Return, in a backward pass, whether a derivative of it may be asked for (create_graph)."""
+    """Return, in a backward pass, whether it must be differentiable (create_graph)."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -64,7 +64,7 @@ def scaled(gradient: torch.Tensor, upstream: torch.Tensor, dtype: torch.dtype) -
 
 
 def _is_one(upstream: torch.Tensor) -> bool:
-    """Spare a pass over memory; only where reading the value is free, and there is one to read."""
+    """Return whether a pass over memory can be saved; False where reading the value costs time or is impossible."""
     if upstream.dim() or torch.compiler.is_compiling() or type(upstream) is not torch.Tensor:
         return False
     if upstream.device.type != "cpu" or torch._C._are_functorch_transforms_active():

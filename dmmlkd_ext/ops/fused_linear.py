@@ -1,4 +1,4 @@
-"""Similarity of the predictions of one large head, whose logits are never held at once (METHOD 3)."""
+"""Similarity of the predictions of one large head, without all logits in memory at once (METHOD 3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dmmlkd_ext.ops.pairwise_kl import check_settings, pairwise_kl_similarity, r
 
 _OPERATOR = "fused_linear_pairwise_kl"
 _CHUNK = 1 << 22
-"""Logits at a time: 16 MiB in float32, which lie in a processor's last-level cache."""
+"""Logits at a time: 16 MiB in float32, which fit a processor's last-level cache."""
 
 
 def fused_linear_pairwise_kl(
@@ -25,8 +25,8 @@ def fused_linear_pairwise_kl(
 ) -> torch.Tensor:
     """Return `pairwise_kl_similarity(features @ head_weight.T + bias, mask, reduction)` in chunks of samples.
 
-    For large vocabularies: logits and their gradient exist for one chunk at a time, in the forward pass and again in
-    the backward pass, which computes them anew (4 products of matrices instead of 3).
+    For large vocabularies: logits and their gradient exist for one chunk at a time; the backward pass computes the
+    logits again (4 matrix products instead of 3).
 
     Args:
         features: [..., modalities, width], any floating dtype.
@@ -34,7 +34,7 @@ def fused_linear_pairwise_kl(
         mask: bool, broadcastable to [..., modalities]: which modalities a sample has; None means all.
         reduction: "mean", "mean_present", "sum" or "none", as in `pairwise_kl_similarity`.
         bias: [classes] of the head, or None.
-        chunk: how many logits are held at once; a chunk has at least one sample.
+        chunk: number of logits in memory at a time; a chunk has at least one sample.
 
     Returns:
         A scalar, or [...] for "none", in the dtype of `pairwise_kl_similarity`.
@@ -44,7 +44,7 @@ def fused_linear_pairwise_kl(
         ValueError: a dtype, shape, device or setting does not fit; the message names it.
 
     Source:
-        F_sim of METHOD 3; losses of a chunk at a time as in Liger Kernel (Hsu et al. 2024).
+        F_sim of METHOD 3; chunked losses as in Liger Kernel (Hsu et al. 2024).
 
     Example:
         >>> features, head = torch.randn(8, 2, 16, requires_grad=True), torch.randn(1000, 16)

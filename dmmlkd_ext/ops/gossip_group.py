@@ -1,11 +1,11 @@
-"""Gossip for modules: their parameters as the rows of one matrix, on one process or one module per rank (METHOD 4, 5).
+"""Gossip for modules, all in one process or one per rank: their parameters are rows of a matrix (METHOD 4, 5).
 
 Five lines in a training script that torchrun starts, one module per rank, any optimizer::
 
     dist.init_process_group("gloo")
     group = GossipGroup(module)
     weights = GossipWeights.metropolis([[0, 1], [1, 2], [2, 3]], dist.get_world_size())
-    ...  # train as ever, and every now and then
+    ...  # train as usual, and between steps of your choice
     group.mix(weights)
 """
 
@@ -24,11 +24,11 @@ from dmmlkd_ext.ops.gossip_weights import GossipWeights
 
 Named = dict[str, torch.Tensor]
 BUFFERS = ("average", "keep", "refuse")
-_LINE_BYTES = 64  # rows begin at whole lines of memory
+_LINE_BYTES = 64  # rows are aligned to cache lines
 
 
 class GroupVariation(NamedTuple):
-    """How far training moved the modules of this process; the quotient's root is the relative variation of METHOD 5."""
+    """How far training moved this process's modules; sqrt(variation / start) is the relative variation of METHOD 5."""
 
     variation: torch.Tensor
     """float64 [modules]: squared norm of the parameters' change since the last mixing, or since the group was made."""
@@ -39,22 +39,22 @@ class GroupVariation(NamedTuple):
 class GossipGroup:
     """Modules of one architecture that mix their parameters with those of their neighbours.
 
-    Each module's parameters become views of one row of a matrix, once; from then on mixing copies nothing together and
-    nothing apart. They stay the same `nn.Parameter` objects, so optimizers, `state_dict`, `load_state_dict` and
-    `zero_grad` work as before, and a saved `state_dict` holds its module's row alone. Gradients and the state of
-    optimizers are not mixed. A second matrix of the same size keeps what the last mixing gave.
+    Each module's parameters become views of a row of a matrix, so mixing needs no copies. They stay the same
+    `nn.Parameter` objects: optimizers, `state_dict`, `load_state_dict` and `zero_grad` work as before, and a saved
+    `state_dict` holds its module's row alone. Gradients and the state of optimizers are not mixed. A second matrix of
+    the same size keeps the result of the last mixing.
 
     Args:
-        modules: all modules, in one process; or this rank's module alone, over torch.distributed: then every rank makes
-            a group, with a module of the same parameters, and module i is that of rank i.
-        buffers: "average" mixes floating-point buffers (such as the statistics of BatchNorm) by the same weights and
-            keeps the others, such as counts; "keep" leaves all to their module; "refuse" raises where there are any.
-        process_group: whose ranks take part; None is all of them.
+        modules: all modules, in one process; or, over torch.distributed, this rank's module: then every rank makes a
+            group with a module of the same architecture, and module i is that of rank i.
+        buffers: "average" mixes floating-point buffers (such as the statistics of BatchNorm) by the same weights, and
+            no integer buffers such as counts; "keep" mixes none; "refuse" raises if there are any.
+        process_group: the ranks that take part; None is all of them.
 
     Raises:
         TypeError: `modules` holds something that is not a module.
-        ValueError: the modules differ in names, shapes, dtypes or devices, share a tensor, hold none or lazy ones, or
-            have buffers that are refused; on all ranks where theirs differ.
+        ValueError: the modules differ in names, shapes, dtypes or devices, share a tensor, have no parameters or lazy
+            ones, or have buffers that are refused; all ranks raise if their modules differ.
 
     Source:
         METHOD 4 and 5.
@@ -107,17 +107,17 @@ class GossipGroup:
     def mix(self, weights: GossipWeights, measure: bool = False) -> GroupVariation | None:
         """Replace the parameters of module i by the sum over j of weights_ij times those of module j.
 
-        Over torch.distributed every rank calls this with the same weights [ranks, ranks]; rows pass between neighbours
-        alone, and the result is that of one process to the bit.
+        Over torch.distributed every rank calls this with the same weights [ranks, ranks]; only neighbours exchange
+        rows, and the bits are those of one process.
 
         Args:
-            weights: square, one row per module. They are taken to the parameters' torch_device and dtype.
+            weights: square, one row per module; converted to the parameters' torch device and dtype.
             measure: also return how far training moved this process's modules since the last mixing.
 
         Raises:
             TypeError: `weights` is not `GossipWeights`.
-            ValueError: `weights` has not one row per module, or a parameter has been given other memory (by
-                `Module.to`, `half` and the like) since the group was made; make a new group then.
+            ValueError: `weights` has not one row per module, or the memory of a parameter was replaced (by
+                `Module.to`, `half` and the like) after the group was made; make a new group then.
 
         Example:
             >>> modules = [nn.Linear(1, 1, bias=False) for _ in range(2)]
@@ -147,7 +147,7 @@ class GossipGroup:
 
 
 class _Block:
-    """The tensors of one dtype of all modules of this process, one row per module, and rows for neighbours' ones."""
+    """The tensors of one dtype of this process's modules, one row per module, and rows of neighbours."""
 
     def __init__(self, tensors: list[Named]) -> None:
         self.modules, self.tensors = len(tensors), tensors
@@ -158,14 +158,14 @@ class _Block:
         self.signature = [(name, str(t.dtype), list(t.shape)) for name, t in tensors[0].items()]
 
     def lay(self, halo: int) -> None:
-        """Move the tensors into a matrix with so many further rows."""
+        """Move the tensors into a matrix with `halo` further rows."""
         line = _LINE_BYTES // self.dtype.itemsize
         stride = (self.columns + line - 1) // line * line
         matrix = torch.zeros(self.modules + halo, stride, dtype=self.dtype, device=self.device)
         self.rows = matrix[:, : self.columns]
         row_bytes = stride * self.dtype.itemsize
         for i, named in enumerate(self.tensors):
-            # A storage of its own for each row: torch.save writes whole storages.
+            # One storage per row: torch.save writes whole storages.
             storage, begin = matrix.untyped_storage()[i * row_bytes : (i + 1) * row_bytes], 0
             for tensor in named.values():
                 view = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -177,7 +177,7 @@ class _Block:
             self.start.copy_(self.rows[: self.modules])
 
     def check_in_place(self) -> None:
-        """Raise ValueError where a tensor no longer lies in its row."""
+        """Raise ValueError if a tensor is no longer in its row."""
         for i, named in enumerate(self.tensors):
             place = self.rows[i].data_ptr()
             for name, tensor in named.items():
@@ -189,7 +189,7 @@ class _Block:
                 place += tensor.numel() * self.dtype.itemsize
 
     def mix(self, weights: GossipWeights, measure: bool) -> tuple[torch.Tensor, ...]:
-        """Mix the rows; return both squared norms if they are asked for."""
+        """Mix the rows; return both squared norms if `measure`."""
         suited = GossipWeights(*(part.to(self.device) for part in weights))
         suited = suited._replace(values=suited.values.to(self.wide))
         mixing: Any = gossip_mix(self.rows, suited, self.start, measure=measure)
@@ -223,7 +223,7 @@ class _Neighbours:
                 )
 
     def fetch(self, weights: GossipWeights, blocks: list[_Block]) -> GossipWeights:
-        """Exchange rows with the neighbours; return this rank's weights of its row and of those that arrived."""
+        """Exchange rows with the neighbours; return this rank's weights of its row and of the received rows."""
         pointers, columns, values = weights.row_pointers.cpu(), weights.columns.cpu(), weights.values
         if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < self.size:
             raise ValueError(f"GossipGroup: columns of weights must be in [0, {self.size}), got {columns.tolist()[:8]}")

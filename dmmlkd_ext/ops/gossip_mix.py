@@ -17,7 +17,7 @@ from dmmlkd_ext.ops.gossip_weights import GossipWeights
 
 
 class GossipMixing(NamedTuple):
-    """What `gossip_mix` returns when it measures: the quotient of the norms is the relative variation of METHOD 5.
+    """The result of `gossip_mix` with `measure`; sqrt(variation / start) is the relative variation of METHOD 5.
 
     Example:
         >>> out = torch.ones(1, 4)
@@ -29,9 +29,9 @@ class GossipMixing(NamedTuple):
     mixed: torch.Tensor
     """[rows, parameters]: `out`."""
     variation: torch.Tensor
-    """float64 [rows]: squared norm of local - start over the columns that were mixed."""
+    """float64 [rows]: squared norm of local - start over the mixed columns."""
     start: torch.Tensor
-    """float64 [rows]: squared norm of start, what `out` held before."""
+    """float64 [rows]: squared norm of start, the previous content of `out`."""
 
 
 def gossip_mix(
@@ -46,27 +46,26 @@ def gossip_mix(
 
     .. math:: x_i \leftarrow \sum_j W_{ij} x_j
 
-    With `measure`, `out` must hold the parameters at the round's start; the norms that the training balance needs
-    come from the same pass: every element of `local`, of the old and of the new `out` moves through memory once.
-    The result has the same bits on any number of threads.
+    With `measure`, `out` must hold the parameters at the round's start; the norms are computed in the same pass, which
+    reads `local` and the old `out` and writes the new `out` once. The bits do not depend on the number of threads.
 
     Args:
-        local: [rows at hand, parameters], the trained parameters, one row per device; a row may be a part of a wider
-            one, and has to be contiguous where `out` is given. Half precisions accumulate in float32.
+        local: [rows at hand, parameters], the trained parameters, one row per device. Rows may be slices of wider ones,
+            but contiguous if `out` is given. Half precisions accumulate in float32.
         weights: [rows produced, rows at hand] as compressed rows.
-        out: [rows produced, parameters], written, with contiguous rows; must not share memory with `local` unless it
-            is `local` itself, which mixes in place (square weights, no `measure`). None makes a new tensor, and only
-            then is the mixing differentiable, in `local`.
-        measure: also return ||local - start||^2 and ||start||^2 of each row produced; row i of `local` is then
-            taken for the device of row i of `out`.
-        columns: the range [begin, end) of columns to mix; the others of `out` keep their bits. Needs `out`.
+        out: [rows produced, parameters], written, with contiguous rows. It must not share memory with `local`, except
+            that `local` itself is mixed in place (square weights, no `measure`). None makes a new tensor; only then is
+            the mixing differentiable, with respect to `local`.
+        measure: also return ||local - start||^2 and ||start||^2 of each row produced; row i of `local` and row i of
+            `out` must be of the same device.
+        columns: the range [begin, end) of columns to mix; the rest of `out` is unchanged. Needs `out`.
 
     Returns:
         The mixed parameters, or with `measure` a `GossipMixing`.
 
     Raises:
         TypeError: an argument is not a tensor, or `columns` is not a pair of integers.
-        ValueError: a dtype, shape, device, range or entry of `weights` does not fit; nothing has been written then.
+        ValueError: a dtype, shape, device, range or entry of `weights` does not fit; nothing was written.
 
     Source:
         METHOD 4 and 5; Metropolis-Hastings weights are the usual `weights`.
@@ -115,7 +114,7 @@ def gossip_mix_reference(
     wide = weights.values.dtype
     trained = local[:, begin:end].to(wide)
     pointers = weights.row_pointers.tolist()
-    # A dense product would be shorter, but its zeros would spread a row that is not finite to all the others.
+    # Not a dense product: its zeros would spread a row that is not finite to all rows.
     rows = [weights.values[first:last] @ trained[weights.columns[first:last]] for first, last in pairwise(pointers)]
     mixed = (torch.stack(rows) if rows else trained[:0]).to(local.dtype)
     if out is None:
@@ -138,7 +137,7 @@ def _check(
     measure: bool,
     columns: tuple[int, int] | None,
 ) -> None:
-    """Check what both implementations need, before anything is written."""
+    """Check the arguments for both implementations, before anything is written."""
     check_floating("gossip_mix", "local", local)
     if not isinstance(weights, GossipWeights):
         raise TypeError(f"gossip_mix: weights must be GossipWeights, got {type(weights).__name__}")
@@ -207,7 +206,7 @@ def _check_out(
 
 
 def _check_entries(weights: GossipWeights, rows_at_hand: int) -> None:
-    """Refuse weights that point outside of the rows; the native operators check this themselves."""
+    """Refuse weights with indices outside of the rows; the native operators check this themselves."""
     pointers, columns, _ = weights
     if pointers[0] != 0 or pointers[-1] != columns.numel() or bool((pointers.diff() < 0).any()):
         raise ValueError(
@@ -219,7 +218,7 @@ def _check_entries(weights: GossipWeights, rows_at_hand: int) -> None:
 
 
 def _mix(local: torch.Tensor, *rest: Any) -> torch.Tensor:
-    """Mix into new rows. The rest: the three tensors of the weights; None, or the rows of their transpose to mix by."""
+    """Mix into new rows; `rest` is the weights' tensors, then None or, to mix by the transpose, its number of rows."""
     mixed: torch.Tensor
     if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
         mixed = _TransformedMix.apply(local, *rest)
@@ -231,7 +230,7 @@ def _mix(local: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 class _Mix(torch.autograd.Function):
-    """Mixing is linear: its derivative mixes by the transposed weights, and so on."""
+    """Mixing is linear: its derivative mixes by the transposed weights, at any order."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -265,7 +264,7 @@ class _TransformedMix(torch.autograd.Function):
         ctx.save_for_backward(*weights)
         ctx.save_for_forward(*weights)
         ctx.rows = local.shape[0]
-        ctx.set_materialize_grads(False)  # so that a tangent that nobody gave is None
+        ctx.set_materialize_grads(False)  # a missing tangent is None
 
     backward = _Mix.backward
 
@@ -279,14 +278,14 @@ class _TransformedMix(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, local: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:  # noqa: ARG004
         if any(dim is not None for dim in in_dims[1:]):
             raise ValueError("gossip_mix: torch.func.vmap over weights is not supported, only over local")
-        batched = local.movedim(in_dims[0], 1)  # [rows, batch, parameters]: all members are mixed as one row
+        batched = local.movedim(in_dims[0], 1)  # [rows, batch, parameters]: the batch is mixed as one wider row
         return _mix(batched.flatten(1), *rest).unflatten(1, batched.shape[1:]), 1
 
 
 def _transpose(
     row_pointers: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, rows: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the compressed rows of the transposed weights without a word to the host."""
+    """Return the compressed rows of the transposed weights, without synchronizing with the host."""
     order = torch.argsort(columns, stable=True)
     row = torch.repeat_interleave(row_pointers.diff(), output_size=columns.shape[0])
     pointers = row_pointers.new_zeros(rows + 1)
@@ -295,7 +294,7 @@ def _transpose(
 
 
 def _register() -> None:
-    """Tell torch the operators' shapes (fake tensors), and make new rows on a GPU."""
+    """Register the operators' shapes (fake tensors) and the form that makes new rows on a GPU."""
 
     @torch.library.register_fake("dmmlkd::gossip_mix")
     def _(
@@ -355,11 +354,11 @@ if _native.backend() == "native":
 class GossipMix(nn.Module):
     """Mixing by fixed weights (METHOD 4) as a module, differentiable in its input.
 
-    The weights move to another torch_device with the module. Their dtype follows to float64 and back; for half
-    precisions they stay float32, which parameters of such dtypes are mixed by.
+    The weights move with the module to another torch device and follow its dtype to float64 and back; for half
+    precisions they stay float32.
 
     Raises:
-        TypeError: `weights` is of another type than `GossipWeights`.
+        TypeError: `weights` is not `GossipWeights`.
 
     Example:
         >>> module = GossipMix(GossipWeights.from_dense(torch.full((2, 2), 0.5)))
@@ -384,7 +383,7 @@ class GossipMix(nn.Module):
         self.register_buffer("values", weights.values)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GossipMix:
-        """Apply what `to`, `half`, `cuda` and so on do to each tensor; the values keep at least float32."""
+        """Apply `to`, `half`, `cuda` and so on to each tensor; the values stay at least float32."""
         values = self.values
         super()._apply(fn, recurse)
         if self.values.dtype in (torch.float16, torch.bfloat16):

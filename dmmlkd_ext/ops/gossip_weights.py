@@ -10,7 +10,7 @@ import torch
 class GossipWeights(NamedTuple):
     """A sparse matrix of mixing weights, [rows produced, rows at hand], as compressed rows.
 
-    Make it by `metropolis`, `from_dense` or `from_scipy`; it belongs to one device and one dtype.
+    Make it by `metropolis`, `from_dense` or `from_scipy`.
     """
 
     row_pointers: torch.Tensor
@@ -18,7 +18,7 @@ class GossipWeights(NamedTuple):
     columns: torch.Tensor
     """int64 [entries]: the row of `local` that an entry weighs."""
     values: torch.Tensor
-    """[entries]: float64 for float64 parameters, float32 for all others."""
+    """[entries]: float64 for float64 parameters, float32 for all other dtypes."""
 
     @classmethod
     def from_dense(cls, matrix: torch.Tensor) -> GossipWeights:
@@ -51,7 +51,7 @@ class GossipWeights(NamedTuple):
         """Return the weights of a scipy.sparse matrix or array; its memory is copied.
 
         Raises:
-            TypeError: `matrix` is nothing that scipy.sparse makes.
+            TypeError: `matrix` is not a sparse matrix of scipy.
 
         Example:
             >>> import scipy.sparse
@@ -75,18 +75,18 @@ class GossipWeights(NamedTuple):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> GossipWeights:
-        r"""Return the Metropolis-Hastings weights of a graph: symmetric, each row sums to one, and the mean is kept.
+        r"""Return the Metropolis-Hastings weights of a graph: symmetric, and each row sums to one.
 
         .. math:: W_{ij} = \frac{1}{1 + \max(\deg_i, \deg_j)}, \quad W_{ii} = 1 - \sum_{j \ne i} W_{ij}
 
         Args:
             edges: integers [edges, 2], a tensor or what `torch.as_tensor` takes: each link once, in either direction.
-            rows: the nodes of the graph; one without a link keeps what it has.
+            rows: number of nodes of the graph; one without a link has weight 1 for itself.
             dtype: of the values, which are computed in float64.
-            device: where the weights lie.
+            device: torch device of the weights.
 
         Raises:
-            ValueError: a link is no pair of two different nodes in [0, rows), or is there twice.
+            ValueError: a link is not a pair of two different nodes in [0, rows), or occurs twice.
 
         Source:
             METHOD 4 [C]; Xiao, Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007.
@@ -115,7 +115,7 @@ def _row_pointers(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _links(edges: Any, rows: int) -> torch.Tensor:
-    """Return the edges as int64 [edges, 2] on the CPU; raise ValueError unless they are those of a simple graph."""
+    """Return the edges as int64 [edges, 2] on the CPU; raise ValueError unless the graph is simple."""
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
         raise ValueError(f"GossipWeights.metropolis: rows must be an integer of at least 0, got {rows!r}")
     links = torch.as_tensor(edges, device="cpu")

@@ -1,8 +1,8 @@
-"""The one place that loads the native extension, or keeps the reason why there is none.
+"""The one place that loads the native extension, or keeps the reason why it is not loaded.
 
-The environment variable ``DMMLKD_BACKEND`` chooses: ``auto`` (the default) takes the extension where it loads,
-``native`` insists on it, ``reference`` leaves it alone. ``DMMLKD_INSTRUCTION_SET`` (``auto``, ``base``, ``avx2``,
-``avx512``) overrides the choice of the CPU kernels, for tests. Empty is as unset.
+The environment variable ``DMMLKD_BACKEND`` is ``auto`` (the default: use the extension if it loads), ``native`` (raise
+if it does not) or ``reference`` (do not load it). ``DMMLKD_INSTRUCTION_SET`` (``auto``, ``base``, ``avx2``, ``avx512``)
+overrides the choice of the CPU kernels, for tests. An empty variable counts as unset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from dmmlkd_ext._version import __version__
 
 INTERFACE = 5
-"""Of the operators' schemas in csrc/ops.cpp; csrc/interface.h has the same number, and both rise when one changes."""
+"""Version of the schemas in csrc/ops.cpp, equal to that in csrc/interface.h; increase both when a schema changes."""
 
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
 
@@ -32,10 +32,9 @@ _BUILD_AGAIN = (
 
 
 class SettingError(SystemExit, ValueError):
-    """An environment variable has a value that it cannot have.
+    """An environment variable has an invalid value; the import raises it.
 
-    Nobody can use the package then, and the import is where it shows; where nobody catches it, Python prints its one
-    line and no traceback.
+    As a SystemExit, an uncaught one prints its message without a traceback.
     """
 
 
@@ -55,7 +54,7 @@ def _load() -> tuple[ModuleType | None, str]:
             reason = f"the native extension was not built: {unbuilt.read_text(encoding='utf-8').strip()}"
         if wanted == "native":
             raise ImportError(f"DMMLKD_BACKEND=native, but {reason}") from error
-        if unbuilt.exists() or any(package.glob("_C.*")):  # it was meant to be there
+        if unbuilt.exists() or any(package.glob("_C.*")):  # the extension was meant to be built
             warnings.warn(f"dmmlkd_ext runs by its reference implementations: {reason}", stacklevel=2)
         return None, reason
     _check_interface(getattr(module, "interface", None), module.__file__)
@@ -67,7 +66,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _why_not_loaded(error: ImportError, package: Path) -> str:
-    """Return why the extension is not loaded; one that was built for another torch lacks symbols of this one."""
+    """Return why the extension is not loaded; one built for another torch version cannot resolve its symbols."""
     for library in package.glob("_C.*"):
         built_for = re.search(rb"dmmlkd_ext was built for torch ([^;\0]+);", library.read_bytes())
         if built_for and built_for[1].decode() != _number(torch.__version__):
@@ -84,7 +83,7 @@ def _number(version: str) -> str:
 
 
 def _load_cuda() -> str:
-    """Load the CUDA kernels beside the CPU ones; return why not, or an empty text."""
+    """Load the CUDA kernels; return the reason if they are not loaded, else an empty text."""
     if _module is None:
         return _reason
     if not CUDA_LIBRARY.exists():
@@ -99,7 +98,7 @@ def _load_cuda() -> str:
 
 
 def _check_interface(built: int | None, file: str | None) -> None:
-    """Raise ImportError where a library was built from other sources than this package's."""
+    """Raise ImportError if a library was built from sources with another interface."""
     if built != INTERFACE:
         raise ImportError(
             f"the native extension must have the interface {INTERFACE} of this package, got {built} in {file}: it was "
@@ -122,12 +121,12 @@ def backend() -> Literal["native", "reference"]:
 
 
 def backend_reason() -> str | None:
-    """Return why the reference implementations run, or None: the native ones do."""
+    """Return why the reference implementations run, or None if the native ones do."""
     return _reason or None
 
 
 def uses_native(tensor: torch.Tensor) -> bool:
-    """Return whether the native operators take this tensor; other devices go to the reference.
+    """Return whether the native operators support this tensor's torch device.
 
     Example:
         >>> uses_native(torch.zeros(2)) == (backend() == "native")
@@ -139,7 +138,7 @@ def uses_native(tensor: torch.Tensor) -> bool:
 
 
 def simulates_natively(tensor: torch.Tensor) -> bool:
-    """Return whether the native operators of the simulation take this tensor: on a CPU, in float32 or float64.
+    """Return whether the simulation's native operators support this tensor: on a CPU, in float32 or float64.
 
     Example:
         >>> simulates_natively(torch.zeros(2, dtype=torch.float16))
@@ -149,7 +148,7 @@ def simulates_natively(tensor: torch.Tensor) -> bool:
 
 
 def build_info() -> dict[str, Any]:
-    """Return what was built and what runs: versions, backend, instruction set, and the reason of an absence.
+    """Return versions, backend, instruction set, and the reason why a library is not loaded.
 
     Example:
         >>> sorted(build_info())[:3]

@@ -33,13 +33,13 @@ def orthogonality_difference(
     *,
     center: bool = False,
 ) -> torch.Tensor:
-    r"""Return the squared norm of the product of two feature matrices, summed over all of them.
+    r"""Return the squared norm of the product of two feature matrices, summed over all leading dimensions.
 
     .. math:: \sum \| H^\top S \|^2
 
-    for H = `common` and S = `specific`, rows being samples; the leading dimensions run over modalities (and
-    devices). On a CPU the cheaper of the forms d x d and B x B is computed, with its gradient; the second only
-    while enough digits are left of it.
+    for H = `common` and S = `specific`, whose rows are samples; the leading dimensions are modalities (and devices). On
+    a CPU the cheaper of the forms d x d and B x B is computed, with its gradient; the second only if cancellation
+    leaves enough digits.
 
     Equivalents, for one pair of matrices H [B, d] and S [B, e]:
 
@@ -47,7 +47,7 @@ def orthogonality_difference(
       of the features' scale: `orthogonality_difference(H, S, normalize=True)`
     - domain separation networks (Bousmalis et al. 2016), as published: `orthogonality_difference(H, S)`; as released:
       `B**2 / (d * e) * orthogonality_difference(H, S, center=True, normalize=True)`
-    - MISA (Hazarika et al. 2020), as released, which takes the rows' lengths as constants: for X in H and S
+    - MISA (Hazarika et al. 2020), as released, without gradient through the rows' lengths: for X in H and S
       `X = X - X.mean(0); X = X / (X.norm(dim=1, keepdim=True).detach() + 1e-6)`, then
       `orthogonality_difference(H, S) / (d * e)`
 
@@ -58,21 +58,20 @@ def orthogonality_difference(
         mask: bool, broadcastable to [..., samples]: which samples count; None means all.
         normalize: scale rows to unit length first and divide by the squared number of samples that count, so that
             the value depends neither on the batch size nor on the features' scale [C]. A zero row stays zero.
-        norm: "fro", the Frobenius norm [C: the reading of the paper's formula], or "spectral", the largest
-            singular value, which runs by the reference on every device.
+        norm: "fro", the Frobenius norm [C: our reading of the paper's formula], or "spectral", the largest
+            singular value, always by the reference.
         reduction: "sum" over the leading dimensions (the paper's sum over modalities), "mean", or "none".
-        center: subtract each matrix's mean row over the samples that count, before anything else.
+        center: first subtract each matrix's mean row over the samples that count.
 
     Returns:
         A scalar, or [...] for "none", in the dtype of `common` (half precisions: float32 under autocast).
 
     Raises:
-        TypeError: an argument is not a tensor, or a switch not a bool.
+        TypeError: an argument is not a tensor, or `normalize` or `center` is not a bool.
         ValueError: a dtype, shape, device, `norm` or `reduction` does not fit; the message names it.
 
     Source:
-        F_dif of arXiv 2311.06500 [P]; the squared Frobenius norm as in domain separation networks and the
-        normalized form are choices of METHOD 3 [C].
+        F_dif of arXiv 2311.06500 [P]; the squared Frobenius norm and the normalized form are choices of METHOD 3 [C].
 
     Example:
         >>> common = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -101,7 +100,7 @@ def orthogonality_difference(
 
 
 def _runs_natively(tensor: torch.Tensor) -> bool:
-    """Return whether the native operator takes this tensor; it has no CUDA kernel."""
+    """Return whether the native operator supports this tensor; it has no CUDA kernel."""
     return tensor.device.type in ("cpu", "meta") and _native.uses_native(tensor)
 
 
@@ -177,7 +176,7 @@ def _formula(
     norm: Norm,
     reduction: str,
 ) -> torch.Tensor:
-    """Return the loss in float32 or float64, differentiable as often as one likes."""
+    """Return the loss in float32 or float64, differentiable any number of times."""
     with full_precision(common):
         h, s = widened(common), widened(specific)
         samples = h.new_full(h.shape[:-2], h.shape[-2])
@@ -208,7 +207,7 @@ def _centered(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
 
 def _unit_rows(features: torch.Tensor) -> torch.Tensor:
     """Scale rows to unit length; a zero row stays zero and passes no gradient, one with NaN stays NaN."""
-    # The peak is taken out first, so that the squares of tiny or huge rows neither under- nor overflow.
+    # Rows are first divided by their largest value, so that squares neither underflow nor overflow.
     peak = features.detach().abs().amax(-1, keepdim=True)
     empty = peak == 0
     scaled = features / peak.where(~empty, 1)
@@ -277,7 +276,7 @@ class OrthogonalityDifference(nn.Module):
 
 
 def _register() -> None:
-    """Tell torch the native operator's shapes (fake tensors)."""
+    """Register the native operator's shapes (fake tensors)."""
 
     @torch.library.register_fake("dmmlkd::orthogonality_forward")
     def _(

@@ -1,4 +1,4 @@
-"""Similarity of the modalities' predictions: F_sim of the paper and its family (METHOD 3)."""
+"""Similarity of the modalities' predictions: F_sim of the paper and its variants (METHOD 3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dmmlkd_ext.ops.derivative import (
 Targets = Literal["both", "detached"]
 
 _OPERATOR = "pairwise_kl_similarity"
-# The native operator's number of each reduction; the mean over those present is a sum, divided afterwards.
+# The number of each reduction in native code; "mean_present" is a sum that is divided afterwards.
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "mean_present": 2}
 
 
@@ -42,8 +42,8 @@ def pairwise_kl_similarity(
 
     and 0 where n < 2. By default loss and gradient are computed in one pass over memory, in O(n C) for C classes;
     with `targets` or `pair_weights`, under torch.func and in forward mode the reference runs (with `pair_weights` in
-    O(n^2 C)). A class that all modalities present exclude by a logit of -inf counts nothing; any other value in a
-    present modality that is not finite makes the loss of its sample NaN.
+    O(n^2 C)). A class whose logit is -inf in all present modalities is ignored; any other non-finite logit of a present
+    modality makes the loss of its sample NaN.
 
     Equivalents, for logits z [samples, modalities, classes]:
 
@@ -62,9 +62,9 @@ def pairwise_kl_similarity(
         reduction: "mean" over all samples (those with n < 2 count as 0), "mean_present" over those with n >= 2,
             "sum", or "none".
         temperature: T > 0; the loss is not multiplied by T^2.
-        targets: "both": both sides of every divergence carry gradient; "detached": the first does not.
+        targets: "both": gradients flow through both sides of every divergence; "detached": not through the first.
         pair_weights: [modalities, modalities], the weight of KL(m || m') in row m and column m'. A sample's loss is
-            then the weighted mean over its pairs, 0 where their weights sum to 0. One row of ones: a teacher.
+            then the weighted mean over its pairs, 0 where their weights sum to 0. A single row of ones is a teacher.
 
     Returns:
         A scalar, or [...] for "none", in the dtype of `logits` (half precisions: float32 under autocast).
@@ -158,13 +158,13 @@ def _formula(
     targets: Targets = "both",
     pair_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the loss in float32 or float64, differentiable as often as one likes."""
+    """Return the loss in float32 or float64, differentiable any number of times."""
     with full_precision(logits):
         values = widened(logits) / temperature
         held = torch.ones_like(values[..., :1], dtype=torch.bool)
         if mask is not None:
             held = mask.expand(logits.shape[:-1]).unsqueeze(-1)
-            values = values.where(held, 0)  # what an absent modality holds must not matter, not even NaN
+            values = values.where(held, 0)  # values of an absent modality have no effect, not even NaN
         excluded = ((values == -torch.inf) | ~held).all(-2, keepdim=True)
         log_probability = values.log_softmax(-1)
         probability = log_probability.exp()
@@ -173,12 +173,12 @@ def _formula(
             losses, counts = _all_pairs(probability, log_probability, held, targets)
         else:
             losses, counts = _weighted_pairs(probability, log_probability, held, targets, pair_weights)
-        losses = losses + (losses - losses)  # an infinite divergence comes from infinite logits: NaN, like the rest
+        losses = losses + (losses - losses)  # an infinite divergence (of infinite logits) becomes NaN
         return reduced(losses.where(counts, 0), counts, reduction)
 
 
 def reduced(losses: torch.Tensor, counts: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Reduce the samples' losses; `counts` says which of them have a pair. The mean of none is 0.
+    """Reduce the samples' losses; `counts` marks the samples that have a pair. The mean of no sample is 0.
 
     Example:
         >>> reduced(torch.tensor([0.0, 3.0]), torch.tensor([False, True]), "mean_present")
@@ -222,8 +222,8 @@ def _weighted_pairs(
         probability, target = probability.detach(), target.detach()
     distance = target.unsqueeze(-2) - log_probability.unsqueeze(-3)  # [..., m, m', classes]
     divergence = (probability.unsqueeze(-2) * distance).sum(-1).clamp_min(0)
-    others = ~torch.eye(held.shape[-2], dtype=torch.bool, device=held.device)
-    pairs = held & held.transpose(-2, -1) & others & (pair_weights != 0)
+    different = ~torch.eye(held.shape[-2], dtype=torch.bool, device=held.device)
+    pairs = held & held.transpose(-2, -1) & different & (pair_weights != 0)
     weights = pair_weights.to(probability.dtype).where(pairs, 0)
     total = weights.sum((-2, -1))
     losses = (weights * divergence.where(pairs, 0)).sum((-2, -1)) / total.where(total != 0, 1)
@@ -269,7 +269,7 @@ def _check(
 
 
 class PairwiseKLSimilarity(nn.Module):
-    """`pairwise_kl_similarity` as a module; its arguments but for logits and mask are settings.
+    """`pairwise_kl_similarity` as a module with fixed settings.
 
     Example:
         >>> PairwiseKLSimilarity(reduction="sum")(torch.zeros(4, 3, 5))
@@ -309,7 +309,7 @@ class PairwiseKLSimilarity(nn.Module):
 
 
 def _register() -> None:
-    """Tell torch the native operator's shapes (fake tensors)."""
+    """Register the native operator's shapes (fake tensors)."""
 
     @torch.library.register_fake("dmmlkd::pairwise_kl_forward")
     def _(

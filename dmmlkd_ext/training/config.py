@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How devices train, the same for every method of a comparison; all of it is our choice [C] (METHOD 3)."""
+    """How devices train, the same for all methods of a comparison; choices of this project [C] (METHOD 3)."""
 
     rounds: int = 40
     local_iterations: int = 10
@@ -15,7 +15,7 @@ class TrainingConfig:
     batch_size: int = 32
     learning_rate: float = 0.05
     final_learning_rate_fraction: float = 0.1
-    """The learning rate decays linearly to this fraction of itself in the last round."""
+    """The learning rate decays linearly; in the last round it is this fraction of the first."""
     momentum: float = 0.9
     weight_decay: float = 1e-3
     clip_norm: float = 2.0
@@ -27,14 +27,13 @@ class TrainingConfig:
     hidden_width: int = 64
     """Width of the perceptron encoders."""
     encoders: dict[str, str] = field(default_factory=dict, hash=False)
-    """A registered encoder for a modality, such as `image: small-cnn` (`dmmlkd_ext.model.modules`); the others get the
-    one that fits their shape."""
+    """Registered encoders by modality, such as `image: small-cnn` (`dmmlkd_ext.model.modules`); a modality without an
+    entry gets the built-in encoder of its shape."""
     evaluate_every: int = 5
     """Rounds between evaluations; the last round is always evaluated."""
     evaluation_samples: int = 64
-    """Samples of validation and of test data by which an evaluation before the last judges a device, others for each
-    device, and more where all devices together would not see all of the data; 0 is all. Round `rounds` is judged by
-    all."""
+    """Validation samples, and test samples, per device in evaluations before the last round, which uses all. They
+    differ from device to device; more are used where all devices together would not see all data. 0 means all."""
     probe: bool = False
     """Judge each encoder by a linear probe after the last round."""
 

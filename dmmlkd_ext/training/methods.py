@@ -1,7 +1,6 @@
-"""The methods that are compared, as data: a name and the settings that make it what it is (METHOD 7).
+"""The methods that are compared, as data: a name and its settings (METHOD 7).
 
-There is no subclass a method. A term that a method lacks has weight zero and is not computed, so that the
-rivals pay nothing for what they do not use.
+A term that a method lacks has weight zero and is not computed.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from dmmlkd_ext.training.guide.base import GeneratorConfig
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms beside the task loss (METHOD 3, "total"); zero leaves a term out.
+    """Weights of the loss terms other than the task loss (METHOD 3, "total"); zero leaves a term out.
 
-    The terms `classification`, `similarity` and `difference` are the paper's [P], their weights ours [C].
+    The terms `classification`, `similarity` and `difference` are the paper's [P], their weights this project's [C].
     """
 
     classification: float = 0.0
@@ -32,7 +31,7 @@ class LossWeights:
     rehearsal: float = 0.0
     """l_reh: cross-entropy of the shared head on generated features of all classes."""
     further: dict[str, float] = field(default_factory=dict, hash=False)
-    """Weights of one's own terms by name (`dmmlkd_ext.training.learn.terms.register_term`)."""
+    """Weights of registered terms by name (`dmmlkd_ext.training.learn.terms.register_term`)."""
 
     def __post_init__(self) -> None:
         for name, value in self.named().items():
@@ -61,7 +60,7 @@ Tuned = Literal["exponent", "modulation_strength", "proximal", "loss_scale"]
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """One method: what it minimizes, whether it exchanges, how it allots its local iterations.
+    """One method: what it minimizes, whether it exchanges, how it allocates local iterations.
 
     Raises:
         ValueError: a field is out of its range.
@@ -73,24 +72,24 @@ class MethodConfig:
     losses: LossWeights = field(default_factory=LossWeights)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     balance: BalanceConfig = field(default_factory=lambda: BalanceConfig(policy="uniform"))
-    """Allocation of local iterations; `uniform` gives every modality the same number within the energy."""
+    """Allocation of local iterations."""
     proximal: float = 0.0
     """Weight of the proximal term mu / 2 ||w - start||^2 (FedProx, Li et al. 2020)."""
     modulation: Modulation = "none"
-    """What is done to the gradients of the modalities' blocks: OGM-GE (Peng et al. 2022) or MMPareto (Wei and Hu
-    2024), whose unimodal losses are the modalities' own cross-entropies."""
+    """How the gradients of the modalities' blocks are changed: by OGM-GE (Peng et al. 2022) or MMPareto (Wei and Hu
+    2024)."""
     modulation_strength: float = 0.5
     """The alpha of OGM-GE; the factor on the length of a merged gradient of MMPareto."""
     only: str | None = None
-    """The one modality that is used, everywhere; None uses all. A device that lacks it predicts the class that it has
-    most training samples of, and counts in the mean with that accuracy."""
+    """The one modality that is used; None uses all. A device that lacks it predicts its most frequent training class,
+    and counts in the mean with that accuracy."""
     centralized: bool = False
-    """All devices' data in one place, with the modalities that they held: an upper reference, not a rival."""
+    """Whether one device gets all data, each sample with the modalities of its device: an upper bound, not a rival."""
     base: str | None = None
-    """The method that this one is a variant or control of: it takes that one's tuned settings, where it has none."""
+    """The method of which this is a variant or control: its tuned settings apply unless this one has tuned settings."""
     tunes: Tuned | None = None
-    """What a search tunes beside the learning rate: `exponent` of the balance, `modulation_strength`, `proximal`, or
-    `loss_scale`, a factor on the weights of all loss terms beside the task's."""
+    """What a search tunes besides the learning rate: `exponent` of the balance, `modulation_strength`, `proximal`, or
+    `loss_scale`, a factor on the weights of all loss terms except the task's."""
 
     def __post_init__(self) -> None:
         if self.modulation not in get_args(Modulation):
@@ -151,8 +150,8 @@ METHODS: dict[str, MethodConfig] = {
         MethodConfig("fedprox", proximal=0.01, tunes="proximal"),
         MethodConfig("ogm-ge", modulation="ogm-ge", tunes="modulation_strength"),
         MethodConfig("mmpareto", modulation="mmpareto", modulation_strength=1.5, tunes="modulation_strength"),
-        # FedGen (Zhu et al. 2021): a generator trained by the heads alone, of the features that the classifier sees
-        # which all devices share. These are the common ones: a modality's own head is only where the modality is.
+        # FedGen (Zhu et al. 2021): a generator of the common features, whose head all devices share (a modality's head
+        # exists only where the modality does), trained by the heads alone.
         MethodConfig(
             "fedgen",
             losses=LossWeights(generator=1.0, rehearsal=1.0),
@@ -168,10 +167,10 @@ METHODS: dict[str, MethodConfig] = {
         MethodConfig("centralized", centralized=True),
     )
 }
-"""The methods by name; `unimodal:<modality>` is one more for each modality, and `uniform` another name of `dmml-kd`."""
+"""The methods by name; there is also `unimodal:<modality>` for each modality, and `uniform`, an alias of `dmml-kd`."""
 
 UNIFORM = "uniform"
-"""The control of the balance that cuts all modalities alike where energy is short, as `dmml-kd` does."""
+"""The control of the balance that gives all modalities equal iterations if energy is short, as `dmml-kd` does."""
 
 UNIMODAL = "unimodal:"
 
@@ -180,10 +179,10 @@ _FURTHER: dict[str, MethodConfig] = {}
 
 
 def register_method(method: MethodConfig) -> None:
-    """Make a method of one's own known by its name.
+    """Register a method under its name.
 
     Raises:
-        ValueError: the name is empty or one of the package's.
+        ValueError: the name is empty or belongs to the package.
 
     Example, in a file that `--module` names:
         >>> margin = replace(get_method("dmml"), name="dmml-margin", losses=LossWeights(further={"margin": 0.3}))
@@ -197,7 +196,7 @@ def register_method(method: MethodConfig) -> None:
 
 
 def method_names() -> tuple[str, ...]:
-    """Return the names of all methods, those of the user last."""
+    """Return the names of all methods, registered ones last."""
     return (*METHODS, UNIFORM, f"{UNIMODAL}<modality>", *_FURTHER)
 
 
@@ -205,7 +204,7 @@ def get_method(name: str) -> MethodConfig:
     """Return the method of that name.
 
     Raises:
-        ValueError: there is no method `name`; the message lists those there are.
+        ValueError: there is no method `name`; the message lists all methods.
 
     Example:
         >>> get_method("dmml-kd").losses.classification

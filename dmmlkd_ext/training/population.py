@@ -1,4 +1,4 @@
-"""All simulated devices of a process: their parameters as one matrix a block, and nothing else of theirs."""
+"""The parameters of all simulated devices of a process, as one matrix per block."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dmmlkd_ext.training.measure.consensus import column_sums, squared_distances
 class Block:
     """One block of parameters of the devices that have it: three matrices [devices of the block, parameters].
 
-    `local` is what devices train, `start` what they began the round with, `momentum` the optimizer's buffer,
-    which stays with its device. An exchange writes the mixed parameters over `start`. Behind `local` there may be room
-    for a halo: rows of neighbours on other ranks, as they were received in the last exchange.
+    `start` holds the parameters at the round's start, `local` the trained ones, `momentum` the optimizer's buffer,
+    which is not exchanged. An exchange writes the mixed parameters over `start`. Behind the rows of `local` there may
+    be a halo: the rows of neighbours on other ranks, as received in the last exchange.
 
     Args:
         devices: int64, the numbers of the devices that have the block, increasing.
-        initial: [parameters], the same start for every device [C].
+        initial: [parameters], the same for every device [C].
     """
 
     def __init__(self, devices: npt.NDArray[np.int64], initial: torch.Tensor) -> None:
@@ -35,11 +35,11 @@ class Block:
         self.momentum = torch.zeros_like(self.start)
 
     def begin(self) -> None:
-        """Let the training begin from the parameters that the last exchange left."""
+        """Copy `start` to `local`."""
         self.local.copy_(self.start)
 
     def make_room(self, halo: int) -> None:
-        """Let `at_hand` have `halo` rows behind those of `local`."""
+        """Allocate `halo` rows behind those of `local`, all of which `at_hand` shows."""
         self.at_hand = self.local.new_empty(len(self.devices) + halo, self.num_parameters)
         self.at_hand[: len(self.devices)] = self.local
         self.local = self.at_hand[: len(self.devices)]
@@ -50,16 +50,16 @@ class Block:
         return self.start.shape[1]
 
     def rows_of(self, devices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the rows of devices that have the block, int64, in the order given."""
+        """Return the rows of `devices`, which must have the block, in the order given, int64."""
         return torch.from_numpy(np.searchsorted(self.devices, devices))
 
 
 class Population:
-    """The devices' parameters, block by block (METHOD 2 and 4); of the devices of this rank, counted from 0.
+    """The parameters of this rank's devices, by block (METHOD 2 and 4); devices are counted from 0.
 
     Args:
-        network: the model that every device has, as far as it has the modalities.
-        holds: bool [devices, modalities]: which modalities a device has. A device without any only relays.
+        network: the model; a device has its shared block and those of its modalities.
+        holds: bool [devices, modalities]: which modalities a device has. A device without any only mixes and relays.
         seed: the run's seed.
         further: layouts of further blocks that every device has, such as the generator's.
         dtype: of the parameters; their initial values are drawn in float32.
@@ -105,14 +105,14 @@ class Population:
 
     @property
     def torch_device(self) -> torch.device:
-        """The processor or GPU that holds the parameters."""
+        """The torch device that holds the parameters."""
         return next(iter(self.blocks.values())).start.device
 
     def consensus_distance(self, part: Slice | None = None) -> dict[str, float]:
         """Return, for each block, the root mean square distance of the devices from their mean, on all ranks.
 
-        A sum of float32 in float64 loses nothing to rounding unless a parameter's values differ by factors of 1e5, and
-        the mean is cut to float32, so that the bits do not depend on which rank holds whom. Those of float64 may.
+        The bits do not depend on the ranks for float32: sums are taken in float64, which is exact unless a parameter's
+        values differ by factors of 1e5, and the mean is rounded to float32. For float64 they may.
         """
         part = part or alone(self.num_devices)
         blocks = [block.start for block in self.blocks.values()]
@@ -121,11 +121,11 @@ class Population:
         members = total[-len(blocks) :].clamp_min(1)
         columns = [block.shape[1] for block in blocks]
         sums = total[: -len(blocks)].split(columns)
-        center = torch.cat([own / count for own, count in zip(sums, members, strict=True)]).to(blocks[0].dtype)
+        center = torch.cat([values / count for values, count in zip(sums, members, strict=True)]).to(blocks[0].dtype)
         found = squared_distances(blocks, center).split([len(block) for block in blocks])
         squares = {name: np.zeros(self.num_devices) for name in self.blocks}
-        for (name, block), own in zip(self.blocks.items(), found, strict=True):
-            squares[name][block.devices] = own.numpy()
+        for (name, block), distances in zip(self.blocks.items(), found, strict=True):
+            squares[name][block.devices] = distances.numpy()
         everyone = part.gather(squares)
         return {
             name: float(everyone[name].sum() / float(count)) ** 0.5
@@ -133,11 +133,11 @@ class Population:
         }
 
     def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return what a resumed run needs, between two rounds."""
+        """Return the state that a resumed run needs, between two rounds."""
         return {name: {"parameters": block.start, "momentum": block.momentum} for name, block in self.blocks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` of a population of the same network and devices.
+        """Restore a `state_dict` of a population of the same network and devices.
 
         Raises:
             ValueError: a block is missing or has another shape.

@@ -1,4 +1,4 @@
-"""The round. Everything else hangs on it as a callback."""
+"""The round of a simulation; observers are callbacks."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Simulation:
         method: what is minimized, exchanged and balanced.
         config: how devices train.
         seed: the run's seed.
-        guidance: what pulls the common features to one distribution, or None.
-        part: which devices this rank holds; None is all of them. What is one number per device is known on every rank,
-            so that links, plans and records are those of one process.
+        guidance: of the common features, or None.
+        part: which devices this rank holds; None is all of them. Links, plans, energies and records of all devices are
+            the same on every rank.
     """
 
     data_sha256: str | None = None
-    """Hash of the dataset that the simulation was built from, where the builder tells it."""
+    """Hash of the dataset that the simulation was built from, if the builder sets it."""
 
     def __init__(
         self,
@@ -111,19 +111,19 @@ class Simulation:
         return self.part.gather({"sees": np.array(mine)})["sees"] == 0
 
     def _make_room(self) -> None:
-        """Let each block have room for all rows that may ever come from other ranks."""
+        """Allocate the largest halo that each block can need."""
         if self.part.ranks.size > 1:
             for name, (_, route) in self.weights.of(self.world.topology.edges).items():
                 self.population.blocks[name].make_room(route.halo)
 
     @property
     def local_training(self) -> str:
-        """Which tier trains: `native`, or `reference` with the reason."""
+        """The tier that trains: `native`, or `reference` with the reason."""
         reason = why_reference(self.population, self.method)
         return "native" if reason is None else f"reference: {reason}"
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
-        """Run the rounds that remain."""
+        """Run the remaining rounds."""
         for callback in callbacks:
             callback.on_start(self)
         while self.round < self.total_rounds:
@@ -150,7 +150,7 @@ class Simulation:
         return make_record(self, RoundOutcome(links, plan, metric, losses, rate, learns, judgement))
 
     def _plan(self, links: RoundLinks, metric: FloatArray) -> Plan:
-        """Allot the local iterations; a device that failed, or cannot pay an iteration, sits the round out."""
+        """Allocate the local iterations; none for a device that failed or cannot pay one iteration."""
         remaining_rounds = self.total_rounds - self.round
         exchange_energy = links.cost.energy_joule + self.overhead
         available = self.energy.round_budget_joule(remaining_rounds, exchange_energy)
@@ -171,7 +171,7 @@ class Simulation:
         return self.guidance.begin(self.population, self.round, plan.num_iterations, self.config.batch_size)
 
     def _learn(self, plan: Plan, guidance: GuidanceRound | None) -> dict[str, FloatArray]:
-        """Train all devices of this rank, and return the losses of all devices."""
+        """Train the devices of this rank, and return the losses of all devices."""
         mine = Plan(plan.iterations[self.part.devices], plan.start[self.part.devices])
         batches = self.sampler.draw(self.round, plan.num_iterations)
         rate = self.config.learning_rate_at(self.round)
@@ -180,7 +180,7 @@ class Simulation:
         return {name: np.where(self.blind, np.nan, values) for name, values in everyone.items()}
 
     def _exchange(self, links: RoundLinks, guided: GuidanceRound | None, learns: BoolArray) -> dict[str, Variation]:
-        """Mix all blocks; what guides learns around it, on the devices that can pay for that (bool [devices])."""
+        """Mix all blocks; the guidance then learns on the devices `learns` (bool [devices]), which can pay for it."""
         weights = self.weights.of(links.edges)
         if self.guidance is not None and guided is not None:
             self.guidance.before_exchange(self.population, guided.moments)
@@ -199,7 +199,7 @@ class Simulation:
         return mix.gather_variations(variations, self.part)
 
     def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation], learns: BoolArray) -> None:
-        """Draw the round's energy and learn how fast each modality trained."""
+        """Spend the round's energy and update the training speeds."""
         computing = plan.energy_joule(self.iteration_energy)
         self.energy.spend(computing + links.cost.energy_joule + np.where(learns, self.overhead, 0.0))
         names = self.population.network.modalities
@@ -221,13 +221,13 @@ class Simulation:
         return imbalance(self.speeds, self.holds)
 
     def spectral_gap(self, edges: npt.NDArray[np.int64]) -> float:
-        """Return the spectral gap of the mixing of all devices on these links; 0 where they fall apart."""
+        """Return the spectral gap of the mixing of all devices on these links; 0 if the graph is not connected."""
         return self.weights.spectral_gap(edges)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs; random draws need only the seed and the round.
+        """Return the state that a resumed run needs; random draws depend on the seed and the round alone.
 
-        `rows` is what belongs to devices: matrices with a row a device, and the devices' numbers.
+        `rows` holds the matrices with one row per device, and the devices' numbers.
         """
         devices = {name: self.part.devices[block.devices] for name, block in self.population.blocks.items()}
         rows = {name: {"devices": devices[name], **state} for name, state in self.population.state_dict().items()}
@@ -236,10 +236,7 @@ class Simulation:
         return {"round": self.round, "energy": self.energy.state_dict(), "speeds": self.speeds, "rows": [rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict` of a simulation of the same configuration.
-
-        Args:
-            state: `rows` may come in several parts, as any number of ranks left them.
+        """Restore a `state_dict` of a simulation of the same configuration, with `rows` from any number of ranks.
 
         Raises:
             ValueError: the state is of another population or energy account.

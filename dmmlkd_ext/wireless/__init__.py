@@ -1,5 +1,5 @@
-"""The simulated wireless links: who is linked to whom, at what rate and energy, and what fails (METHOD 4 and 6).
+"""The simulated wireless links: the graph, rates, energies and failures (METHOD 4 and 6), independent of training.
 
-It knows nothing of training. Import from its modules: nothing is gathered here, so that a configuration can
-be read without the graph library, which `topology` needs (extra `simulation`).
+Import from its modules: this file imports none, so that a configuration can be read without the graph library, which
+`topology` needs (extra `simulation`).
 """

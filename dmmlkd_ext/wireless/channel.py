@@ -32,22 +32,22 @@ class ChannelConfig:
     """
 
     bandwidth_hz: float = 1e6
-    """Bandwidth of each link; channels are orthogonal, so that links do not disturb each other."""
+    """Bandwidth of each link; channels are orthogonal, so links do not interfere."""
     transmit_power_w: float = 0.1
     noise_dbm_per_hz: float = -174.0
     """Spectral density of the noise, in dBm per hertz."""
     path_loss_at_1_km_db: float = 128.1
     path_loss_per_decade_db: float = 37.6
-    """Path loss added by ten times the distance."""
+    """Path loss added per factor of ten in distance."""
     shadowing_db: float = 8.0
     """Standard deviation of the log-normal shadowing, drawn once per link, because devices do not move."""
     fading: Fading = "rayleigh"
-    """`rayleigh`: each link's power gain is multiplied by an exponential variable of mean 1, redrawn each
-    round; `none` leaves it out."""
+    """`rayleigh`: each link's power gain is multiplied by an exponential variable of mean 1, redrawn each round; or
+    `none`."""
     min_distance_m: float = 1.0
-    """Links shorter than this have the path loss of this distance, below which the formula does not apply."""
+    """Shorter links have the path loss of this distance, below which the formula does not apply."""
     min_rate_bit_per_s: float = 1e5
-    """A link below this rate is in outage for the round: waiting for a deep fade would drain the battery."""
+    """A link below this rate is in outage for the round: sending in a deep fade would drain the battery."""
 
     def __post_init__(self) -> None:
         if self.fading not in get_args(Fading):
@@ -69,7 +69,7 @@ class Links:
 
     Attributes:
         edges: int64 [edges, 2], those of the topology.
-        rates_bit_per_s: float64 [edges]; fading is reciprocal, so that a link has the same rate in both directions.
+        rates_bit_per_s: float64 [edges], the same in both directions, as fading is reciprocal.
         alive: bool [edges], False for a link in outage.
     """
 
@@ -83,7 +83,7 @@ def path_loss_db(distance_m: npt.ArrayLike, config: ChannelConfig | None = None)
 
     Args:
         distance_m: length of each link, any shape, in meters.
-        config: the two numbers of the formula, and the least distance it is used for.
+        config: the two numbers of the formula, and the least distance for which it holds.
 
     Raises:
         ValueError: a distance is negative or not finite.
@@ -128,8 +128,7 @@ def rate_bit_per_s(power_gain: npt.ArrayLike, config: ChannelConfig | None = Non
 class Channel:
     """The links of a topology: path loss and shadowing fixed for the run, fading redrawn each round.
 
-    A round's draw depends on the seed and the round alone, so that a resumed run, and every method of a
-    repetition, sees the same links.
+    A round's draw depends on the seed and the round alone: a resumed run and all methods see the same links.
 
     Example:
         >>> from dmmlkd_ext.wireless.topology import build_topology
@@ -144,7 +143,7 @@ class Channel:
 
         Args:
             config: the model.
-            topology: the links, and the places that their lengths come from.
+            topology: the links and the positions of the devices.
             seed: the run's seed.
 
         Raises:

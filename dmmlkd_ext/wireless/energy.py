@@ -1,7 +1,7 @@
-"""What computing and broadcasting cost, and the battery that it is drawn from (METHOD 5 and 6).
+"""The energy of computing and broadcasting, and the batteries that pay for it (METHOD 5 and 6).
 
-That local iterations are limited by a device's remaining energy is the paper's [P]; the model of the energy
-is the standard one of the field, chosen by this project [C]. Joules, seconds, hertz and bits throughout.
+Limiting local iterations by a device's remaining energy is the paper's [P]; the energy model is the standard one of
+the field, chosen by this project [C]. Units are joules, seconds, hertz and bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class EnergyConfig:
-    """What an iteration costs and how much energy a device starts with (METHOD 6 [C]).
+    """The energy of an iteration and the initial energy of a device (METHOD 6 [C]).
 
     Raises:
         ValueError: a field is out of its range, or two budgets are given.
@@ -42,14 +42,14 @@ class EnergyConfig:
     """
 
     model: EnergyModel = "fixed"
-    """`fixed`: every iteration of every modality costs the same and the exchange is free. `wireless`:
-    computing by cycles and frequency, broadcasts by bits and rates of the links."""
+    """`fixed`: every iteration of every modality costs the same and the exchange is free. `wireless`: computing costs
+    by cycles and frequency, broadcasts by bits and rates of the links."""
     iteration_energy_joule: float = 1.0
     """Energy of one iteration of one modality; used by `fixed` alone."""
     budget_fraction: float | None = None
-    """Initial budget as a fraction of what all iterations of all held modalities in all rounds would cost the
-    device, with the exchanges of all rounds on top; None sets no limit unless `budget_joule` does. If the fraction
-    applied to the exchanges too, a small one would leave no energy for training where sending is expensive."""
+    """Initial budget: this fraction of the energy of all iterations of all held modalities in all rounds, plus the
+    energy of all exchanges, so that a small fraction leaves energy for training where sending is expensive. None sets
+    no limit unless `budget_joule` does."""
     budget_joule: float | None = None
     """Initial budget of every device; excludes `budget_fraction`."""
     kappa: float = 1e-28
@@ -173,7 +173,7 @@ def iteration_energy_joule(
 
     Args:
         config: the model; `fixed` needs nothing more than `holds`.
-        holds: which modalities a device has, bool [devices, modalities]; the others get 0.
+        holds: which modalities a device has, bool [devices, modalities]; modalities not held cost 0.
         cycles_per_sample: of each modality in training, [modalities] or [devices, modalities].
         frequency_hz: of each device, [devices].
         batch_size: samples of a batch.
@@ -205,7 +205,7 @@ def iteration_energy_joule(
 
 @dataclass(frozen=True, eq=False)
 class BroadcastCost:
-    """What broadcasting its blocks once costs each device.
+    """The cost to each device of broadcasting its blocks once.
 
     Attributes:
         energy_joule: float64 [devices].
@@ -224,10 +224,10 @@ def broadcast_cost(
     transmit_power_w: float,
     alive: npt.ArrayLike | None = None,
 ) -> BroadcastCost:
-    """Return what one exchange costs: each block goes out once, at the rate of the worst link that needs it.
+    """Return the cost of one exchange: each block is sent once, at the rate of the worst link that needs it.
 
-    A link needs a block when both of its ends hold it. Time is bits / rate, energy power * bits / rate; what
-    receiving costs is left out (METHOD 6 [C]). A device without a neighbour that needs a block sends nothing.
+    A link needs a block when both of its ends hold it; a block that no link needs is not sent. Time is bits / rate,
+    energy power * bits / rate; receiving is free (METHOD 6 [C]).
 
     Args:
         block_bits: size of each block, [blocks], in bits.
@@ -282,8 +282,7 @@ def initial_budget_joule(
         iteration_energy: energy of one iteration of each modality, [devices, modalities], 0 where not held.
         max_iterations: T, the most local iterations of a modality in a round.
         num_rounds: rounds of the run.
-        exchange_energy_joule: typical energy of one exchange, [devices] or a number; a budget that is a fraction
-            holds all of it, for every round.
+        exchange_energy_joule: typical energy of one exchange, [devices] or a number; for `budget_fraction`.
 
     Raises:
         ValueError: an argument is negative or has a wrong shape.
@@ -307,7 +306,7 @@ def initial_budget_joule(
 
 
 class EnergyAccount:
-    """The batteries of all devices; none ever falls below zero (METHOD 5, 6).
+    """The batteries of all devices, which never fall below zero (METHOD 5, 6).
 
     Example:
         >>> account = EnergyAccount([10.0, 4.0])
@@ -330,19 +329,19 @@ class EnergyAccount:
 
     @property
     def remaining_joule(self) -> FloatArray:
-        """What each device has left, float64 [devices]."""
+        """Energy that each device has left, float64 [devices]."""
         return self._remaining.copy()
 
     @property
     def spent_joule(self) -> FloatArray:
-        """What each device has spent, float64 [devices]; also known where there is no limit."""
+        """Energy that each device has spent, float64 [devices], also without a limit."""
         return self._spent.copy()
 
     def round_budget_joule(self, remaining_rounds: int, exchange_energy_joule: npt.ArrayLike = 0.0) -> FloatArray:
-        """Return what this round may cost in computing: remaining / rounds left - exchange (METHOD 5 [C]).
+        """Return the energy for computing in this round: remaining / rounds left - exchange (METHOD 5 [C]).
 
-        Energy that a round does not use stays with the device and is divided among the rounds that follow. The result
-        is negative where the exchange alone costs more than the round's share.
+        The result is negative where the exchange alone costs more than the round's share. Unused energy is divided
+        among the remaining rounds.
 
         Args:
             remaining_rounds: rounds left, this one included, at least 1.
@@ -356,10 +355,9 @@ class EnergyAccount:
         return np.asarray(share * (1.0 + _ROUNDING) - exchange)
 
     def battery_joule(self, remaining_rounds: int, exchange_energy_joule: npt.ArrayLike = 0.0) -> FloatArray:
-        """Return what is left for computing when every round left keeps its exchange (`greedy` [C]).
+        """Return the energy for computing if every round left costs this round's exchange (`greedy` [C]).
 
-        Future exchanges are taken to cost what this round's does. For the arguments and what is raised see
-        `round_budget_joule`.
+        Arguments and errors are those of `round_budget_joule`.
         """
         exchange = _per_device("exchange_energy_joule", exchange_energy_joule, len(self._remaining))
         reserve = _rounds(remaining_rounds) * exchange
@@ -374,13 +372,13 @@ class EnergyAccount:
         return np.asarray(_per_device("cost_joule", cost_joule, len(self._remaining)) <= self._remaining)
 
     def spend(self, cost_joule: npt.ArrayLike) -> None:
-        """Draw a cost from each battery, [devices] or a number, in joules.
+        """Take a cost from each battery, [devices] or a number, in joules.
 
-        A cost that exceeds what is left by no more than rounding empties the battery.
+        A cost that exceeds the remaining energy by a rounding error empties the battery.
 
         Raises:
-            ValueError: a cost is negative or not finite, the shape is wrong, or a device has less than that;
-                then nothing is spent.
+            ValueError: a cost is negative, not finite or more than a device has, or the shape is wrong; nothing is
+                spent then.
         """
         cost = _per_device("cost_joule", cost_joule, len(self._remaining))
         short = cost > self._remaining * (1.0 + 1e3 * _ROUNDING)
@@ -395,11 +393,11 @@ class EnergyAccount:
         self._spent = self._spent + paid
 
     def state_dict(self) -> dict[str, FloatArray]:
-        """Return copies of all that a resumed run needs."""
+        """Return copies of the state that a resumed run needs."""
         return {"remaining_joule": self.remaining_joule, "spent_joule": self.spent_joule}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` of an account of as many devices.
+        """Restore a `state_dict` of an account of as many devices.
 
         Raises:
             ValueError: an entry is missing, has another shape, or is negative.

@@ -1,8 +1,7 @@
-"""Links and devices that fail for a round, by chance or by a schedule, and how the rest still mixes [C].
+"""Links and devices that fail for a round, by chance or by a schedule [C].
 
-A failed device keeps its parameters, and the weights are recomputed on the links that survive: the matrix
-stays doubly stochastic, so that the mean over all devices is kept. Once the failure is over the links are
-back, and what had drifted apart meets again.
+A failed device keeps its parameters, and the mixing weights are recomputed on the surviving links: the matrix stays
+doubly stochastic, so mixing keeps the mean over all devices.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FailureKind = Literal["link", "device", "partition"]
 
 @dataclass(frozen=True)
 class FailureConfig:
-    """What fails in a round; chance and schedule add up.
+    """Which links and devices fail in a round: random failures and scheduled ones.
 
     Raises:
         ValueError: a probability is not between 0 and 1.
@@ -42,7 +41,7 @@ class FailureConfig:
     """
 
     link_probability: float = 0.0
-    """Probability that a link fails in a round, independent of the others and of other rounds."""
+    """Probability that a link fails in a round, independent of other links and rounds."""
     device_probability: float = 0.0
     """Probability that a device fails in a round, with all of its links."""
     schedule_path: str | None = None
@@ -56,10 +55,10 @@ class FailureConfig:
 
 @dataclass(frozen=True)
 class ScheduledFailure:
-    """One line of a schedule: what is down in the rounds from `first_round` to `last_round`, both included.
+    """One line of a schedule: what fails in the rounds from `first_round` to `last_round`, both included.
 
-    `ids` are pairs of devices for `link`, single devices for `device`, and for `partition` the devices of one
-    side, which are cut off from all others but not from each other.
+    `ids` are pairs of devices for `link`, devices for `device`, and for `partition` devices that lose their links to
+    all devices not listed.
     """
 
     first_round: int
@@ -70,7 +69,7 @@ class ScheduledFailure:
 
 @dataclass(frozen=True, eq=False)
 class Survivors:
-    """What works in one round.
+    """The links and devices that work in one round.
 
     Attributes:
         links: bool [edges]; a link works only when both of its devices do.
@@ -84,7 +83,7 @@ class Survivors:
 class Failures:
     """Decides, round by round, which links and devices of a topology fail.
 
-    A round's draw depends on the seed and the round alone, so that a resumed run sees the same failures.
+    A round's draw depends on the seed and the round alone.
 
     Example:
         >>> from dmmlkd_ext.wireless.topology import build_topology
@@ -117,14 +116,14 @@ class Failures:
                 self._schedule.append((range(failure.first_round, failure.last_round + 1), links, devices))
 
     def draw(self, round_index: int) -> Survivors:
-        """Return what survives a round, counted from 0.
+        """Return the survivors of a round, counted from 0.
 
         Raises:
             ValueError: `round_index` is negative.
         """
         if round_index < 0:
             raise ValueError(f"round_index must be at least 0, got {round_index}")
-        # Links and devices have streams of their own, so that one probability never changes the other's draw.
+        # Links and devices have separate streams, so that one probability never changes the other's draw.
         link_draw = numpy_generator(self.seed, "link_failure", round_index)
         device_draw = numpy_generator(self.seed, "device_failure", round_index)
         links = link_draw.random(len(self.topology.edges)) >= self.config.link_probability
@@ -137,7 +136,7 @@ class Failures:
 
 
 def _effect(failure: ScheduledFailure, topology: Topology) -> tuple[BoolArray, BoolArray]:
-    """Return which links and which devices a line of the schedule takes down."""
+    """Return which links and which devices fail by a line of the schedule."""
     ids = np.array(failure.ids, dtype=np.int64)
     if ids.size and ids.max() >= topology.num_devices:
         last = topology.num_devices - 1
@@ -220,7 +219,7 @@ def _parse(row: dict[str, Any], where: str) -> ScheduledFailure:
 
 
 def _number(word: object, where: str) -> int:
-    """Return a count; what JSON takes for a number but is none, such as true, is refused like any text."""
+    """Return a count; refuse text and other JSON values, such as true."""
     text = str(word).strip()
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{where} must have numbers of at least 0, got {text!r}")

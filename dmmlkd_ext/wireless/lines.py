@@ -11,11 +11,11 @@ def read_lines(path: str | os.PathLike[str], argument: str) -> list[str]:
 
     Args:
         path: the file.
-        argument: what the message calls it.
+        argument: its name in messages.
 
     Raises:
         OSError: the file cannot be read; the message names it.
-        ValueError: it is in another encoding; the message names its line.
+        ValueError: it is in another encoding; the message names the line.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""Graphs of device-to-device links, their mixing matrices, and how fast those mix (METHOD 1, 4, 6)."""
+"""Graphs of device-to-device links, their mixing matrices and spectral gaps (METHOD 1, 4, 6)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-_DENSE_LIMIT = 400  # devices up to which all eigenvalues are cheaper than a sparse solver's few
+_DENSE_LIMIT = 400  # devices up to which all eigenvalues take less time than a few by a sparse solver
 _TRIES = 100  # draws of a random graph until one is connected
 
 
 @dataclass(frozen=True, eq=False)
 class Topology:
-    """An undirected graph of devices, and where they stand.
+    """An undirected graph of devices, and their positions.
 
     Attributes:
-        name: the name that `build_topology` was given.
+        name: the name given to `build_topology`.
         num_devices: number of devices; they are counted from 0.
         edges: int64 [edges, 2], each link once as (i, j) with i < j, sorted.
-        positions_m: float64 [devices, 2], places in meters. Every topology has them, since the wireless
-            channel needs distances, but only `random_geometric` links by them.
+        positions_m: float64 [devices, 2], in meters, for the wireless channel; only the links of `random_geometric`
+            depend on them.
 
     Raises:
-        ValueError: `edges` are not sorted, unique pairs i < j of devices, or a place is missing.
+        ValueError: `edges` are not sorted, unique pairs i < j of devices, or a position is missing.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Topology:
 
 @dataclass(frozen=True, eq=False)
 class TopologyRequest:
-    """What a graph is made from: the arguments of `build_topology`, and the places that it drew, [devices, 2]."""
+    """The arguments of `build_topology`, and the positions that it drew, [devices, 2]."""
 
     num_devices: int
     generator: np.random.Generator
@@ -93,23 +93,22 @@ def build_topology(
     side_m: float = 500.0,
     path: str | os.PathLike[str] | None = None,
 ) -> Topology:
-    """Build a connected graph of devices (all of it a choice of ours [C], METHOD 6).
+    """Build a connected graph of devices (METHOD 6 [C]).
 
-    `ring`; `torus`, the grid rows x columns closest to a square, wrapped around; `star` around device 0;
-    `complete`; `exponential`, i linked to i + 1, 2, 4, ... (mod devices) as in Ying et al., "Exponential
-    Graph is Provably Efficient for Decentralized Deep Training", 2021, undirected; `erdos_renyi`;
-    `watts_strogatz`; `random_geometric`, links within a radius and the shortest links that connect what
-    is left apart; `edge_list`, read from a file with one `i j` a line and `#` comments.
-    A single device has no links, whatever the name.
+    `ring`; `torus`, the grid rows x columns closest to a square, wrapped around; `star` around device 0; `complete`;
+    `exponential`, i linked to i + 1, 2, 4, ... (mod devices) as in Ying et al., "Exponential Graph is Provably
+    Efficient for Decentralized Deep Training", 2021, undirected; `erdos_renyi`; `watts_strogatz`; `random_geometric`,
+    links within a radius and the shortest links that connect the components; `edge_list`, read from a file with one
+    `i j` per line and `#` comments. A single device has no links.
 
     Args:
-        name: one of the above.
+        name: one of the above, or a registered one.
         num_devices: at least 1.
-        generator: what is random is drawn from it, the places first: the topologies of a seed share them.
+        generator: source of randomness. Positions are drawn first: all topologies of a seed share them.
         degree: neighbours in the ring lattice of `watts_strogatz`, even and at least 2.
         probability: of a link (`erdos_renyi`) or of rewiring one (`watts_strogatz`), in [0, 1].
         radius_m: reach of a link of `random_geometric`, in meters.
-        side_m: side of the square in which places are drawn uniformly, in meters.
+        side_m: side of the square in which positions are drawn uniformly, in meters.
         path: file of the links of `edge_list`.
 
     Raises:
@@ -143,10 +142,10 @@ def build_topology(
 
 
 def _canonical(edges: npt.ArrayLike) -> IntArray:
-    """Sort each pair and the pairs, and keep each once."""
+    """Sort each pair and all pairs, and remove duplicates."""
     pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
     base = int(pairs.max(initial=0)) + 1
-    # One number a pair: far faster to sort than rows.
+    # One number per pair sorts far faster than rows.
     low, high = np.divmod(np.unique(pairs.min(axis=1) * base + pairs.max(axis=1)), base)
     return np.stack([low, high], axis=1)
 
@@ -156,7 +155,7 @@ def _degrees(edges: IntArray, num_devices: int) -> IntArray:
 
 
 def _adjacency(edges: IntArray, values: FloatArray, num_devices: int) -> sparse.csr_array:
-    """Return a matrix for scipy's graph routines, which before 1.13 take 32-bit indices alone."""
+    """Return a matrix for scipy's graph routines, which take only 32-bit indices before scipy 1.13."""
     i, j = edges.astype(np.int32).T
     return sparse.csr_array((values, (i, j)), shape=(num_devices, num_devices))
 
@@ -233,10 +232,10 @@ def _watts_strogatz(request: TopologyRequest) -> IntArray:
 
 
 def _random_geometric(request: TopologyRequest) -> IntArray:
-    """Link all pairs within the radius, and the parts by the shortest links there are.
+    """Link all pairs within the radius, and the components by the shortest possible links.
 
-    Those are the edges of the Euclidean minimum spanning tree that are longer than the radius. The tree lies
-    within any graph of all pairs up to some distance that is connected, so that few pairs have to be seen.
+    Those are the edges of the Euclidean minimum spanning tree that are longer than the radius. If the graph of all
+    pairs up to some distance is connected, it contains the tree, so few pairs have to be examined.
     """
     tree = spatial.cKDTree(request.positions_m)
     reach = request.radius_m
@@ -306,15 +305,15 @@ _BUILDERS: Registry[TopologyBuilder] = Registry(
 
 
 def register_topology(name: str, builder: TopologyBuilder) -> None:
-    """Make a graph of one's own known as `topology.name`, by a file that `--module` names.
+    """Register a graph for `topology.name`; call this in a file that `--module` names.
 
     Args:
-        name: what configurations call it.
-        builder: from a `TopologyRequest` to links, integers [links, 2]; in any order, and each as often as it likes.
-            What it draws it takes from `request.generator`. The graph has to be connected.
+        name: the graph's name in configurations.
+        builder: maps a `TopologyRequest` to the links of a connected graph, integers [links, 2], in any order, also
+            repeated. It must draw random numbers from `request.generator` alone.
 
     Raises:
-        ValueError: the name is no word or one of the package's, or `builder` cannot be called.
+        ValueError: `name` is no identifier or belongs to the package, or `builder` is not callable.
 
     Example:
         >>> def path(request: TopologyRequest) -> IntArray:
@@ -329,24 +328,23 @@ def register_topology(name: str, builder: TopologyBuilder) -> None:
 def metropolis_hastings(
     edges: npt.ArrayLike, num_devices: int, members: npt.ArrayLike | None = None
 ) -> sparse.csr_array:
-    """Return the Metropolis-Hastings mixing matrix of a graph, or of the subgraph that some devices induce.
+    """Return the Metropolis-Hastings mixing matrix of a graph, or of the subgraph of some devices.
 
-    W_ij = 1 / (1 + max(degree_i, degree_j)) for each link, and W_ii = 1 - sum_j W_ij: symmetric and doubly
-    stochastic, so that mixing keeps the mean (METHOD 4 [C]; Xiao, Boyd and Kim, "Distributed average
-    consensus with least-mean-square deviation", 2007). Degrees are those of the subgraph.
+    W_ij = 1 / (1 + max(degree_i, degree_j)) for each link, and W_ii = 1 - sum_j W_ij: symmetric and doubly stochastic
+    (METHOD 4 [C]; Xiao, Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007). Degrees
+    are those of the subgraph.
 
     Args:
         edges: int [edges, 2], each link once, in either direction.
         num_devices: devices of the whole graph.
-        members: bool [devices], who takes part; None is everyone. A member without a neighbour among the
-            members keeps what it has.
+        members: bool [devices], which devices take part; None is all. One without a neighbour among them has weight 1
+            for itself.
 
     Returns:
-        float64 CSR [members, members] in the order of increasing device number; sorted indices, and a
-        stored, positive diagonal.
+        float64 CSR [members, members] by increasing device number, with sorted indices and a positive diagonal.
 
     Raises:
-        ValueError: a link is no pair of two different devices or is there twice, or `members` is no mask.
+        ValueError: a link is not a pair of two different devices or occurs twice, or `members` is no mask.
 
     Example:
         >>> metropolis_hastings([[0, 1], [1, 2]], 3).toarray().round(2).tolist()
@@ -369,9 +367,9 @@ def metropolis_hastings(
     i, j = links[:, 0], links[:, 1]
     weight = 1.0 / (1.0 + np.maximum(degrees[i], degrees[j]))
     received = np.bincount(np.r_[i, j], weights=np.r_[weight, weight], minlength=num_devices)
-    own = np.arange(num_devices)
+    itself = np.arange(num_devices)
     matrix = sparse.csr_array(
-        (np.r_[weight, weight, 1.0 - received], (np.r_[i, j, own], np.r_[j, i, own])),
+        (np.r_[weight, weight, 1.0 - received], (np.r_[i, j, itself], np.r_[j, i, itself])),
         shape=(num_devices, num_devices),
     )
     if matrix.nnz != 2 * len(links) + num_devices:
@@ -393,8 +391,8 @@ def _check_edges(edges: npt.NDArray, num_devices: int) -> None:
 def spectral_gap(mixing_matrix: sparse.csr_array | FloatArray) -> float:
     """Return 1 - the second largest absolute eigenvalue of a symmetric, doubly stochastic matrix.
 
-    The distance to the mean shrinks by at least this fraction a mixing. It is 0 for a disconnected graph,
-    which never agrees, and 1 for a single device or a complete graph, which agree at once.
+    The distance to the mean shrinks by at least this fraction per mixing: 0 for a disconnected graph, 1 for a single
+    device or a complete graph.
 
     Args:
         mixing_matrix: sparse or dense [devices, devices].
@@ -430,8 +428,8 @@ def spectral_gap(mixing_matrix: sparse.csr_array | FloatArray) -> float:
 def _second_eigenvalue(matrix: sparse.csr_array) -> float:
     """Return the second largest absolute eigenvalue of a large connected mixing matrix.
 
-    Lanczos steps on the matrix without its constant eigenvector are quick on graphs that mix well. On those
-    that mix slowly they do not end, but these are nearly planar, and factorize cheaply near 1 and -1.
+    Lanczos steps on the matrix without its constant eigenvector are fast on graphs that mix well. They may not converge
+    on graphs that mix slowly, but these are nearly planar, so shift-invert near 1 and -1 is cheap.
     """
     count = matrix.shape[0]
     start = np.cos(np.arange(count) ** 2)  # any fixed vector, so that the same matrix gives the same bits

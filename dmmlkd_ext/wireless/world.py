@@ -1,4 +1,4 @@
-"""The wireless world of one run: who hears whom in a round, and what computing and sending cost (METHOD 6)."""
+"""The wireless world of one run: the links of a round, and the cost of computing and sending (METHOD 6)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TYPICAL_ROUNDS = 20  # over which the cost of an exchange is averaged for a budg
 
 @dataclass(frozen=True, eq=False)
 class RoundLinks:
-    """What works in one round, and what the exchange costs.
+    """The working links and devices of one round, and the cost of the exchange.
 
     Attributes:
-        edges: int64 [links that work, 2].
+        edges: int64 [working links, 2].
         devices: bool [devices], False for a device that failed.
         cost: energy and time of the broadcast of each device.
-        sent_bits: float64 [devices]; 0 where nobody needs what a device has.
+        sent_bits: float64 [devices]; 0 if no neighbour needs a block of the device.
     """
 
     edges: npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ class WirelessWorld:
     """Topology, channel, failures and energy model of one run.
 
     Args:
-        topology: who can hear whom at all.
+        topology: all possible links.
         holds_block: which devices have a block, bool [devices] for each block.
         block_parameters: parameters of each block.
         energy: model of the energy; with `fixed`, links never fade and the exchange is free.
@@ -98,7 +98,7 @@ class WirelessWorld:
             alive[:] = False
         cost = self._cost(alive, rates)
         if battery_joule is not None:
-            # A sender that drops out can only make the others' worst links better, so that one look is enough.
+            # A device that drops out can only improve the worst links of other devices, so one pass is enough.
             broke = cost.energy_joule > battery_joule
             alive &= ~broke[self.topology.edges].any(axis=1)
             cost = self._cost(alive, rates)
@@ -106,7 +106,7 @@ class WirelessWorld:
         return RoundLinks(edges, survivors.devices, cost, self._sent_bits(edges))
 
     def typical_exchange_energy_joule(self) -> FloatArray:
-        """Return the mean energy of a device's exchange over some rounds, float64 [devices], for a budget."""
+        """Return each device's mean energy of an exchange over `TYPICAL_ROUNDS`, float64 [devices], for a budget."""
         rounds = range(TYPICAL_ROUNDS if self._channel is not None and self.exchanges else 1)
         return np.asarray(np.mean([self.draw(index).cost.energy_joule for index in rounds], axis=0))
 
@@ -121,10 +121,10 @@ class WirelessWorld:
         )
 
     def computing_energy_joule(self, training_macs: float) -> FloatArray:
-        """Return the energy per round of further training, float64 [devices], in joules; 0 with the `fixed` model.
+        """Return the energy of further training per round, float64 [devices], in joules; 0 with the `fixed` model.
 
         Args:
-            training_macs: multiply-accumulates of its forward passes.
+            training_macs: multiply-accumulates of the forward passes.
         """
         if self.energy.model == "fixed":
             return np.zeros(self.topology.num_devices)
@@ -132,10 +132,7 @@ class WirelessWorld:
         return computing_energy_joule(cycles, self._frequency_hz, 1, self.energy.kappa)
 
     def computing_time_s(self, training_macs: float) -> FloatArray:
-        """Return the duration of what `computing_energy_joule` charges, float64 [devices], in seconds.
-
-        It is not 0 with the `fixed` model either, as the duration of an iteration is not.
-        """
+        """Return the duration of that training, float64 [devices], in seconds, with either model."""
         return computing_time_s(training_cycles(training_macs, self.energy.cycles_per_mac), self._frequency_hz, 1)
 
     def iteration_time_s(self, forward_macs: npt.ArrayLike, batch_size: int) -> FloatArray:
@@ -151,7 +148,7 @@ class WirelessWorld:
         return broadcast_cost(self._bits, self._holds, self.topology.edges, rates, power, alive)
 
     def _sent_bits(self, edges: npt.NDArray[np.int64]) -> FloatArray:
-        """Return what each device broadcasts: every block that a neighbour needs, once."""
+        """Return the bits that each device broadcasts: every block that a neighbour needs, once."""
         needed = np.zeros_like(self._holds)
         both = self._holds[edges].all(axis=1)
         for end in range(2):

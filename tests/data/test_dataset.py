@@ -51,7 +51,7 @@ def test_valid_dataset_reports_shapes() -> None:
         (
             "features",
             {"a": torch.zeros(3, 3), "b": torch.zeros(4)},
-            r"features\['a'\] must have one row a sample",
+            r"features\['a'\] must have one row per sample",
         ),
         (
             "features",
@@ -68,7 +68,7 @@ def test_valid_dataset_reports_shapes() -> None:
         ("labels", torch.zeros(4), "labels must be torch.int64"),
         ("labels", [0, 1, 0, 1], "labels must be a torch.Tensor"),
         ("labels", torch.zeros(4, 1, dtype=torch.int64), "labels must have 1 dim"),
-        ("groups", torch.zeros(3, dtype=torch.int64), "groups must have one row a sample"),
+        ("groups", torch.zeros(3, dtype=torch.int64), "groups must have one row per sample"),
         ("groups", torch.full((4,), -2), "groups must be at least -1"),
         ("present", torch.ones(4, 2), "present must be torch.bool"),
         ("present", torch.tensor([[True, True]] * 3 + [[False, False]]), "row 3 has none"),

@@ -91,7 +91,7 @@ def test_what_cannot_work_is_refused_by_name_before_anything_is_written(tmp_path
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 1]
     assert outputs[0].count("\n") == 1
-    assert "nproc-per-node and nnodes must make at most 1 ranks, one a device; got 2" in outputs[0]
+    assert "nproc-per-node and nnodes must make at most 1 ranks, one per device; got 2" in outputs[0]
     assert outputs[1] == ""
     assert not runs.exists()
 

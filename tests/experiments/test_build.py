@@ -77,5 +77,5 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="num_devices must be 20 for the natural partition of watch, got 7"):
         world.build_simulation(natural)
     fine, many = world.build_simulation(SMALL), SimpleNamespace(size=5, rank=0)
-    with pytest.raises(ValueError, match="at most 4 ranks, one a device; got 5"):
-        world.slice_population(fine.network.topology, fine.holds, fine.population.network, many)
+    with pytest.raises(ValueError, match="at most 4 ranks, one per device; got 5"):
+        world.slice_population(fine.world.topology, fine.holds, fine.population.network, many)

@@ -1,9 +1,9 @@
-"""`avdigits`: an image and a recording of the same digit, both weakened, in the manner of AV-MNIST.
+"""`avdigits`: an image (MNIST) and a recording (FSDD) of the same digit, both degraded, as in AV-MNIST.
 
-Images are MNIST's, recordings are FSDD's. The recipe is METHOD 8's: images and recordings are disjoint
-between the sides (recordings by FSDD's own test split), each recording is paired with several images of its
-digit, the image keeps a quarter of its PCA energy, the recording has white noise at 0 dB. The weakening of
-the image follows AV-MNIST (Vielzeuf et al. 2018, arXiv 1808.07275). Natural owners are the six speakers.
+By METHOD 8, images and recordings are disjoint between the splits (recordings by FSDD's test split), each recording is
+paired with several images of its digit, the image keeps a quarter of its PCA energy, and the recording has white noise
+at 0 dB. The degradation of the image follows AV-MNIST (Vielzeuf et al. 2018, arXiv 1808.07275). Natural owners are the
+six speakers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dmmlkd_ext.data.standardize import standardize
 from dmmlkd_ext.seeding import numpy_generator, torch_generator
 
 RECIPE_VERSION = 1
-"""Part of the name of the kept features: raise it with every change of what is computed."""
+"""Part of the name of the cached features: increase it with every change of what is computed."""
 
 SIDES = ("train", "validation", "test")
 MODALITIES = ("image", "audio")
 NUM_CLASSES = 10
 
-# Part of the recipe, not of a run: test accuracies of different runs must be on the same samples.
+# Not the run's seed: test accuracies of different runs must be on the same samples.
 _RECIPE_SEED = 0
 _BANDS = 32
 _FRAMES = 32
@@ -48,18 +48,18 @@ def load_avdigits(seed: int = 0, pairs: int = 3, image_energy: float = 0.25, snr
 
     ``audio`` is a log-mel spectrogram (bands x frames, 64 ms windows every 32 ms) of a clip of 1.056 s with
     the recording in its middle. Images are standardized as a whole, spectrograms by mel band, with training
-    statistics. Pairs and noise are drawn once and for all, not by the run's seed; the features are kept in
-    the cache. With the defaults there are 7,200 / 900 / 900 samples of 2,400 / 300 / 300 recordings.
+    statistics. Pairs and noise do not depend on the run's seed; the features are cached. With the defaults there are
+    7,200 / 900 / 900 samples of 2,400 / 300 / 300 recordings.
 
     Args:
-        seed: taken because every loader takes it; not used.
-        pairs: images that each recording is paired with, 1..20, each time with noise of its own.
+        seed: not used; every loader takes it.
+        pairs: images that each recording is paired with, 1..20, each with other noise.
         image_energy: share of the training images' variance that is kept, above 0 to 1; 1 leaves them clean.
         snr_db: power of the recording over the noise's, in dB; ``inf`` leaves it clean.
 
     Raises:
         ValueError: an option is out of range.
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: files are neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: files are neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one.
     """
     del seed
@@ -77,22 +77,22 @@ def load_avdigits(seed: int = 0, pairs: int = 3, image_energy: float = 0.25, snr
 
 
 def pair_up(recordings: Sequence[Recording], digits: npt.NDArray[np.int64], pairs: int) -> Pairs:
-    """Draw which recording meets which image, side by side.
+    """Draw the pairs of recordings and images of each split.
 
-    Recordings of index 0-4 are for testing (FSDD's own split), 5-9 for validation, the others for training. A
-    tenth of the images of each digit is for testing and a tenth for validation, drawn. Within a side and a
-    digit, images are dealt out in random order, from the start again when they run out.
+    Recordings of index 0-4 are for testing (FSDD's split), 5-9 for validation, the remaining ones for training. A
+    random tenth of the images of each digit is for testing and a tenth for validation. Within a split and a digit,
+    images are assigned in random order, repeatedly if needed.
 
     Args:
         recordings: the recordings.
         digits: int64 ``[images]``, the digit of each image.
-        pairs: images a recording.
+        pairs: images per recording.
 
     Returns:
-        int64 ``[samples, 2]`` a side, rows (recording, image).
+        int64 ``[samples, 2]`` by split, rows (recording, image).
 
     Raises:
-        ValueError: a digit that is spoken has fewer than ``pairs`` images on a side.
+        ValueError: a recorded digit has fewer than ``pairs`` images in a split.
     """
     generator = numpy_generator(_RECIPE_SEED, "avdigits pairs")
     tables: dict[str, list[npt.NDArray[np.int64]]] = {side: [] for side in SIDES}
@@ -143,9 +143,7 @@ def compute_avdigits(pairs: int, image_energy: float, snr_db: float) -> dict[str
 def weaken_images(
     images: npt.NDArray[np.uint8], train: npt.NDArray[np.int64], energy: float
 ) -> npt.NDArray[np.float32]:
-    """Keep of every image what the strongest principal components of the training images say.
-
-    The components are as few as hold at least ``energy`` of the training images' variance.
+    """Project every image on the fewest principal components of the training images that hold ``energy`` of it.
 
     Args:
         images: uint8 ``[images, height, width]``.
@@ -174,7 +172,7 @@ def weaken_images(
 def _spectrograms(
     clips: torch.Tensor, rows: npt.NDArray[np.int64], snr_db: float, side: str
 ) -> npt.NDArray[np.float64]:
-    """Return float64 ``[samples, 1, bands, frames]``: every sample has noise of its own."""
+    """Return float64 ``[samples, 1, bands, frames]``: every sample has other noise."""
     generator = torch_generator(_RECIPE_SEED, "avdigits noise", SIDES.index(side))
     parts = []
     for chunk in torch.from_numpy(rows).split(_CHUNK):  # bounds the memory of the noisy clips

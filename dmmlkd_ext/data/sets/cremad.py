@@ -1,4 +1,4 @@
-"""`cremad`: six emotions, heard and seen: voice and face of 91 actors.
+"""`cremad`: six emotions in the voice and the face of 91 actors.
 
 CREMA-D (Cao et al. 2014, IEEE Transactions on Affective Computing; Open Database License), 7,442 clips. It is
 not downloaded: put it into the folder ``cremad`` of a data folder, as published, and extract the frames of
@@ -32,7 +32,7 @@ from dmmlkd_ext.data.standardize import standardize
 from dmmlkd_ext.seeding import numpy_generator
 
 RECIPE_VERSION = 1
-"""Part of the name of the kept features: raise it with every change of what is computed."""
+"""Part of the name of the cached features: increase it with every change of what is computed."""
 
 SIDES = ("train", "validation", "test")
 MODALITIES = ("audio", "video")
@@ -48,7 +48,7 @@ RATE = 16_000
 FRAMES = 3
 SIZE = 48
 
-# Part of the recipe, not of a run: test accuracies of different runs must be on the same actors.
+# Not the run's seed: test accuracies of different runs must be on the same actors.
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
@@ -65,19 +65,19 @@ def load_cremad(seed: int = 0) -> MultiModalDataset:
 
     ``audio`` is a log-mel spectrogram (bands x steps) of three seconds with the recording in its middle,
     standardized by band; ``video`` holds three grey frames, evenly spaced over the clip, cut to their central
-    square, standardized as a whole; both with training statistics. A fifth of the actors is for testing and a
-    tenth for validation, drawn once and for all, not by the run's seed. The features are kept in the cache.
+    square, standardized as a whole; both with training statistics. A fifth of the actors is for testing and a tenth for
+    validation, whatever the run's seed. The features are cached.
 
     Args:
-        seed: taken because every loader takes it; not used.
+        seed: not used; every loader takes it.
 
     Returns:
         The dataset; ``groups`` is the actor's number, 1001..1091.
 
     Raises:
         ValueError: a file's name or content is not of the published form.
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the folders are not there.
-        ImportError: frames are to be read and Pillow is not installed.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the folders do not exist.
+        ImportError: there are frames and Pillow is not installed.
     """
     del seed
     root = find("cremad")
@@ -115,7 +115,7 @@ def parse_name(clip: str) -> tuple[int, int]:
 
 
 def split_actors(actors: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Draw the actors of each side; return the clips of each side, no actor being on two.
+    """Draw the actors of each split and return its clips; no actor is in two splits.
 
     Args:
         actors: int64 ``[clips]``.
@@ -144,12 +144,12 @@ def split_actors(actors: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int6
 def compute_cremad(
     clips: Sequence[str], waves: dict[str, Path], frames: dict[str, list[Path]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Compute features before standardization, and what the names say.
+    """Compute features before standardization, and labels and actors from the names.
 
     Args:
         clips: names of the clips.
-        waves: wave file of a clip; may lack some.
-        frames: frame files of a clip, in order; may lack some.
+        waves: wave file by clip; some may be missing.
+        frames: frame files by clip, in order; some may be missing.
 
     Returns:
         float32 ``audio`` and ``video`` (zeros where absent), bool ``present`` ``[clips, 2]``, int64
@@ -199,7 +199,7 @@ def read_frame(path: Path) -> npt.NDArray[np.float32]:
 
     Raises:
         ImportError: Pillow is not installed.
-        ValueError: the file is not a whole image.
+        ValueError: the file is not a complete image.
     """
     try:
         from PIL import Image
@@ -242,7 +242,7 @@ def _standardize_present(
     rows: dict[str, npt.NDArray[np.int64]],
     axes: tuple[int, ...],
 ) -> dict[str, torch.Tensor]:
-    """Standardize what is there by the training clips that have it; the rest stays zero."""
+    """Standardize the present values by those of training clips; absent ones stay zero."""
     scaled = standardize({side: values[index[present[index]]].astype(np.float64) for side, index in rows.items()}, axes)
     result = {}
     for side, index in rows.items():

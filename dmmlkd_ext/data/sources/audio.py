@@ -1,4 +1,4 @@
-"""Sound in the form that networks take: wave files, clips of one length, noise, log-mel spectrograms."""
+"""Sound for networks: wave files, clips of one length, noise, log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ _FLOOR = 1e-6
 
 
 def read_wav(content: bytes) -> tuple[npt.NDArray[np.float32], int]:
-    """Decode a mono wave file of 16-bit samples.
-
-    Args:
-        content: the bytes of the file.
+    """Decode the bytes of a mono wave file of 16-bit samples.
 
     Returns:
         The samples, float32 ``[time]`` in -1..1, and the rate in Hz.
@@ -32,7 +29,7 @@ def read_wav(content: bytes) -> tuple[npt.NDArray[np.float32], int]:
         with wave.open(io.BytesIO(content)) as stream:
             channels, width, rate, count, *_ = stream.getparams()
             raw = stream.readframes(count)
-    except (wave.Error, EOFError, RuntimeError) as error:  # the last where a length leads out of its chunk
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a length exceeds its chunk
         raise ValueError(f"content must be a wave file, got {_describe(content)}") from error
     if channels != 1 or width != 2 or not raw:
         raise ValueError(
@@ -51,7 +48,7 @@ def _describe(content: bytes) -> str:
 
 
 def fit_clip(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
-    """Scale a recording to unit power and fit it to ``length`` samples, centred: silence around or ends cut.
+    """Scale a recording to unit power and fit it to ``length`` samples: padded with silence or cut at both ends.
 
     Args:
         samples: float32 ``[time]``, not empty.
@@ -110,9 +107,9 @@ def log_mel(clips: torch.Tensor, rate: int, bands: int, window: int, hop: int) -
 
     Args:
         clips: float32 ``[clips, time]``.
-        rate: samples a second.
+        rate: samples per second.
         bands: mel bands.
-        window: samples a window, also the length of the Fourier transform.
+        window: samples per window, also the length of the Fourier transform.
         hop: samples between windows.
 
     Returns:
@@ -120,7 +117,7 @@ def log_mel(clips: torch.Tensor, rate: int, bands: int, window: int, hop: int) -
 
     Raises:
         ValueError: ``clips`` is not of that form or shorter than a window, a number is not positive, or the
-            window is too short to tell the bands apart.
+            window is too short to resolve the bands.
 
     Example:
         >>> tone = torch.sin(2 * torch.pi * 1000 * torch.arange(512) / 8000)[None]
@@ -140,7 +137,7 @@ def log_mel(clips: torch.Tensor, rate: int, bands: int, window: int, hop: int) -
 
 
 def mel_filters(rate: int, bands: int, window: int) -> torch.Tensor:
-    """Return triangular filters float32 ``[bands, window // 2 + 1]``; each one's weights add up to one.
+    """Return triangular filters float32 ``[bands, window // 2 + 1]``, each with weights of sum one.
 
     Raises:
         ValueError: a band is narrower than the resolution of the Fourier transform, ``rate / window`` Hz.
@@ -162,5 +159,5 @@ def mel_filters(rate: int, bands: int, window: int) -> torch.Tensor:
     return (filters / sums).float()
 
 
-# Private, because whoever changed a tensor of the cache would change every later spectrogram.
+# Private: a caller that changed the cached tensor would change every later spectrogram.
 _kept_filters = functools.cache(mel_filters)

@@ -1,4 +1,4 @@
-"""Arrays that take long to compute from raw files, kept in the cache."""
+"""A cache of arrays that take long to compute from raw files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dmmlkd_ext.data.sources.fetch import ChecksumError, DataUnavailableError, c
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _CHECKSUM = "checksum"
-"""Name of the SHA-256 that is kept with the arrays."""
+"""Name of the SHA-256 that is stored with the arrays."""
 
 
 def derived(relative: str, compute: Callable[[], Arrays]) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays kept in the cache as ``relative``, or compute and keep them.
+    """Return the arrays cached as ``relative``, or compute and store them.
 
-    Whatever the arrays depend on (the recipe's version, its options, the raw files) must be part of the name.
-    A kept file whose arrays are not those that were written is computed anew, with a warning. Where the cache cannot
-    be written, they are computed each time, with a warning.
+    The name must contain everything that the arrays depend on (the recipe's version, its options, the raw files). A
+    damaged file is computed anew, with a warning. If the cache cannot be written, the arrays are computed each time,
+    with a warning.
 
     Args:
         relative: path of an ``.npz`` file within the cache.
-        compute: returns the arrays; none of Python objects, none named ``checksum``.
+        compute: returns the arrays, without Python objects and without one named ``checksum``.
 
     Raises:
         ValueError: an array is named ``checksum``.
@@ -59,11 +59,11 @@ def derived(relative: str, compute: Callable[[], Arrays]) -> dict[str, npt.NDArr
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a kept file.
+    """Return the arrays of a cached file.
 
     Raises:
         FileNotFoundError: there is none.
-        ChecksumError: the file is damaged, or its arrays are not those that were kept.
+        ChecksumError: the file is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(path)
@@ -93,7 +93,7 @@ def fingerprint(files: Iterable[Path]) -> str:
     """Return 16 hexadecimal digits that change with the names, sizes and times of the files.
 
     Raises:
-        OSError: a file is not there.
+        OSError: a file does not exist.
     """
     digest = hashlib.sha256()
     for path in sorted(files):

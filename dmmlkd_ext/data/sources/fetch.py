@@ -1,11 +1,9 @@
-"""Where data files lie, and how a verified file comes to lie there.
+"""Where data files are, and how verified files get there.
 
-Files are looked for in the folder named by the environment variable ``DMMLKD_DATA``, if it is set, and then
-in the user's cache (``$XDG_CACHE_HOME/dmmlkd_ext``, by default ``~/.cache/dmmlkd_ext``). ``DMMLKD_DATA`` is
-only ever read, so it may be a shared, read-only folder; downloads and derived files go to the cache. A file
-takes its place under its final name only once it is whole and its SHA-256 matches, in one atomic step, so
-that processes that download the same file at the same time do no harm and an interrupted download leaves
-nothing behind.
+Files are looked for in the folder named by the environment variable ``DMMLKD_DATA``, if it is set, and then in the
+user's cache (``$XDG_CACHE_HOME/dmmlkd_ext``, by default ``~/.cache/dmmlkd_ext``). ``DMMLKD_DATA`` is only read, so it
+may be a shared, read-only folder; downloads and derived files go to the cache. A file is moved to its final name in one
+atomic step, when it is complete and its SHA-256 matches, so several processes may download it at the same time.
 """
 
 from __future__ import annotations
@@ -30,11 +28,11 @@ class DataUnavailableError(RuntimeError):
 
 
 class ChecksumError(RuntimeError):
-    """A file is not the one that it should be."""
+    """A file is not the expected one."""
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloads and derived files go to; it need not exist yet.
+    """Return the folder of downloads and derived files, which may not exist yet.
 
     Raises:
         DataUnavailableError: neither ``XDG_CACHE_HOME`` nor the user's home is known.
@@ -58,7 +56,7 @@ def data_folders() -> tuple[Path, ...]:
     """Return the folders in which files are looked for, in order: ``DMMLKD_DATA`` if set, then the cache.
 
     Raises:
-        ValueError: ``DMMLKD_DATA`` names no folder: data would come from somewhere else unnoticed.
+        ValueError: ``DMMLKD_DATA`` is not a folder.
         DataUnavailableError: the folder of the cache is not known.
     """
     named = os.environ.get("DMMLKD_DATA", "")
@@ -66,7 +64,7 @@ def data_folders() -> tuple[Path, ...]:
         return (cache_folder(),)
     try:
         folder = Path(named).expanduser()
-    except RuntimeError:  # of an unknown user's home
+    except RuntimeError:  # the user's home is not known
         folder = Path(named)
     if not folder.is_dir():
         raise ValueError(f"DMMLKD_DATA must name a folder that exists, got {named!r}")
@@ -89,7 +87,7 @@ def verify(path: Path, expected: str) -> Path:
     """Return ``path`` if the file's SHA-256 is ``expected``.
 
     Raises:
-        ChecksumError: it is another; nothing of the file has been interpreted.
+        ChecksumError: it is not; nothing of the file has been interpreted.
     """
     actual = sha256(path)
     if actual != expected:
@@ -102,10 +100,10 @@ def verify(path: Path, expected: str) -> Path:
 
 @contextmanager
 def placing(relative: str) -> Iterator[Path]:
-    """Give a temporary path in the cache to write to; on leaving without error it becomes ``relative``.
+    """Give a temporary path in the cache to write to; on leaving without error it is renamed to ``relative``.
 
-    The temporary name is unique, so several processes may write the same file; the last one wins, whole. What
-    processes that were killed left of the same file is removed first.
+    The temporary name is unique, so several processes may write the same file; the last one wins. Temporary files that
+    killed processes left are removed first.
     """
     target = cache_folder() / relative
     try:
@@ -126,12 +124,12 @@ def placing(relative: str) -> Iterator[Path]:
 
 
 def _make_held(target: Path) -> tuple[Path, int]:
-    """Make a temporary folder beside ``target``; return it and the descriptor whose lock says that it is in use."""
+    """Make a temporary folder beside ``target``; return it and a descriptor whose lock marks it as in use."""
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         lock = os.open(scratch, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if scratch.exists():  # else another process took it for one that was left, before it was locked
+        if scratch.exists():  # else another process removed it before it was locked
             return scratch, lock
         os.close(lock)
 
@@ -140,7 +138,7 @@ def _remove_unheld(folder: Path) -> None:
     """Remove a temporary folder unless a living process holds it."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # its owner removed it just now
+    except OSError:  # its process has just removed it
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,12 +154,11 @@ def obtain(relative: str, check: Callable[[Path], object], produce: Callable[[Pa
 
     Args:
         relative: path within a data folder.
-        check: raises `ChecksumError` if the file at the path that it is given is not the right one; `verify`
-            with its SHA-256, as a rule.
-        produce: writes the file at the path that it is given, or raises `DataUnavailableError`.
+        check: raises `ChecksumError` if the file at the given path is not the expected one; usually `verify`.
+        produce: writes the file at the given path, or raises `DataUnavailableError`.
 
     Raises:
-        ChecksumError: the file that was found or produced is another.
+        ChecksumError: the file is not the expected one.
         DataUnavailableError: it was not found and could not be produced; the message says where to put it.
     """
     found = find(relative)
@@ -182,15 +179,15 @@ def obtain(relative: str, check: Callable[[Path], object], produce: Callable[[Pa
 
 
 def download(addresses: Sequence[str], path: Path, check: Callable[[Path], object]) -> None:
-    """Write to ``path`` what the first address gives whose answer passes ``check``.
+    """Download a file to ``path`` from the first address whose answer passes ``check``.
 
     Args:
         addresses: where the file is published, the preferred place first.
         path: the file to write.
-        check: raises `ChecksumError` if the file at the path that it is given is not the right one.
+        check: raises `ChecksumError` if the file at the given path is not the expected one.
 
     Raises:
-        DataUnavailableError: no address gives the file; the message lists what each one said.
+        DataUnavailableError: no address gives the file; the message lists the answers.
     """
     failures = []
     for address in addresses:

@@ -1,7 +1,7 @@
 """The Free Spoken Digit Dataset (Jakobovski and contributors; CC BY-SA 4.0): 3,000 recordings at 8 kHz.
 
-Ten digits, six speakers, 50 recordings each; the official test split is the recordings of index 0-4. Archives
-of it differ from one packer to the next, so what is checked is the SHA-256 of the recordings in it.
+Ten digits, six speakers, 50 recordings each; the official test split is the recordings of index 0-4. Its archives
+differ by how they were packed, so the SHA-256 of the recordings is checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ADDRESSES = (f"{_REPOSITORY}tags/v1.0.10.tar.gz", f"{_REPOSITORY}heads/master.t
 _DOWNLOADED = "fsdd/recordings.tar.gz"
 _PLACES = ("fsdd/recordings", "fsdd/recordings.tar.xz", _DOWNLOADED)
 _MOST_BYTES = 2**27
-"""What an archive may unpack to, headers and other files of the repository included; the recordings have 21 MB."""
+"""Most bytes that an archive may unpack to, with other files of the repository; the recordings have 21 MB."""
 _GZIP = b"\x1f\x8b"
 _CONTENT_SHA256 = "dbd573d7cafe79c4b49f65718115e1304e24e067fa39eff18a660dc6cb9c360f"
 
@@ -59,7 +59,7 @@ def read_fsdd() -> list[Recording]:
     repository.
 
     Raises:
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: they are neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: they are neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: the recordings are not the expected ones.
     """
     path = next((found for found in map(find, _PLACES) if found is not None), None)
@@ -90,20 +90,20 @@ def _folder(path: Path) -> dict[str, bytes]:
 
 
 def _archive(path: Path) -> dict[str, bytes]:
-    """Read ``.../recordings/*.wav``; nothing is extracted to disk, so names in the archive can do no harm.
+    """Read ``.../recordings/*.wav`` of an archive, unpacked in memory, so that its names can do no harm.
 
-    Its checksum is known only after it is unpacked, so that no more than the recordings can need is unpacked.
+    The checksum is checked after unpacking, so the unpacked size is limited.
     """
     files = {}
     with path.open("rb") as file:
         unpack = gzip.open if file.read(len(_GZIP)) == _GZIP else lzma.open
     with unpack(path) as unpacked:
-        bounded: Any = _Bounded(unpacked)  # all that a stream of an archive is asked for
+        bounded: Any = _Bounded(unpacked)  # has all methods that tarfile calls
         with tarfile.open(fileobj=bounded, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if not (member.isreg() and name.suffix == ".wav" and name.parent.name == "recordings"):
-                    continue  # links, too, which lead elsewhere
+                    continue  # also links
                 stream = archive.extractfile(member)
                 assert stream is not None
                 files[name.name] = stream.read()
@@ -111,7 +111,7 @@ def _archive(path: Path) -> dict[str, bytes]:
 
 
 class _Bounded:
-    """A stream that ends with an error where it holds more than the recordings can need."""
+    """A stream that raises after `_MOST_BYTES`."""
 
     def __init__(self, stream: gzip.GzipFile | lzma.LZMAFile) -> None:
         self._stream, self._left = stream, _MOST_BYTES

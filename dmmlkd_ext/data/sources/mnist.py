@@ -1,4 +1,4 @@
-"""The 10,000 test images of MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0), in their own idx format."""
+"""The 10,000 test images of MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0), in the idx format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SHA256 = {
 def read_mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Return the images, uint8 ``[10000, 28, 28]``, and their digits, int64 ``[10000]``.
 
-    The files lie in the folder ``mnist`` of a data folder, or are downloaded from their official addresses.
+    The files are in the folder ``mnist`` of a data folder, or are downloaded from their official addresses.
 
     Raises:
-        dmmlkd_ext.data.sources.fetch.DataUnavailableError: a file is neither here nor can be downloaded.
+        dmmlkd_ext.data.sources.fetch.DataUnavailableError: a file is neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one.
     """
     images, labels = (parse_idx(_content(name)) for name in _SHA256)
@@ -41,7 +41,7 @@ def parse_idx(content: bytes) -> npt.NDArray[np.uint8]:
     """Decode an idx file of unsigned bytes: 0, 0, 8, the number of axes, their sizes, the values.
 
     Raises:
-        ValueError: it is not such a file, or not whole.
+        ValueError: it is not such a file, or incomplete.
 
     Example:
         >>> parse_idx(bytes([0, 0, 8, 2, 0, 0, 0, 1, 0, 0, 0, 2, 7, 9])).tolist()

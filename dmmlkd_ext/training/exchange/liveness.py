@@ -1,10 +1,9 @@
-"""Which rank is missing, and since which round, when the others cannot go on.
+"""Which rank is missing, and since which round, when a collective operation fails.
 
-A backend says at best that a connection was closed or that time ran out, seldom by whom. So every rank beats: a thread
-writes to the store of the process group, twice a second, the round, how many operations the rank has entered with the
-others, and a count. A rank that fails by an error leaves that there, too. When an operation fails, a rank reads the
-others' beats twice: one that does not beat any more was killed or is stopped, and one that beats and is operations
-behind hangs, or is out of step by more than the timeout.
+A backend reports a closed connection or a timeout, seldom the rank that caused it. So a thread of every rank writes a
+heartbeat to the store of the process group, twice per second: the round, the number of collective operations entered,
+and a count. A rank that fails also writes its error. When an operation fails, a rank reads all heartbeats twice: a rank
+whose count stands still was killed or stopped; one that counts on but lags by operations hangs or is too slow.
 """
 
 from __future__ import annotations
@@ -22,46 +21,40 @@ from typing import Any
 
 BEAT_S = 0.5
 LISTEN_S = 2.5
-"""Between the two looks at the others' beats: a rank that was not heard for so long does not beat."""
+"""Seconds between the two readings: five heartbeats, so that a delayed one is not taken for a lost rank."""
 
 
 class RankLostError(RuntimeError):
-    """The ranks cannot go on, because one of them died, hangs or failed, or because they were told to end."""
+    """The ranks cannot go on: one of them died, hangs or failed, or they received SIGTERM."""
 
 
 class _ToldToEnd(BaseException):
-    """SIGTERM arrived; torchrun sends it to the other ranks as soon as one has ended."""
+    """SIGTERM arrived; torchrun sends it to all remaining ranks once one has ended."""
 
 
 @dataclass(frozen=True)
 class _Sign:
-    """The last sign of a rank."""
+    """The last heartbeat of a rank."""
 
     round: int
     step: int
     beat: int
     left: bool = False
-    """It has ended on purpose since."""
+    """Whether the rank has ended on purpose."""
     failure: str | None = None
-    """The error that it ended with, unless that was the loss of another rank."""
+    """The error that it ended with, unless another rank was lost."""
     because: str | None = None
-    """Whom it missed when it left."""
+    """Which ranks it found missing when it ended."""
     told: bool = False
-    """It was told to end by SIGTERM. torchrun tells all as soon as one is lost: this explains only where none is."""
+    """Whether it received SIGTERM, which is the cause only if no rank was lost: torchrun then sends it to all."""
 
 
 class Liveness:
-    """Beats for one rank while its block lasts, and explains failures by the others' beats.
-
-    Args:
-        store: of the process group.
-        rank: the number of this process.
-        size: the number of processes.
-    """
+    """A context that writes the heartbeat of one rank of `size`, and explains failures by those of all ranks."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._store = store.clone()  # a connection of its own: another one may be waiting
+        self._store = store.clone()  # another connection: the given one may be blocked in a wait
         self._store.set_timeout(timedelta(seconds=5))
         self._round = self._step = self._beat = 0
         self._stop = threading.Event()
@@ -86,33 +79,33 @@ class Liveness:
             self._publish(left=True, failure=failure)
         finally:
             self._stop.set()
-            # A thread that is in the store while the interpreter ends would abort the process.
+            # A thread that uses the store while the interpreter ends would abort the process.
             self._thread.join(timeout=2.0)
             signal.signal(signal.SIGTERM, self._handler)
 
     def enter_round(self, number: int) -> None:
-        """Tell the round, counted from 1."""
+        """Publish the round, counted from 1."""
         self._round = number
         self._publish()
 
     def step(self) -> None:
-        """Note that this rank enters an operation with the others."""
+        """Count a collective operation that this rank enters."""
         self._step += 1
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Explain what a backend raises in the block."""
+        """Replace the error that a backend raises in the block by one that names the missing ranks."""
         try:
             yield
         except RuntimeError as error:
             raise self.explain(error) from error
 
     def explain(self, reason: object, told_to_end: bool = False) -> RankLostError:
-        """Return the error that names the ranks that are missing, and the round; takes some seconds."""
+        """Return the error that names the missing ranks and the round; takes some seconds."""
         self._at_end = True
         if told_to_end:
             self._told = True
-            self._publish()  # at once: the others may read it before this rank has listened
+            self._publish()  # at once: other ranks may read it during this rank's two readings
         before, now = self._read(), {}
         if before:
             time.sleep(LISTEN_S)
@@ -128,32 +121,32 @@ class Liveness:
     def _causes(self, before: dict[int, _Sign], now: dict[int, _Sign]) -> list[str]:
         if self.rank not in now:
             return ["the store of the process group is gone, with torchrun or with rank 0"]
-        others = {rank: sign for rank, sign in now.items() if rank != self.rank}
+        peers = {rank: sign for rank, sign in now.items() if rank != self.rank}
         failed = [
-            f"rank {rank} failed in round {sign.round}: {sign.failure}" for rank, sign in others.items() if sign.failure
+            f"rank {rank} failed in round {sign.round}: {sign.failure}" for rank, sign in peers.items() if sign.failure
         ]
         lost = [
             f"rank {rank} is lost: killed or stopped, last heard in round {sign.round}"
-            for rank, sign in others.items()
+            for rank, sign in peers.items()
             if not sign.left and sign == before.get(rank)
         ]
         silent = [f"rank {rank} never joined" for rank in range(self.size) if rank not in now]
         told = [
             f"rank {rank} was told to end by SIGTERM in round {sign.round}"
-            for rank, sign in others.items()
+            for rank, sign in peers.items()
             if sign.told and not self._told
         ]
-        passed_on = sorted({sign.because for sign in others.values() if sign.because})
+        passed_on = sorted({sign.because for sign in peers.values() if sign.because})
         return failed + lost + silent or passed_on or told
 
     def _hanging(self, now: dict[int, _Sign]) -> list[str]:
-        others = {rank: sign for rank, sign in now.items() if rank != self.rank and not sign.left}
-        behind = {rank: sign for rank, sign in others.items() if sign.step < self._step}
+        peers = {rank: sign for rank, sign in now.items() if rank != self.rank and not sign.left}
+        behind = {rank: sign for rank, sign in peers.items() if sign.step < self._step}
         last = min((sign.step for sign in behind.values()), default=0)
         return [f"rank {rank} hangs in round {sign.round}" for rank, sign in behind.items() if sign.step == last]
 
     def _read(self) -> dict[int, _Sign]:
-        """Return the last signs of all ranks; none where the store is gone."""
+        """Return the last heartbeats of all ranks; none if the store is gone."""
         signs = {}
         with suppress(RuntimeError):
             for rank in range(self.size):
@@ -168,7 +161,7 @@ class Liveness:
             if not self._stop.is_set():
                 self._store.set(_key(self.rank), json.dumps(sign))
             if further:
-                self._stop.set()  # this was the last sign
+                self._stop.set()  # this was the last heartbeat
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_S):

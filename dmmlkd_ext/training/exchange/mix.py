@@ -1,9 +1,8 @@
 """One gossip exchange: every block mixed over the devices that have it (METHOD 4), on one rank or on many.
 
-Each rank mixes its own rows. What neighbours on other ranks trained arrives in a halo behind them, each row once, a
-block at a time, and the same kernel mixes [own rows; halo rows]. The entries of a row of weights stand in the order of
-the devices' numbers, wherever their rows lie, so that sums have the same bits on any number of ranks. While a block is
-mixed, the next one is under way.
+Each rank mixes the rows of its devices. Rows of neighbours on other ranks are received, once each, into a halo behind
+them, and one kernel mixes [local rows; halo rows]. The entries of a row of weights are in the order of the devices'
+numbers, so sums have the same bits on any number of ranks. The next block is sent while a block is mixed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Variation(NamedTuple):
-    """How far a block's parameters went in a round's training, float64 [devices]; NaN where not held."""
+    """How far a round's training moved a block's parameters, float64 [devices]; NaN where not held."""
 
     distance: npt.NDArray[np.float64]
     """||local - start||."""
@@ -36,16 +35,16 @@ class Variation(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """Which rows of a block pass between this rank and others; none on one rank."""
+    """Which rows of a block this rank sends and receives; none on one rank."""
 
     sends: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """Rank -> own rows that it needs, int64, increasing."""
+    """Rank -> the rows of this rank that it needs, int64, increasing."""
     receives: Mapping[int, int] = field(default_factory=dict)
-    """Rank -> how many rows come from there; they lie in the halo in this order."""
+    """Rank -> number of rows received from it; the halo holds them in this order."""
 
     @property
     def halo(self) -> int:
-        """Rows that arrive."""
+        """Number of rows received."""
         return sum(self.receives.values())
 
 
@@ -55,7 +54,7 @@ def divide_weights(
     """Return this rank's rows of the mixing of one block, and the rows that it exchanges for them.
 
     Args:
-        matrix: [members, members], of a symmetric pattern, with sorted indices.
+        matrix: [members, members], with a symmetric sparsity pattern and sorted indices.
         members: int64, the numbers of the devices that have the block, increasing.
         part: the devices of this rank.
         dtype: of the parameters.
@@ -69,21 +68,21 @@ def divide_weights(
     if part.ranks.size == 1:
         return GossipWeights.from_scipy(matrix, dtype), Route()
     holder = part.owner[members]
-    own = np.flatnonzero(holder == part.ranks.rank)
-    rows = matrix[own]
-    # Of each entry: the place of its row here, the member that it weighs, and that member's rank.
-    row, member = np.repeat(np.arange(len(own)), np.diff(rows.indptr)), rows.indices
+    mine = np.flatnonzero(holder == part.ranks.rank)
+    rows = matrix[mine]
+    # For each entry: its row on this rank, the member that it weighs, and that member's rank.
+    row, member = np.repeat(np.arange(len(mine)), np.diff(rows.indptr)), rows.indices
     rank = holder[member]
     place = np.full(len(members), -1)
-    place[own] = np.arange(len(own))
-    sends, receives, begin = {}, {}, len(own)
+    place[mine] = np.arange(len(mine))
+    sends, receives, begin = {}, {}, len(mine)
     for other in np.unique(rank[rank != part.ranks.rank]).tolist():
         theirs = np.unique(member[rank == other])
         place[theirs] = begin + np.arange(len(theirs))
         begin += len(theirs)
         receives[other] = len(theirs)
         sends[other] = torch.from_numpy(np.unique(row[rank == other]))
-    local = sparse.csr_array((rows.data, place[member], rows.indptr), shape=(len(own), begin))
+    local = sparse.csr_array((rows.data, place[member], rows.indptr), shape=(len(mine), begin))
     return GossipWeights.from_scipy(local, dtype), Route(sends, receives)
 
 
@@ -93,13 +92,13 @@ def mix(
     routes: Mapping[str, Route] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Variation]:
-    """Mix all blocks and measure, in the same pass, how far training moved each device's (METHOD 4, 5).
+    """Mix all blocks and measure, in the same pass, how far training moved each row (METHOD 4, 5).
 
     Args:
         population: after local training; its `start` then holds the mixed parameters.
-        weights: one matrix [devices of the block, devices of the block and of its halo] a block.
-        routes: of each block; None where no row passes between ranks.
-        ranks: the processes; None is this one alone.
+        weights: by block, [devices of the block, devices of the block and of its halo].
+        routes: by block; None on one rank.
+        ranks: the processes; None is this process alone.
 
     Raises:
         ValueError: a block's weights are missing or have another size.
@@ -133,7 +132,7 @@ def mix(
 
 
 def with_halo(rows: torch.Tensor, route: Route, ranks: Ranks) -> torch.Tensor:
-    """Return rows [own devices of a block, columns] with those of its halo behind them."""
+    """Return rows [devices of a block on this rank, columns] with the rows of its halo behind them."""
     if ranks.size == 1:
         return rows
     at_hand = rows.new_empty(len(rows) + route.halo, rows.shape[1])
@@ -143,7 +142,7 @@ def with_halo(rows: torch.Tensor, route: Route, ranks: Ranks) -> torch.Tensor:
 
 
 def gather_variations(variations: Mapping[str, Variation], part: Slice) -> dict[str, Variation]:
-    """Return the variations of all devices from those of this rank's."""
+    """Gather the variations of all ranks' devices."""
     fields = Variation._fields
     mine = {f"{name} {field}": getattr(found, field) for name, found in variations.items() for field in fields}
     everyone = part.gather(mine)
@@ -151,7 +150,7 @@ def gather_variations(variations: Mapping[str, Variation], part: Slice) -> dict[
 
 
 def _begin(block: Block, route: Route, ranks: Ranks, tag: int) -> Callable[[], None]:
-    """Pack the rows that others need, begin to exchange them, and return what waits for the halo."""
+    """Start to exchange the rows that other ranks need, and return a function that waits for the halo."""
     halo = block.at_hand[len(block.devices) : len(block.devices) + route.halo]
     return _exchange(block.local, halo, route, ranks, tag)
 

@@ -1,8 +1,8 @@
-"""The processes that share a simulation, and what passes between them.
+"""The processes that share a simulation, and their communication.
 
-A rank holds the rows of some devices (`Slice`). What is one number a device (links, plans, energies, speeds, losses) is
-known to every rank: each computes it from the seed and from what all gathered. So the round is one code path, and
-one process is the case in which nobody else is there: `Ranks` itself, which does nothing.
+A rank holds the parameters of some devices (`Slice`). Every rank knows all quantities that are one number per device
+(links, plans, energies, speeds, losses): it computes them from the seed and from gathered values. So a round is the
+same code on one process, where `Ranks` does nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Result = TypeVar("Result")
 Message = tuple[int, torch.Tensor]
-"""The other rank, and the rows that go there or come from there."""
+"""Another rank, and the rows sent to it or received from it."""
 
 
 class FailedElsewhereError(RuntimeError):
-    """Another rank failed at a step that all take together, and has said why."""
+    """Another rank failed at a step that all take together, and has reported the reason."""
 
 
 class UnlikeRanksError(ValueError):
-    """This rank was started otherwise than the first one."""
+    """This rank was started with other settings than the first rank."""
 
 
 def _nothing() -> None:
@@ -42,14 +42,14 @@ def _nothing() -> None:
 
 
 class Ranks:
-    """One process alone; the base of those that share a simulation.
+    """One process alone; the base of `ProcessRanks`.
 
     Attributes:
         rank: the number of this process.
         size: the number of processes.
         sent_bytes: bytes of rows that this process sent.
-        collective_bytes: bytes that this process contributed to sums and gatherings.
-        seconds: wall time that this process spent in communication, waiting for others included.
+        collective_bytes: bytes that this process contributed to sums and gathers.
+        seconds: wall time that this process spent in communication, waiting included.
     """
 
     rank, size = 0, 1
@@ -58,36 +58,36 @@ class Ranks:
         self.sent_bytes, self.collective_bytes, self.seconds = 0, 0, 0.0
 
     def enter_round(self, number: int) -> None:
-        """Note the round, counted from 1, so that others can say in which one this rank was lost."""
+        """Publish the round, counted from 1, for the message if this rank is lost."""
 
     def gather(self, values: FloatArray, counts: Sequence[int]) -> list[FloatArray]:  # noqa: ARG002
-        """Return the values [rows, columns] of every rank, of which rank i has `counts[i]` rows."""
+        """Return the values [counts[i], columns] of every rank i."""
         return [values]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all ranks, in place."""
+        """Sum over all ranks, in place."""
         return values
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Callable[[], None]:  # noqa: ARG002
-        """Begin to send rows to other ranks and to receive into rows, and return what waits for it.
+        """Start to send and receive rows, and return a function that waits until it is done.
 
         Args:
-            sends: contiguous rows, left alone until they are waited for.
+            sends: contiguous rows, which must not be changed before.
             receives: contiguous rows, which are written.
-            tag: tells exchanges that are under way at once from each other.
+            tag: distinguishes simultaneous exchanges.
         """
         return _nothing
 
     def together(self, action: Callable[[], Result]) -> Result:
-        """Do something on every rank and return this rank's result; where it fails on one, it fails on all.
+        """Call `action` on every rank and return this rank's result; if it raises on one rank, all raise.
 
         Raises:
-            FailedElsewhereError: it failed on a rank of a lower number, or on another one alone.
+            FailedElsewhereError: it raised on a rank of a lower number, or not on this rank.
         """
         return action()
 
     def first(self, action: Callable[[], Result]) -> Result:
-        """Do something on rank 0 alone and return its result, a plain value, on every rank; fail as `together` does."""
+        """Call `action` on rank 0 and return its result, a plain value, on every rank; raise as `together` does."""
         return action()
 
     def everyone(self, value: Result) -> list[Result]:
@@ -96,11 +96,7 @@ class Ranks:
 
 
 class ProcessRanks(Ranks):
-    """The processes of a torch.distributed process group.
-
-    Args:
-        liveness: tells which rank is missing when an operation fails.
-    """
+    """The processes of a torch.distributed process group; `liveness` finds out which rank is missing."""
 
     def __init__(self, liveness: Liveness) -> None:
         super().__init__()
@@ -117,7 +113,7 @@ class ProcessRanks(Ranks):
         begin = time.perf_counter()
         try:
             yield
-        except RuntimeError as error:  # all that backends raise are: closed connections, timeouts
+        except RuntimeError as error:  # what backends raise for closed connections and timeouts
             raise self._liveness.explain(error) from error
         finally:
             self.seconds += time.perf_counter() - begin
@@ -151,7 +147,7 @@ class ProcessRanks(Ranks):
             with self._communicating():
                 for work in works:
                     work.wait()
-            operations.clear()  # until now they kept what is sent
+            operations.clear()  # they kept the sent tensors alive
 
         return wait
 
@@ -168,7 +164,7 @@ class ProcessRanks(Ranks):
         messages = self.everyone(None if failure is None else f"{type(failure).__name__}: {failure}")
         failed = [rank for rank, message in enumerate(messages) if message is not None]
         if not failed:
-            return result  # type: ignore[return-value]  # the action's own, which may be None
+            return result  # type: ignore[return-value]  # the action's result, which may be None
         if failure is not None and failed[0] == self.rank:
             raise failure
         raise FailedElsewhereError(f"rank {failed[0]} failed: {messages[failed[0]]}")
@@ -208,14 +204,14 @@ class Slice:
             raise ValueError(f"owner must give each of {ranks.size} ranks a device, got the numbers {self.counts}")
         self.ranks, self.owner = ranks, owner
         self.devices = np.flatnonzero(owner == ranks.rank)
-        # Where each rank's rows lie when they are put one rank behind the other.
+        # The devices in the order of their ranks.
         self._order = np.argsort(owner, kind="stable")
 
     def gather(self, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, FloatArray]:
-        """Return, of values float64 [own devices], those of all devices [devices]; in one operation."""
-        own = np.stack([np.asarray(column, dtype=np.float64) for column in values.values()], axis=1)
-        everyone = np.empty((len(self.owner), own.shape[1]))
-        everyone[self._order] = np.concatenate(self.ranks.gather(own, self.counts))
+        """Gather values float64 [devices of this rank] into those of all devices [devices], in one operation."""
+        mine = np.stack([np.asarray(column, dtype=np.float64) for column in values.values()], axis=1)
+        everyone = np.empty((len(self.owner), mine.shape[1]))
+        everyone[self._order] = np.concatenate(self.ranks.gather(mine, self.counts))
         return {name: everyone[:, column].copy() for column, name in enumerate(values)}
 
 
@@ -225,10 +221,10 @@ def alone(num_devices: int) -> Slice:
 
 
 def started_by_torchrun() -> bool:
-    """Return whether the environment names this process one of several of a group, as torchrun sets it.
+    """Return whether the environment variables of torchrun say that this process is one of several.
 
     Raises:
-        ValueError: it names one, but not as torchrun does.
+        ValueError: some of them are missing or invalid.
     """
     if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         return False
@@ -241,11 +237,7 @@ def started_by_torchrun() -> bool:
 
 
 def _whole_number(name: str, default: str = "") -> int:
-    """Read a number that torchrun sets.
-
-    Raises:
-        ValueError: the variable of the environment is no whole number of at least 0.
-    """
+    """Read an environment variable; raise ValueError unless it is a whole number of at least 0."""
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{name} must be a whole number, as torchrun sets it; got {text!r}")
@@ -256,16 +248,16 @@ def _whole_number(name: str, default: str = "") -> int:
 def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started, and leave them at the end of the block.
 
-    Numbers a device pass through gloo; rows pass through the backend of the device that they lie on, gloo for a CPU and
-    nccl for a GPU, of which each rank takes the one of its local number.
+    Values per device pass through gloo; rows pass through gloo from a CPU and through nccl from a GPU, of which each
+    rank takes the one of its local number.
 
     Args:
-        timeout_s: seconds that a rank waits for the others before it takes them for lost. It has to be longer than the
-            ranks' rounds, or the writing of their checkpoints, may differ.
+        timeout_s: seconds that a rank waits for another before it reports it as lost; more than the durations of the
+            ranks' rounds and checkpoints differ.
 
     Raises:
         ImportError: this torch has no gloo, or finds a GPU and has no nccl.
-        RankLostError: another rank died, hangs or failed, or this one was told to end.
+        RankLostError: another rank died, hangs or failed, or this one received SIGTERM.
     """
     backend = "gloo"
     if not (dist.is_available() and dist.is_gloo_available()):
@@ -278,7 +270,7 @@ def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    # What the processes of an earlier attempt left in the store must not be taken for their successors'.
+    # Entries that processes of an earlier attempt left in the store must not be read.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     with Liveness(store, rank, size) as liveness:
@@ -291,8 +283,8 @@ def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
             with liveness.explaining():
                 dist.barrier()
         except RankLostError:
-            raise  # between ranks of which one is missing, leaving may wait for it
+            raise  # destroying the group may wait for the missing rank
         except Exception:
-            dist.destroy_process_group()  # a group that is left to the end of the process may abort it
+            dist.destroy_process_group()  # otherwise the group may abort the process at its end
             raise
         dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Which rank holds which devices: a partition of the graph that few links cross.
 
-A link that crosses ranks costs a row of every block on the network in each round, one within a rank costs nothing.
+A link between ranks costs the transfer of a row of every block in each round; one within a rank costs nothing.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 REFINED_DEVICES = 2_000
-"""A part of more devices is cut by its order alone: the refinement takes tens of microseconds a link."""
+"""A part of more devices is not refined: that takes tens of microseconds per link."""
 _PASSES = 5
 
 
 def slice_devices(edges: IntArray, num_devices: int, ranks: int, work: FloatArray | None = None) -> IntArray:
     """Return the rank that holds each device, int64 [devices], such that work is even and few links cross ranks.
 
-    The graph is halved again and again. A half is a stretch of an order in which neighbours stand close, by the
-    devices' numbers or by reverse Cuthill-McKee, whichever cuts fewer links after an improvement by Kernighan and Lin.
-    It depends on the arguments alone, so that every rank finds the same.
+    The graph is bisected recursively. A half is a contiguous range of an order, by the devices' numbers or by reverse
+    Cuthill-McKee, whichever cuts fewer links after refinement by Kernighan and Lin. Every rank computes the same.
 
     Args:
         edges: int64 [links, 2].
         num_devices: devices of the graph.
         ranks: at least 1 and at most `num_devices`; each gets at least one device.
-        work: float64 [devices], what a round costs each; None counts all alike.
+        work: float64 [devices], the cost of a round on each; None counts all alike.
 
     Raises:
         ValueError: there are more ranks than devices, or `work` has another shape.
@@ -63,7 +62,7 @@ def links_cut(edges: IntArray, owner: IntArray) -> int:
 def _halve(
     graph: sparse.csr_matrix, devices: IntArray, work: FloatArray, ranks: tuple[int, int], owner: IntArray
 ) -> None:
-    """Share out `devices` (the rows of `graph`) over the ranks from `ranks[0]` up to `ranks[1]`."""
+    """Assign `devices` (the rows of `graph`) to the ranks from `ranks[0]` up to `ranks[1]`."""
     first, last = ranks
     if last - first == 1:
         owner[devices] = first
@@ -81,7 +80,7 @@ def _halve(
 def _stretch(
     order: npt.NDArray[np.integer], work: FloatArray, share: float, at_least: int, left_over: int
 ) -> npt.NDArray[np.bool_]:
-    """Return the beginning of an order that has a share of the work, bool [devices]."""
+    """Return which devices are in the first part of an order, which has a share of the work, bool [devices]."""
     done = np.cumsum(work[order])
     count = int(np.searchsorted(done, share * done[-1] * (1 - 1e-12))) + 1
     lower = np.zeros(len(order), dtype=np.bool_)
@@ -90,12 +89,12 @@ def _stretch(
 
 
 def _refine(graph: sparse.csr_matrix, lower: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Swap pairs of devices between the halves as long as that saves links."""
+    """Swap pairs of devices between the halves as long as that cuts fewer links."""
     if len(lower) > REFINED_DEVICES:
         return lower
     sides = set(np.flatnonzero(lower).tolist()), set(np.flatnonzero(~lower).tolist())
     pair = nx.community.kernighan_lin_bisection(nx.from_scipy_sparse_array(graph), sides, max_iter=_PASSES, seed=0)
-    # It may return the two sides in either order, each as large as it was.
+    # networkx may return the two sides in either order, with unchanged sizes.
     side = max(pair, key=lambda found: (len(found) == len(sides[0]), len(found & sides[0])))
     refined = np.zeros(len(lower), dtype=np.bool_)
     refined[list(side)] = True

@@ -1,4 +1,4 @@
-"""The mixing weights of every block on the links that work, kept while the links stay the same."""
+"""The mixing weights of every block on the working links, cached while the links stay the same."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class MixingWeights:
-    """Metropolis-Hastings weights by block (METHOD 4): each block over the subgraph of the devices that have it.
-
-    Links seldom change from one round to the next, and these depend on them alone.
-
-    Args:
-        members: which of all devices have each block, bool [devices].
-        part: the devices of this rank.
-        dtype: of the parameters.
-    """
+    """Metropolis-Hastings weights by block (METHOD 4): each over the subgraph of its `members`, bool [devices]."""
 
     def __init__(self, members: Mapping[str, BoolArray], part: Slice, dtype: torch.dtype) -> None:
         self._members, self._part, self._dtype = members, part, dtype
@@ -34,7 +26,7 @@ class MixingWeights:
         self._known_gap: tuple[bytes, float] | None = None
 
     def of(self, edges: IntArray) -> dict[str, tuple[GossipWeights, Route]]:
-        """Return, by block, this rank's rows of the weights, and the rows that it exchanges for them."""
+        """Return, by block, this rank's rows of the weights, and the rows that it exchanges."""
         key = edges.tobytes()
         if self._known is None or self._known[0] != key:
             found = {}
@@ -45,7 +37,7 @@ class MixingWeights:
         return self._known[1]
 
     def spectral_gap(self, edges: IntArray) -> float:
-        """Return the spectral gap of the mixing of all devices on these links; 0 where they fall apart."""
+        """Return the spectral gap of the mixing of all devices on these links; 0 if the graph is not connected."""
         key = edges.tobytes()
         if self._known_gap is None or self._known_gap[0] != key:
             self._known_gap = key, spectral_gap(metropolis_hastings(edges, len(self._part.owner)))

@@ -1,4 +1,4 @@
-"""What pulls the devices' common features to one distribution: a generator, or one of its alternatives."""
+"""Guidance: a generator, or an alternative, that pulls the devices' common features to one distribution."""
 
 from dmmlkd_ext.training.guide.base import (
     GENERATOR,

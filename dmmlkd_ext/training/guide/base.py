@@ -23,7 +23,7 @@ Kind = Literal["none", "network", "gaussian", "prototypes"]
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator and how it learns; all numbers are our choice [C] (METHOD 3).
+    """The generator and how it learns; all numbers are choices of this project [C] (METHOD 3).
 
     Raises:
         ValueError: a field is out of its range.
@@ -34,28 +34,28 @@ class GeneratorConfig:
     """
 
     kind: Kind = "none"
-    """`network` is the generator of METHOD 3; `gaussian` a normal distribution a class; `prototypes` one mean a class,
-    towards which features are pulled by their distance (FedProto, Tan et al. 2022)."""
+    """`network` is the generator of METHOD 3; `gaussian` a normal distribution per class; `prototypes` one mean per
+    class, to which features are pulled by their distance (FedProto, Tan et al. 2022)."""
     noise_width: int = 16
     hidden_width: int = 64
     steps: int = 10
-    """Steps of Adam a round."""
+    """Steps of Adam per round."""
     learning_rate: float = 3e-3
     samples_per_class: int = 8
-    """Features generated a class in a step."""
+    """Features generated per class and step."""
     pool_per_class: int = 32
-    """Features generated a class and round, from which the local iterations draw."""
+    """Features generated per class and round, from which the local iterations draw."""
     moment_weight: float = 1.0
-    """Weight of the distance between generated and own moments by class."""
+    """Weight of the distance between the moments by class of generated features and of the device's features."""
     mode_seeking: float = 0.02
     """Weight of the mode-seeking term against collapse (Mao et al. 2019)."""
     weigh_heads: bool = False
-    """Whether the heads that teach the generator count, class by class, by how many features of the class their device
-    saw in the round (FedGen, Zhu et al. 2021), instead of alike."""
+    """Whether the heads that teach the generator are weighted, by class, by the number of the class's features that
+    their device saw in the round (FedGen, Zhu et al. 2021), instead of equally."""
     warmup_rounds: int = 5
     ramp_rounds: int = 5
     update_rate: float = 0.5
-    """Share of a device's own statistics in its new ones; used by `gaussian` and `prototypes`."""
+    """Weight of the round's statistics of a device in its new ones; used by `gaussian` and `prototypes`."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -79,12 +79,7 @@ class GeneratorConfig:
 class FeatureMoments:
     """Counts, sums and sums of products of the common features that a round's training saw, by device and class.
 
-    Args:
-        devices: number of devices.
-        num_classes: number of classes.
-        width: width d of the features.
-        full: keep whole products [d, d] instead of squares.
-        like: a tensor of the dtype and on the processor or GPU of the features.
+    With `full`, whole products [d, d] instead of squares. The dtype and torch device are those of `like`.
 
     Example:
         >>> moments = FeatureMoments(devices=1, num_classes=2, width=1)
@@ -99,7 +94,7 @@ class FeatureMoments:
     ) -> None:
         like = torch.zeros((), dtype=torch.float32) if like is None else like
         self.count = self.count_at_hand = like.new_zeros(devices, num_classes)
-        """Counts; behind those of own devices, `count_at_hand` has those of neighbours on other ranks."""
+        """Counts of this rank's devices; `count_at_hand` adds those of neighbours on other ranks."""
         self.sum = like.new_zeros(devices, num_classes, width)
         self.product = like.new_zeros(devices, num_classes, width, *([width] if full else []))
 
@@ -132,7 +127,7 @@ class FeatureMoments:
 
 @dataclass(frozen=True)
 class GuidanceBatch:
-    """What guides one batch of some devices.
+    """The guidance of one batch of some devices.
 
     Attributes:
         target: [devices, batch, d], a feature of each sample's class.
@@ -140,7 +135,7 @@ class GuidanceBatch:
         rehearsal: [devices, n, d], features of classes drawn uniformly, or None.
         rehearsal_labels: int64 [n].
         rehearsal_known: bool [devices, n]: whether there is a feature of that class, or None without rehearsal.
-        by_distance: pull features to the target itself, instead of their prediction to the target's.
+        by_distance: pull features to the target, instead of their prediction to the target's.
         strength: factor on the guidance's losses.
     """
 
@@ -154,12 +149,12 @@ class GuidanceBatch:
 
 
 class GuidanceRound:
-    """Draws from the features that each device's generator gave at the round's start.
+    """Draws from the features that each device's generator gave at the start of the round.
 
     Args:
         pool: [devices, classes, n, d].
         known: bool [devices, classes]: for which classes there are features.
-        moments: where the training puts down the features that it saw.
+        moments: collects the features that the training saw.
         strength: factor on the guidance's losses; 0 leaves them out.
         by_distance: see `GuidanceBatch`.
         draws: int64 [3, iterations, batch]: which feature guides a sample, which class is rehearsed, by which feature.
@@ -199,14 +194,7 @@ class GuidanceRound:
 
 
 class Guidance:
-    """One kind of guidance: its block of parameters, what it gives a round, and how it learns.
-
-    Args:
-        config: see `GeneratorConfig`.
-        num_classes: number of classes.
-        feature_width: d.
-        seed: the run's seed.
-    """
+    """One kind of guidance: its block of parameters, the features that it gives a round, and how it learns."""
 
     layout: BlockLayout
     by_distance = False
@@ -217,15 +205,15 @@ class Guidance:
 
     @property
     def round_macs(self) -> float:
-        """Multiply-accumulates of the forward passes of a round's learning on one device."""
+        """Multiply-accumulates of a round's forward passes for learning, per device."""
         return 0.0
 
     def generate(self, parameters: torch.Tensor, round_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features [devices, classes, n, d] and for which classes they mean something, [devices, classes]."""
+        """Return features [devices, classes, n, d] and for which classes they are valid, bool [devices, classes]."""
         raise NotImplementedError(f"{type(self).__name__} must generate features")
 
     def begin(self, population: Population, round_index: int, num_iterations: int, batch_size: int) -> GuidanceRound:
-        """Return what guides the local iterations of a round."""
+        """Return the guidance of a round's local iterations."""
         block, strength = population.blocks[GENERATOR], self.config.strength(round_index)
         block.begin()
         pool = block.start.new_zeros(0, self.num_classes, 1, self.feature_width)
@@ -241,7 +229,7 @@ class Guidance:
         return GuidanceRound(pool, known, moments, strength, self.by_distance, draws)
 
     def before_exchange(self, population: Population, moments: FeatureMoments) -> None:
-        """Put a device's own statistics into its block, which is then mixed."""
+        """Put each device's statistics into its block, before the blocks are mixed."""
 
     def after_exchange(
         self,
@@ -251,11 +239,11 @@ class Guidance:
         learns: torch.Tensor,
         round_index: int,
     ) -> None:
-        """Learn from the heads that were received, on the devices that may (bool [devices])."""
+        """Learn from the received heads, on the devices `learns` (bool [devices])."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beyond the block's parameters."""
+        """Return the state that a resumed run needs beyond the block's parameters."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Restore a `state_dict`."""

@@ -1,4 +1,4 @@
-"""A normal distribution a class instead of a generator: means and covariances, mixed like parameters."""
+"""A normal distribution per class instead of a generator: means and covariances, mixed like parameters."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RIDGE = 1e-4  # on the diagonal: a class seen a few times has a singular covaria
 
 
 class GaussianGuidance(Guidance):
-    """Means and covariances of the common features by class, with the weight of what was seen [C].
+    """Means and covariances of the common features by class, with a weight for the features seen [C].
 
-    Each device replaces a share of the statistics of the classes that it saw by its own; mixing spreads them. Value
-    and weight are mixed alike and divided after, so that devices that saw nothing dilute nothing.
+    Each device blends the statistics of the classes that it saw with the round's; mixing spreads them. Weighted
+    values and weights are mixed and then divided, so that devices without features of a class do not change it.
     """
 
     full_moments = True
@@ -43,7 +43,7 @@ class GaussianGuidance(Guidance):
         covariance = views["covariance"] / weight.unsqueeze(-1)
         identity = torch.eye(self.feature_width, dtype=parameters.dtype, device=parameters.device)
         factor, failed = torch.linalg.cholesky_ex(covariance + RIDGE * identity)
-        # Rounding may leave a covariance that is not positive definite; its diagonal alone always is.
+        # Rounding may make a covariance not positive definite; its diagonal alone always is.
         diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().diag_embed()
         factor = torch.where((failed != 0)[..., None, None], diagonal, factor)
         draw = torch_generator(self.seed, "generator pool", round_index)
@@ -52,7 +52,7 @@ class GaussianGuidance(Guidance):
         return (views["mean"] / weight).unsqueeze(2) + noise @ factor.transpose(-2, -1), known
 
     def before_exchange(self, population: Population, moments: FeatureMoments) -> None:
-        """Replace a share of the statistics of the classes that each device saw."""
+        """Blend the statistics of the classes that each device saw with the round's."""
         views = self.layout.views(population.blocks[GENERATOR].local)
         rate = self.config.update_rate * (moments.count > 1).to(moments.sum.dtype).unsqueeze(-1)
         views["weight"].lerp_(torch.ones_like(views["weight"]), rate)

@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from dmmlkd_ext.training.population import Population
 
 ADAM_DECAYS, ADAM_EPSILON = (0.9, 0.999), 1e-8
-"""Decays of Adam's two moments and the addend of its divisor: the defaults of Kingma and Ba (2015, algorithm 1)."""
+"""The defaults of Kingma and Ba (2015, algorithm 1)."""
 
 DEVICES_AT_ONCE = 1024
-"""Devices whose features and logits the reference holds in memory together."""
+"""Devices whose features and logits the reference holds in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a round teaches the generators; tensors of the type and on the hardware of the parameters.
+    """The data that a round's generators learn from; tensors of the parameters' dtype and torch device.
 
     Attributes:
         learners: int64 [learners], increasing: the devices that learn.
         steps_taken: float64 [devices]: steps of Adam before this round.
-        noise: [steps, classes, n, noise_width], alike for all devices.
-        heads: [devices at hand, d, classes], those of this rank, then neighbours on others.
+        noise: [steps, classes, n, noise_width], the same for all devices.
+        heads: [devices at hand, d, classes]: this rank's devices, then their neighbours on other ranks.
         weights: of the exchange, [devices, devices at hand]: who received whose head.
-        seen: [devices at hand, classes], what heads count by class, or None: alike.
+        seen: [devices at hand, classes], the weights of the heads by class, or None: equal.
         count: [devices, classes] features that each device saw of each class in the round.
         sum: [devices, classes, d], their sums.
         product: [devices, classes, d], the sums of their squares.
@@ -55,12 +55,12 @@ class Lesson:
 
 @dataclass(frozen=True)
 class MomentTargets:
-    """Means and variances of a device's own features by class, [devices, classes, d], to be met by generated ones.
+    """Means and variances of each device's features by class, [devices, classes, d]: targets of generated features.
 
     Attributes:
         mean: 0 where nothing was seen.
         variance: at least 0.
-        weight: [devices, classes], 1 in all for a device: alike for the classes of which it saw two features or more.
+        weight: [devices, classes], with sum 1 per device: equal for the classes of which it saw at least two features.
 
     Example:
         >>> targets = MomentTargets.of(torch.tensor([[2.0, 1.0]]), torch.ones(1, 2, 3), torch.ones(1, 2, 3))
@@ -74,7 +74,7 @@ class MomentTargets:
 
     @classmethod
     def of(cls, count: torch.Tensor, sums: torch.Tensor, squares: torch.Tensor) -> MomentTargets:
-        """Return the targets of features of which count, sum and sum of squares are given."""
+        """Return the targets from the features' count, sum and sum of squares."""
         seen, divisor = (count > 1).to(sums.dtype), count.clamp_min(1).unsqueeze(-1)
         mean = sums / divisor
         variance = (squares / divisor - mean.square()).clamp_min(0)
@@ -91,8 +91,8 @@ class MomentTargets:
 def mode_seeking(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Return the mode-seeking term [devices] of features [devices, classes, n, d] from noise [classes, n, noise_width].
 
-    It is the inverse of how far features of a class are apart for how far their noise is (Mao et al. 2019), over pairs
-    of the first half with the second; at most 1000.
+    It is the distance of noise over that of features (Mao et al. 2019), for pairs of a class's first and second half;
+    at most 1000.
 
     Example:
         >>> mode_seeking(torch.tensor([[[[1.0], [3.0]]]]), torch.tensor([[[0.0], [1.0]]]))
@@ -105,22 +105,22 @@ def mode_seeking(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 class NetworkGuidance(Guidance):
-    """G(e, y; theta): learns after each exchange, is mixed in the next one, and is frozen while it guides."""
+    """G(e, y; theta): learns after each exchange, is mixed in the next, and is constant during local training."""
 
     def __init__(self, config: GeneratorConfig, num_classes: int, feature_width: int, seed: int) -> None:
         super().__init__(config, num_classes, feature_width, seed)
         self.generator = FeatureGenerator(num_classes, feature_width, config.noise_width, config.hidden_width)
         self.layout = self.generator.layout
-        self._second_moment: torch.Tensor | None = None  # of Adam; the first one is the block's momentum
-        self._steps: torch.Tensor | None = None  # that each device has taken: some sit rounds out
+        self._second_moment: torch.Tensor | None = None  # of Adam; the block's momentum is the first
+        self._steps: torch.Tensor | None = None  # taken by each device: some skip rounds
 
     @property
     def round_macs(self) -> float:
-        """Multiply-accumulates of the forward passes of a round's learning on one device."""
+        """Multiply-accumulates of a round's forward passes for learning, per device."""
         return self.config.steps * self.config.samples_per_class * self.num_classes * self.generator.forward_macs
 
     def generate(self, parameters: torch.Tensor, round_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features [devices, classes, n, d], all of which mean something."""
+        """Return features [devices, classes, n, d], valid for all classes."""
         draw = torch_generator(self.seed, "generator pool", round_index)
         pool = self.generator.generate(parameters, self._noise(self.config.pool_per_class, draw).to(parameters))
         return pool, torch.ones(pool.shape[:2], dtype=torch.bool, device=pool.device)
@@ -138,7 +138,7 @@ class NetworkGuidance(Guidance):
         learns: torch.Tensor,
         round_index: int,
     ) -> None:
-        """Take the steps of Adam on the mixed parameters of the devices that may learn."""
+        """Take the steps of Adam on the mixed parameters of the devices `learns`."""
         block, draw = population.blocks[GENERATOR], torch_generator(self.seed, "generator training", round_index)
         if self._second_moment is None or self._steps is None:
             self._second_moment = torch.zeros_like(block.start)
@@ -161,15 +161,9 @@ class NetworkGuidance(Guidance):
         self._steps[lesson.learners] += self.config.steps
 
     def learn(self, theta: torch.Tensor, first: torch.Tensor, second: torch.Tensor, lesson: Lesson) -> None:
-        """Take Adam's steps of a round on the rows of the devices that learn, in place.
+        """Take a round's steps of Adam on the rows of the devices that learn, in place.
 
-        Natively each device takes all steps in one go, so that what it needs stays in the cache.
-
-        Args:
-            theta: parameters of the generators, [devices, parameters], any floating type, on any hardware.
-            first: Adam's first moment, like `theta`.
-            second: Adam's second moment, like `theta`.
-            lesson: what is learned from.
+        `theta` and Adam's moments are [devices, parameters], of any floating dtype, on any torch device.
 
         Raises:
             ValueError: natively, a shape or dtype does not fit; the message names the argument.
@@ -208,22 +202,22 @@ class NetworkGuidance(Guidance):
         for rows in lesson.learners.split(DEVICES_AT_ONCE):
             heads = ReceivedHeads.of(lesson.heads, lesson.weights, rows, lesson.seen)
             targets = MomentTargets.of(lesson.count[rows], lesson.sum[rows], lesson.product[rows])
-            own, mean, square = theta[rows].requires_grad_(), first[rows], second[rows]
+            weights, mean, square = theta[rows].requires_grad_(), first[rows], second[rows]
             for step, noise in enumerate(lesson.noise, start=1):
-                loss = self.losses(own, noise, heads, targets).sum()
-                (gradient,) = torch.autograd.grad(loss, own)
+                loss = self.losses(weights, noise, heads, targets).sum()
+                (gradient,) = torch.autograd.grad(loss, weights)
                 mean = ADAM_DECAYS[0] * mean + (1 - ADAM_DECAYS[0]) * gradient
                 square = ADAM_DECAYS[1] * square + (1 - ADAM_DECAYS[1]) * gradient.square()
                 number = (lesson.steps_taken[rows] + step).unsqueeze(1)
-                weights = [(1 - decay**number).to(theta.dtype) for decay in ADAM_DECAYS]
-                change = (mean / weights[0]) / ((square / weights[1]).sqrt() + ADAM_EPSILON)
-                own = (own.detach() - self.config.learning_rate * change).requires_grad_()
-            theta[rows], first[rows], second[rows] = own.detach(), mean, square
+                corrections = [(1 - decay**number).to(theta.dtype) for decay in ADAM_DECAYS]
+                change = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + ADAM_EPSILON)
+                weights = (weights.detach() - self.config.learning_rate * change).requires_grad_()
+            theta[rows], first[rows], second[rows] = weights.detach(), mean, square
 
     def losses(
         self, theta: torch.Tensor, noise: torch.Tensor, heads: ReceivedHeads, targets: MomentTargets
     ) -> torch.Tensor:
-        """Return the loss of each device's generator [devices] for theta [devices, parameters] (METHOD 3)."""
+        """Return the loss [devices] of the generators theta [devices, parameters] (METHOD 3)."""
         features = self.generator.generate_reference(theta, noise)  # [devices, classes, n, d]
         return (
             heads.entropy(features)
@@ -236,7 +230,7 @@ class NetworkGuidance(Guidance):
         return {"second_moment": self._second_moment, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Restore a `state_dict`."""
         second, steps = state["second_moment"], state["steps"]
         self._second_moment = None if second is None else second.clone()
         self._steps = None if steps is None else steps.clone()

@@ -1,4 +1,4 @@
-"""The heads that each device received in an exchange, and what they say about generated features (METHOD 3)."""
+"""The heads that each device received in an exchange, and their loss on generated features (METHOD 3)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dmmlkd_ext.ops import GossipWeights
 
 
 class ReceivedHeads(NamedTuple):
-    """The heads that each of some devices received, its own among them.
+    """The heads that each of some devices received, and its head.
 
     Attributes:
         heads: [received, d, classes], those of the first device, then those of the second, and so on.
         receiver: int64 [received]: which of the devices received a head.
-        share: [received, classes]: what a head counts for features of a class; 1 in all for a device and a class.
+        share: [received, classes]: weight of a head for features of a class; sums to 1 per device and class.
 
     Example:
         >>> alone = GossipWeights.from_dense(torch.eye(1))
@@ -32,10 +32,10 @@ class ReceivedHeads(NamedTuple):
     def of(
         cls, heads: torch.Tensor, weights: GossipWeights, devices: torch.Tensor, seen: torch.Tensor | None = None
     ) -> ReceivedHeads:
-        """Return what `devices`, int64 and increasing, received of `heads` in the exchange by `weights`.
+        """Return the `heads` that `devices`, int64 and increasing, received in the exchange by `weights`.
 
-        Heads count alike, or, with `seen` [devices at hand, classes], by how many features of a class their device saw
-        (FedGen, Zhu et al. 2021); alike for a class of which nobody saw any.
+        Heads have equal shares, or, with `seen` [devices at hand, classes], shares proportional to the features of a
+        class that their device saw (FedGen, Zhu et al. 2021); equal for a class that no device saw.
         """
         counts = weights.row_pointers.diff()
         chosen = torch.zeros_like(counts, dtype=torch.bool)

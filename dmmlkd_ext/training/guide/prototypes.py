@@ -1,4 +1,4 @@
-"""One prototype a class instead of a generator, as in FedProto (Tan et al. 2022)."""
+"""One prototype per class instead of a generator, as in FedProto (Tan et al. 2022)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PrototypeGuidance(Guidance):
-    """The mean common feature of each class, mixed like parameters with the weight of what was seen."""
+    """The mean common feature of each class, mixed like parameters, weighted by the features seen."""
 
     by_distance = True
 
@@ -31,7 +31,7 @@ class PrototypeGuidance(Guidance):
         return (views["mean"] / views["weight"].where(known.unsqueeze(-1), 1)).unsqueeze(2), known
 
     def before_exchange(self, population: Population, moments: FeatureMoments) -> None:
-        """Replace a share of the prototypes of the classes that each device saw."""
+        """Blend the prototypes of the classes that each device saw with the round's means."""
         views = self.layout.views(population.blocks[GENERATOR].local)
         rate = self.config.update_rate * (moments.count > 0).to(moments.sum.dtype).unsqueeze(-1)
         views["weight"].lerp_(torch.ones_like(views["weight"]), rate)

@@ -1,1 +1,1 @@
-"""What is kept of a run: records, checkpoints, and files that are whole or absent."""
+"""Records, checkpoints, and files that are complete or absent."""

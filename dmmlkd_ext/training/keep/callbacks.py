@@ -1,7 +1,7 @@
-"""What hangs on the training loop: the base of it, progress, checkpoints, TensorBoard.
+"""Callbacks of the training loop: their base class, progress, checkpoints, TensorBoard.
 
-Callbacks are called in the order of their list. Records go before checkpoints, so that a checkpoint never
-knows of a round that the records lack.
+Callbacks are called in the order of their list. Records come before checkpoints, so that a checkpoint never holds a
+round that the records lack.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RunningSimulation(Protocol):
-    """What a callback may ask of the simulation."""
+    """What a callback may use of the simulation."""
 
     round: int
     """Rounds completed."""
@@ -33,7 +33,7 @@ class RunningSimulation(Protocol):
 
 
 class Callback:
-    """Base of all callbacks: does nothing at every occasion."""
+    """Base of all callbacks; its methods do nothing."""
 
     def on_start(self, simulation: RunningSimulation) -> None:
         """Called once before the first of the remaining rounds."""
@@ -48,9 +48,7 @@ class Callback:
 class ProgressBar(Callback):
     """A bar on standard error with the loss, the mean test accuracy and the time left.
 
-    Args:
-        description: stands before the bar.
-        enabled: whether to draw; None draws only where standard error is a terminal.
+    If `enabled` is None, it is drawn only where standard error is a terminal.
     """
 
     def __init__(self, description: str = "", enabled: bool | None = None) -> None:
@@ -91,12 +89,12 @@ class ProgressBar(Callback):
 
 
 class Checkpoint(Callback):
-    """Saves the simulation's state every `every` rounds and at the end, each time over the last one.
+    """Saves the simulation's state every `every` rounds and at the end, replacing the last checkpoint.
 
     Args:
         path: the file of the checkpoint; its folder must exist.
         every: rounds between two checkpoints, at least 1.
-        ranks: the processes of the simulation, each of which has this callback; None is this one alone.
+        ranks: the processes of the simulation, each of which has this callback; None is this process alone.
         records: the writer of the records, whose hash the checkpoint keeps as `records_sha256`.
 
     Raises:
@@ -116,13 +114,13 @@ class Checkpoint(Callback):
 
     @override
     def on_round_end(self, simulation: RunningSimulation, record: dict[str, Any]) -> None:
-        """Save if it is the round for it."""
+        """Save if the round is a multiple of `every`."""
         if simulation.round % self.every == 0:
             self._save(simulation)
 
     @override
     def on_end(self, simulation: RunningSimulation) -> None:
-        """Save the end, unless the last round did."""
+        """Save, unless the last round was saved."""
         if self._saved != simulation.round:
             self._save(simulation)
 
@@ -138,7 +136,7 @@ class TensorBoard(Callback):
     """Writes the scalars of every record for TensorBoard; lists over devices are written as their mean.
 
     Args:
-        folder: where the event files go. They hold the time, so keep them out of a run's folder.
+        folder: for the event files; outside of a run's folder, as they hold the time.
 
     Raises:
         ImportError: the package tensorboard is not installed.
@@ -157,7 +155,7 @@ class TensorBoard(Callback):
 
     @override
     def on_start(self, simulation: RunningSimulation) -> None:
-        """Open the writer; what a killed run wrote beyond its checkpoint is hidden."""
+        """Open the writer; events that a killed run wrote after its checkpoint are hidden."""
         self._writer = self._writer_type(str(self.folder), purge_step=simulation.round + 1)
 
     @override
@@ -179,7 +177,7 @@ def _mean(values: list[float | None]) -> float:
 
 
 def _scalars(value: Any, name: str) -> list[tuple[str, float]]:
-    """Return the named numbers in a record, lists by their mean."""
+    """Return the named numbers in a record, and the means of lists."""
     if isinstance(value, dict):
         prefix = f"{name}/" if name else ""
         return [pair for key, item in value.items() for pair in _scalars(item, f"{prefix}{key}")]

@@ -1,12 +1,12 @@
-"""Checkpoints: one file of one process, or a file a rank and one that makes them valid.
+"""Checkpoints: one file of one process, or one file per rank and a file that makes them valid.
 
-`checkpoint.pt` holds the state. Of several ranks it holds what all know, and the names and hashes of the files in
-which each left the rows of its devices: they carry the round, so that none is written over, and `checkpoint.pt` is
-renamed into place when all are on the disk. A death at any moment leaves the last checkpoint or the new one whole. Any
-number of ranks loads it: each takes the rows of its devices, whoever wrote them.
+`checkpoint.pt` holds the state. With several ranks it holds the common part, and the names and hashes of the ranks'
+files, each with the rows of one rank's devices. Their names hold the round, so none is overwritten, and
+`checkpoint.pt` is renamed into place when all are on the disk: a crash leaves the last checkpoint or the new one
+complete. Any number of ranks can load it; each reads the rows of its devices.
 
-torch.distributed.checkpoint was left aside: it writes over its files and pickles its metadata, so that neither an
-interrupted save nor equal bytes of equal states are covered.
+torch.distributed.checkpoint is not used: it overwrites its files and pickles its metadata, so an interrupted save can
+destroy a checkpoint, and equal states can give different bytes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def save_checkpoint(path: Path, state: dict[str, Any], ranks: Ranks | None = Non
     """Save the state of a simulation; every rank calls it.
 
     Args:
-        path: the file that makes the checkpoint valid; its folder must exist, and be one that all ranks see.
-        state: `round`, `rows` and what else there is; this rank's own rows.
-        ranks: the processes; None is this one alone.
+        path: the file that makes the checkpoint valid, in an existing folder that all ranks see.
+        state: `round`, `rows` (of this rank's devices) and further entries.
+        ranks: the processes; None is this process alone.
 
     Raises:
         OSError: a file cannot be written.
     """
     if ranks is None or ranks.size == 1:
         save_state(path, state)
-        remove_shards(path)  # of a run that several ranks began
+        remove_shards(path)  # of an earlier start on several ranks
         return
     names = [f"{path.stem}-{state['round']}-{rank + 1}-of-{ranks.size}{path.suffix}" for rank in range(ranks.size)]
     ranks.together(lambda: save_state(path.with_name(names[ranks.rank]), {"rows": state["rows"]}))
@@ -47,12 +47,12 @@ def save_checkpoint(path: Path, state: dict[str, Any], ranks: Ranks | None = Non
 
 
 def load_checkpoint(path: Path, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Return what was saved, the rows of all ranks that saved it; of large rows, only what is used is read.
+    """Return the saved state with the rows of all ranks, of which only the used parts are read.
 
     Args:
         path: the file that makes the checkpoint valid.
-        ranks: the processes that load it. They share out the comparing of hashes, which reads all rows: what is
-            returned may be used when none of them has raised. None is this one alone.
+        ranks: the processes that load it; None is this process alone. They share the check of the hashes, so the
+            result is valid only if none of them raises.
 
     Raises:
         OSError: a file cannot be read.
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path, ranks: Ranks | None = None) -> dict[str, Any]:
 
 
 def _check_shard(shard: Path, shards: Mapping[str, str] | Sequence[str]) -> None:
-    """Refuse a damaged shard, and a whole one of another state."""
+    """Refuse a damaged shard, and one of another state."""
     found = check_state(shard)
     # Before shards had hashes, `checkpoint.pt` held a list of names.
     if isinstance(shards, Mapping) and found != shards[shard.name]:
@@ -81,19 +81,19 @@ def _check_shard(shard: Path, shards: Mapping[str, str] | Sequence[str]) -> None
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """Return the files of ranks that are there, whether `checkpoint.pt` names them or not."""
+    """Return the existing files of ranks, whether `checkpoint.pt` names them or not."""
     return sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
 
 
 def remove_shards(path: Path, kept: Sequence[str] = ()) -> None:
-    """Remove the files of ranks, but those that `checkpoint.pt` names."""
+    """Remove the files of ranks except `kept`, which `checkpoint.pt` names."""
     for shard in shard_paths(path):
         if shard.name not in kept:
             shard.unlink()
 
 
 def select_rows(parts: Sequence[Mapping[str, Any]], name: str, devices: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Return the rows of some devices, from parts that hold rows of some devices each.
+    """Return the rows of some devices, collected from several parts.
 
     Args:
         parts: each with `devices` [n] and matrices of n rows under `name`.
@@ -101,7 +101,7 @@ def select_rows(parts: Sequence[Mapping[str, Any]], name: str, devices: npt.NDAr
         devices: the devices wanted, increasing.
 
     Returns:
-        The matrices under their names, without the rows of devices that no part holds; None where a part has None.
+        The matrices by name, without the rows of devices that no part holds; None where a part has None.
 
     Example:
         >>> parts = [{"shared": {"devices": np.array([3]), "start": torch.tensor([[0.3]])}},

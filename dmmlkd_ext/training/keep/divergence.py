@@ -1,4 +1,4 @@
-"""Devices whose training diverged, told when it happens: in the records their losses are null."""
+"""Warns of devices whose training diverged; the records show their losses as null."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class DivergenceWarning(Callback):
-    """Says in which round which devices diverged, each device once; the training goes on, and they may come back."""
+    """Warns once of each device that diverged, with the round; the training goes on, and the device may recover."""
 
     def __init__(self) -> None:
         self._known: set[int] = set()
@@ -35,7 +35,7 @@ class DivergenceWarning(Callback):
 
 
 def diverged_devices(record: dict[str, Any]) -> list[int]:
-    """Return the devices that trained in a round and came to a loss that is not finite.
+    """Return the devices that trained in a round with a loss that is not finite.
 
     Example:
         >>> record = {"loss": {"task": math.nan, "similarity": None}, "local_iterations": {"a": [3, 3, 0]},
@@ -53,7 +53,7 @@ def diverged_devices(record: dict[str, Any]) -> list[int]:
 
 
 def shorten(numbers: Sequence[int], shown: int = 10) -> str:
-    """Return numbers as text, of many the first ones alone.
+    """Return the first numbers as text, and how many more there are.
 
     Example:
         >>> shorten([1, 4, 7], shown=2)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and states saved as the same bytes every time, with their hash."""
+"""Files that are complete or absent, and states saved as reproducible bytes with their hash."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 TEMPORARY_SUFFIX = ".tmp"
-"""A file of this suffix is the remainder of a write that was cut short; it is never read."""
+"""A file with this suffix is left by an interrupted write; it is never read."""
 
 _ARRAY = "numpy.ndarray"
-"""Marks an array in a saved state: arrays are stored as tensors, which load without running code."""
+"""Marks an array in a saved state: arrays are stored as tensors, which load without pickle."""
 
-# A state is a zip archive. Its comment, which ends the file, is the SHA-256 of all before it: one file, so that state
-# and hash cannot come apart, and other programs read it as before.
+# A state is a zip archive. Its comment, at the end of the file, is the SHA-256 of all bytes before it: state and hash
+# are one file, which other programs can still read.
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
 _END_OF_ARCHIVE, _END_SIZE = b"PK\5\6", 22
@@ -28,17 +28,17 @@ _CHUNK = 1 << 20
 
 
 class RunChangedError(RuntimeError):
-    """What a run was made from, or what it left, is not what it was."""
+    """The data or the files of a run changed."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file such that a reader, or a process that starts after a crash, sees all of it or none.
+    """Write a file so that a reader, also after a crash, sees all of it or none.
 
-    The content goes to a temporary name in the same folder, reaches the disk, and is renamed. The temporary
-    name is fixed: two processes must not write one path at once, which the lock of a run forbids.
+    The content is written to a temporary file in the same folder, flushed to the disk, and renamed. The temporary name
+    is fixed: two processes must not write one path at the same time, which the lock of a run prevents.
 
     Args:
-        path: where the file is to be; its folder must exist.
+        path: the file to write; its folder must exist.
         write: receives the file, open for writing and reading.
 
     Raises:
@@ -53,19 +53,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
-                temporary.unlink()  # a full disk needs the space
+                temporary.unlink()  # the disk may be full
             raise
         _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, in UTF-8; see `write_atomically`."""
+    """Write a text file in UTF-8 by `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let errors of the system that writing a file meets name the file, which they do not by themselves.
+    """Add the file's name to an OSError of writing it, which lacks it.
 
     Example:
         >>> with naming(Path("metrics.jsonl")):
@@ -83,12 +83,11 @@ def naming(path: Path) -> Iterator[None]:
 def save_state(path: Path, state: dict[str, Any]) -> str:
     """Save a state of plain values, tensors and arrays, and return its SHA-256; equal states give equal bytes.
 
-    Pickle writes a second mention of one object as a reference, so that its bytes tell whether two equal
-    strings are one object, which differs between a run and its resumption. The state is therefore rebuilt
-    from fresh objects first, and strings are shared always.
+    Pickle writes a repeated object as a reference, so its bytes depend on whether two equal strings are one object,
+    which differs between a run and its resumption. The state is therefore copied first, with equal strings shared.
 
     Args:
-        path: where the file is to be.
+        path: the file to write.
         state: nested dictionaries, lists and tuples of None, bool, int, float, str, tensors and NumPy arrays.
 
     Raises:
@@ -102,7 +101,7 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
         nonlocal digest
         sink = _Sink(file)
         try:
-            # Not to a path: torch names the archive inside after the path.
+            # Not to a path: torch would store its name in the archive.
             torch.save(canonical, cast(BinaryIO, sink))
         except RuntimeError:
             if sink.error is None:
@@ -119,12 +118,12 @@ def load_state(path: Path, mapped: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        mapped: leave tensors in the file until they are used; the file must stay as it is for that time. Its hash is
-            not compared, since that reads all of it: see `check_state`.
+        mapped: map tensors into memory; the file must not change while they are used. Its hash is not checked, which
+            would read all of it: see `check_state`.
 
     Raises:
         OSError: the file cannot be read, or is not there.
-        ValueError: the file does not hold a state, or not the one that was saved.
+        ValueError: the file does not hold a state, or was changed.
     """
     if not mapped:
         check_state(path)
@@ -140,7 +139,7 @@ def load_state(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def check_state(path: Path) -> str | None:
-    """Return the SHA-256 of a saved state, compared with its content; None for a state saved before they carried one.
+    """Return the SHA-256 of a saved state after checking its content; None for a state of an earlier version, without.
 
     Raises:
         OSError: the file cannot be read, or is not there.
@@ -156,25 +155,25 @@ def check_state(path: Path) -> str | None:
 
 
 def read_seal(path: Path) -> str:
-    """Return the SHA-256 that a saved state carries, without comparing it; empty where there is none."""
+    """Return the SHA-256 that a saved state carries, unchecked; empty if there is none."""
     with path.open("rb") as file:
         return _read_seal(file) or ""
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what writes that were cut short left in a folder."""
+    """Remove the files that interrupted writes left in a folder."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         path.unlink()
 
 
 def wait_for_disk(file: BinaryIO) -> None:
-    """Return when all that was written to an open file is on the disk."""
+    """Wait until everything written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 class _Sink:
-    """Passes on what torch writes, and keeps the error of the system that torch puts one of its own in place of."""
+    """Passes on what torch writes, and keeps the OSError that torch replaces by a RuntimeError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -193,7 +192,7 @@ class _Sink:
 
 def _seal(file: BinaryIO) -> str:
     """Append the hash of an archive as its comment, and return it."""
-    file.seek(-2, os.SEEK_END)  # the length of the comment, until now none
+    file.seek(-2, os.SEEK_END)  # the length of the comment, 0 until now
     file.write(_SEAL_SIZE.to_bytes(2, "little"))
     digest = _hash_until(file, 0)
     file.seek(0, os.SEEK_END)
@@ -202,7 +201,7 @@ def _seal(file: BinaryIO) -> str:
 
 
 def _read_seal(file: BinaryIO) -> str | None:
-    """Return the hash that an archive ends with, empty where it is none; None for an archive without a comment."""
+    """Return the comment of an archive if it is a hash, else an empty text; None for an archive without a comment."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _SEAL_SIZE))
     end = file.read()
@@ -238,7 +237,7 @@ def _encode(value: Any, where: str) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.Tensor):
-        # A copy: a view would take the whole storage that it looks into along.
+        # A copy: a view would be saved with its whole storage.
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, np.ndarray):
         return {sys.intern(_ARRAY): torch.from_numpy(np.array(value, order="C"))}

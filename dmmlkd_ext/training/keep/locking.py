@@ -17,21 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 class RunLockedError(RuntimeError):
-    """Another process runs the same configuration at this moment."""
+    """Another process is running the same configuration."""
 
 
 @contextmanager
 def run_lock(path: Path, run: str, *, wait: bool = False) -> Iterator[Callable[[], None]]:
-    """Hold a lock for the time of a run; it ends with the process, however that ends.
+    """Hold a lock during a run; the system releases it when the process ends.
 
     Args:
-        path: the file of the lock. It stays behind, since removing it would race with others that open it.
+        path: the file of the lock. It is not removed, which would race with other processes that open it.
         run: the run's name, for the message.
         wait: wait for another process that holds the lock instead of raising.
 
     Yields:
-        What to call before anything is written: it raises `RunChangedError` where the file of the lock was removed, so
-        that another process may have begun the same run.
+        A function to call before each write: it raises `RunChangedError` if the file of the lock was removed, so that
+        another process may have started the same run.
 
     Raises:
         RunLockedError: another process holds the lock.
@@ -46,7 +46,7 @@ def run_lock(path: Path, run: str, *, wait: bool = False) -> Iterator[Callable[[
 
 
 def _acquire(path: Path, run: str, wait: bool) -> TextIO:
-    """Return the open and locked file that lies at `path`: while it was waited for, it may have been removed."""
+    """Return the locked file at `path`; one that was removed while waiting is opened again."""
     while True:
         file = path.open("a+", encoding="utf-8")
         try:

@@ -1,4 +1,4 @@
-"""The records of a run: a line of JSON per round, in a file that is watched."""
+"""The records of a run: one line of JSON per round."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from dmmlkd_ext.training.keep.files import RunChangedError, naming, wait_for_dis
 class RecordWriter(Callback):
     """Writes one line of JSON per round; a number that is not finite becomes null.
 
-    A run that is resumed cuts the file back to the rounds that its state knows of, so that no round stands
-    twice, also when the last line was cut short. That the file is still what was written is noticed.
+    A resumed run truncates the file to the rounds of its state, so that no round is recorded twice. A change of the
+    file by another program is detected.
 
     Args:
         path: the file of the records; its folder must exist.
-        every: rounds between two waits for the disk; those between two checkpoints have to be a multiple of them, lest
-            a checkpoint outlives its records. What comes after the last one is computed again, so that the same number
-            is enough: a process that dies loses nothing in between, a machine that does may.
+        every: rounds between two waits for the disk; the rounds between checkpoints must be a multiple of it, so that
+            a crash of the machine never leaves a checkpoint without its records.
 
     Attributes:
-        may_write: called before each line is written, and raises where it must not be.
+        may_write: called before each line is written; raises if it must not be.
 
     Raises:
         ValueError: `every` is below 1.
@@ -47,12 +46,12 @@ class RecordWriter(Callback):
 
     @property
     def sha256(self) -> str:
-        """Of all records up to the last one."""
+        """SHA-256 of all records up to the last one."""
         return self._written.hexdigest()
 
     @override
     def on_start(self, simulation: RunningSimulation) -> None:
-        """Cut the file back to the completed rounds.
+        """Truncate the file to the completed rounds.
 
         Raises:
             ValueError: the file holds fewer rounds than the simulation has completed.
@@ -69,10 +68,10 @@ class RecordWriter(Callback):
 
     @override
     def on_round_end(self, simulation: RunningSimulation, record: dict[str, Any]) -> None:
-        """Append the record, and if it is the round for it wait until all of them are on the disk.
+        """Append the record, and every `every` rounds wait until all are on the disk.
 
         Raises:
-            RunChangedError: the file is not there any more, or has another size than was written.
+            RunChangedError: the file was removed, or its size changed.
             OSError: the file cannot be written.
         """
         if self.may_write is not None:
@@ -90,7 +89,7 @@ class RecordWriter(Callback):
         """Wait until all records are on the disk.
 
         Raises:
-            RunChangedError: they are not those that were written.
+            RunChangedError: they are not the records that were written.
         """
         with self._opened() as file, naming(self.path):
             wait_for_disk(file)
@@ -102,7 +101,7 @@ class RecordWriter(Callback):
     def _opened(self) -> Iterator[BinaryIO]:
         """Open the file at its end, if that is where the last record ended."""
         try:
-            file = self.path.open("r+b")  # unlike "ab" it makes no new file
+            file = self.path.open("r+b")  # "ab" would create a missing file
         except FileNotFoundError:
             raise self._changed("it is not there any more") from None
         with file:
@@ -116,7 +115,7 @@ class RecordWriter(Callback):
 
 
 def first_lines(content: bytes, count: int) -> bytes:
-    r"""Return the first lines of a file, without a last one that was cut short.
+    r"""Return the first lines of a file, without an incomplete last line.
 
     Example:
         >>> first_lines(b"1\n2\n3", 5)

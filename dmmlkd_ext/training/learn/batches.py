@@ -1,4 +1,4 @@
-"""Batches of all devices at once, drawn so that a round depends on the seed and its number alone."""
+"""Batches of all devices at once; those of a round depend on the seed and the round alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.learn.modulation import NOISE_TABLE, GradientNoise
 
 DRAWN_DEVICES = 2**16
-"""Devices whose order of samples is drawn at a time."""
+"""Devices whose order of samples is drawn at a time, to bound the memory."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class RoundBatches:
 
     Attributes:
         split: the training data.
-        indices: int64 [iterations, devices, batch], into it.
+        indices: int64 [iterations, devices, batch], into `split`.
         noise: the table of noise on the features, or None.
         offsets: int64 [iterations, modalities, devices], at least 0: where a batch begins in the table, modulo the
             number of places where a whole batch can begin.
-        gradient_noise: of the modulations that draw some.
+        gradient_noise: for OGM-GE.
     """
 
     split: Split
@@ -58,18 +58,18 @@ class RoundBatches:
 class BatchSampler:
     """Draws the batches of all devices.
 
-    In each round every device goes through its samples in a fresh order, and begins again where they are fewer than
-    the round needs. Input noise comes from one table of normal numbers that all devices read at random places
-    (Salimans et al. 2017 share noise so): it costs a copy, not a draw.
+    In each round every device goes through its samples in a new random order, repeatedly if the round needs more. Input
+    noise is read from one table of normal numbers at random places (as in Salimans et al. 2017), which costs a copy
+    instead of a draw.
 
     Args:
         split: the training data.
-        device_samples: the indices of each device's samples in `split`; at least one a device.
+        device_samples: the indices of each device's samples in `split`; at least one per device.
         batch_size: samples of a batch.
         input_noise: standard deviation of the noise on the features; 0 adds none.
         seed: the run's seed.
-        own: int64, increasing: the devices whose batches are wanted, counted from 0 in what is returned; None is all.
-            Draws are made for all devices, so that a device's do not depend on who else is here.
+        chosen: int64, increasing: the devices whose batches are returned; None is all. Numbers are drawn for all
+            devices, so that batches do not depend on `chosen`.
 
     Raises:
         ValueError: a device has no sample, or an index is out of range.
@@ -90,19 +90,19 @@ class BatchSampler:
         batch_size: int,
         input_noise: float,
         seed: int,
-        own: npt.NDArray[np.int64] | None = None,
+        chosen: npt.NDArray[np.int64] | None = None,
     ) -> None:
         for device, samples in enumerate(device_samples):
             if len(samples) == 0:
-                raise ValueError(f"device_samples must hold at least one sample a device, got none for {device}")
+                raise ValueError(f"device_samples must hold at least one sample per device, got none for {device}")
             if samples.min() < 0 or samples.max() >= len(split):
                 raise ValueError(f"device_samples must be in [0, {len(split)}), got others for device {device}")
         self.batch_size, self.seed, self._split = batch_size, seed, split
-        self._own = np.arange(len(device_samples)) if own is None else own
+        self._chosen = np.arange(len(device_samples)) if chosen is None else chosen
         self._devices, self._most = len(device_samples), max(map(len, device_samples))
-        self._counts = torch.tensor([len(device_samples[device]) for device in self._own])
-        self._owned = torch.zeros(len(self._own), self._most, dtype=torch.int64)
-        for row, device in zip(self._owned, self._own, strict=True):
+        self._counts = torch.tensor([len(device_samples[device]) for device in self._chosen])
+        self._samples = torch.zeros(len(self._chosen), self._most, dtype=torch.int64)
+        for row, device in zip(self._samples, self._chosen, strict=True):
             row[: len(device_samples[device])] = torch.from_numpy(np.sort(device_samples[device]))
         largest = max((values[0].numel() for values in split.features.values()), default=0) * batch_size
         self._noise = None
@@ -113,34 +113,30 @@ class BatchSampler:
     def draw(self, round_index: int, num_iterations: int) -> RoundBatches:
         """Return the batches of a round's local iterations."""
         generator = torch_generator(self.seed, "batches", round_index)
-        devices, most = self._owned.shape
+        devices, most = self._samples.shape
         keys = self._draw_keys(generator)
-        keys[torch.arange(most) >= self._counts.unsqueeze(1)] = 2  # no sample: sorted behind those there are
+        keys[torch.arange(most) >= self._counts.unsqueeze(1)] = 2  # no sample: sorted to the end
         order = keys.argsort(dim=1, stable=True)
         position = torch.arange(num_iterations * self.batch_size) % self._counts.unsqueeze(1)
-        indices = self._owned.gather(1, order.gather(1, position))
+        indices = self._samples.gather(1, order.gather(1, position))
         indices = indices.view(devices, num_iterations, self.batch_size).transpose(0, 1).contiguous()
         offsets = self._draw_offsets(generator, num_iterations if self._noise is not None else 0)
-        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._own)
+        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._chosen)
         return RoundBatches(self._split, indices, self._noise, offsets, gradient_noise)
 
     def _draw_keys(self, generator: torch.Generator) -> torch.Tensor:
-        """Draw what the samples of own devices are sorted by, [own devices, most samples of a device].
-
-        A generator gives one number after the other, so that drawing some devices at a time changes nothing but the
-        memory that it takes.
-        """
-        keys = torch.empty(len(self._own), self._most)
+        """Draw the sort keys of the samples, [chosen devices, most samples of a device]."""
+        keys = torch.empty(len(self._chosen), self._most)
         for begin in range(0, self._devices, DRAWN_DEVICES):
             drawn = torch.rand(min(DRAWN_DEVICES, self._devices - begin), self._most, generator=generator)
-            first, last = np.searchsorted(self._own, (begin, begin + len(drawn)))
-            keys[first:last] = drawn[torch.from_numpy(self._own[first:last] - begin)]
+            first, last = np.searchsorted(self._chosen, (begin, begin + len(drawn)))
+            keys[first:last] = drawn[torch.from_numpy(self._chosen[first:last] - begin)]
         return keys
 
     def _draw_offsets(self, generator: torch.Generator, num_iterations: int) -> torch.Tensor:
-        """Draw where own devices read the table of noise, int64 [iterations, modalities, own devices]."""
-        own, places = torch.from_numpy(self._own), (len(self._split.features), self._devices)
-        offsets = torch.empty(num_iterations, places[0], len(own), dtype=torch.int64)
+        """Draw where devices read the table of noise, int64 [iterations, modalities, chosen devices]."""
+        chosen, places = torch.from_numpy(self._chosen), (len(self._split.features), self._devices)
+        offsets = torch.empty(num_iterations, places[0], len(chosen), dtype=torch.int64)
         for iteration in offsets:
-            iteration.copy_(torch.randint(NOISE_TABLE, places, generator=generator)[:, own])
+            iteration.copy_(torch.randint(NOISE_TABLE, places, generator=generator)[:, chosen])
         return offsets

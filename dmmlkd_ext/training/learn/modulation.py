@@ -1,6 +1,6 @@
-"""Rivals that act on the gradients of the modalities' encoders, projections included (METHOD 7).
+"""Rivals that change the gradients of the modalities' encoders, projections included (METHOD 7).
 
-Heads keep their plain gradients. So does a device that has one modality in a batch: nothing competes on it.
+Heads keep their plain gradients, and so do devices with a single modality in the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dmmlkd_ext.training.learn.terms import Batch, sum_in_order
 
 HEAD = "head"
 NOISE_TABLE = 2**20
-"""Normal numbers in a table of noise."""
+"""Normal numbers in a table of noise (4 MiB of float32)."""
 
 
 def competing(batch: Batch) -> torch.Tensor:
@@ -28,14 +28,10 @@ def competing(batch: Batch) -> torch.Tensor:
 def ogm_coefficients(batch: Batch, strength: float) -> torch.Tensor:
     """Return the factor on the gradient of each modality, [devices, modalities] (OGM-GE, Peng et al. 2022).
 
-    A modality whose own logits give the true class more probability than the others' do on average has its gradient
-    scaled by 1 - tanh(strength * ratio); the others keep theirs. Each probability is a mean over the samples that have
-    the modality, where the paper, whose samples have all, takes sums; with more than two modalities, the paper's other
-    one becomes the mean of the others.
-
-    Args:
-        batch: of some devices.
-        strength: the alpha of the paper.
+    A modality whose logits give the true class more probability than the other modalities' on average has its gradient
+    scaled by 1 - tanh(strength * ratio); other gradients are unchanged. Unlike the paper, which sums over samples that
+    have all modalities, each probability is a mean over the samples that have the modality, and the second of the
+    paper's two modalities becomes the mean of the other modalities.
 
     Example:
         >>> logits = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])  # one device, one sample: the first is ahead
@@ -50,8 +46,8 @@ def ogm_coefficients(batch: Batch, strength: float) -> torch.Tensor:
     samples = batch.present.sum(1)
     score = probability.sum(1) / samples.clamp_min(1)  # [devices, modalities]
     held = (samples > 0).sum(1, keepdim=True)
-    others = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
-    ratio = score / others.clamp_min(1e-8)
+    mean_of_rest = (sum_in_order(score, 1).unsqueeze(1) - score) / (held - 1).clamp_min(1)
+    ratio = score / mean_of_rest.clamp_min(1e-8)
     return torch.where((ratio > 1) & (held > 1), 1 - torch.tanh(strength * ratio), 1.0)
 
 
@@ -64,15 +60,15 @@ def ogm_gradient(
 ) -> torch.Tensor:
     """Scale each device's gradient and add noise ("GE"), on every parameter of its encoder (Peng et al. 2022).
 
-    The noise on a parameter tensor has the deviation of its unscaled gradient. The published code acts on convolutions'
-    weights alone; ours on all tensors of the encoder and its projections, as the paper's text has it.
+    The noise on a parameter tensor has the standard deviation of its unscaled gradient. The published code acts on the
+    weights of convolutions alone; this on all tensors of the encoder and its projections, as the paper says.
 
     Args:
         layout: of the block.
         gradient: [rows, parameters].
         coefficient: of each row, [rows].
-        competes: bool [rows]; the others keep their gradients.
-        noise: normal numbers of deviation 1, [rows, parameters].
+        competes: bool [rows]; other rows keep their gradients.
+        noise: standard normal numbers, [rows, parameters].
 
     Returns:
         A new gradient, [rows, parameters].
@@ -87,7 +83,7 @@ def ogm_gradient(
     modulated = gradient.clone()
     parts = zip(_encoder(layout, modulated), _encoder(layout, noise), strict=True)
     for values, random in parts:
-        # No value, or a single one, has no deviation.
+        # The standard deviation of fewer than two values is 0.
         deviation = values.std(1, keepdim=True) if values.numel() > len(values) else torch.zeros_like(values)
         changed = values * coefficient.unsqueeze(1) + random * deviation
         values.copy_(torch.where(competes.unsqueeze(1), changed, values))
@@ -95,31 +91,25 @@ def ogm_gradient(
 
 
 class GradientNoise:
-    """Normal numbers for the gradients of a round, of each device the same whoever else is here.
+    """Normal numbers for the gradients of a round; those of a device are the same on any rank.
 
-    They are read from one table, from a place that is drawn for each device, iteration and modality.
-
-    Args:
-        seed: the run's seed.
-        round_index: the round.
-        num_devices: all devices.
-        own: int64, the devices of this rank, which are counted from 0 here.
+    They are read from one table, at a place that is drawn for each device, iteration and modality.
     """
 
-    def __init__(self, seed: int, round_index: int, num_devices: int, own: npt.NDArray[np.int64]) -> None:
+    def __init__(self, seed: int, round_index: int, num_devices: int, devices: npt.NDArray[np.int64]) -> None:
         self._seed, self._round, self._num_devices = seed, round_index, num_devices
-        self._own = torch.from_numpy(own)
+        self._devices = torch.from_numpy(devices)
 
     def table(self, parameters: int) -> torch.Tensor:
-        """Return the numbers that rows of so many parameters are read from, [numbers]."""
+        """Return the table from which rows of that many parameters are read, [numbers]."""
         return _gradient_noise_table(self._seed, max(NOISE_TABLE, 2 * parameters))
 
     def offsets(self, num_iterations: int, num_modalities: int) -> torch.Tensor:
         """Return where the rank's devices begin to read, int64 [iterations, modalities, devices].
 
-        It counts modulo the number of places in the table where a whole row can begin.
+        Offsets count modulo the number of places in the table where a whole row can begin.
         """
-        offsets = torch.empty(num_iterations, num_modalities, len(self._own), dtype=torch.int64)
+        offsets = torch.empty(num_iterations, num_modalities, len(self._devices), dtype=torch.int64)
         for iteration, lines in enumerate(offsets):
             for column, line in enumerate(lines):
                 line.copy_(self._draw(iteration, column))
@@ -132,7 +122,7 @@ class GradientNoise:
 
     def _draw(self, iteration: int, column: int) -> torch.Tensor:
         draw = torch_generator(self._seed, "gradient noise", self._round, iteration, column)
-        return torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)[self._own]
+        return torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)[self._devices]
 
 
 @functools.lru_cache(maxsize=2)
@@ -141,9 +131,9 @@ def _gradient_noise_table(seed: int, size: int) -> torch.Tensor:
 
 
 def unimodal_loss(batch: Batch) -> torch.Tensor:
-    """Return the sum of the modalities' own losses on the devices where several compete, a number.
+    """Return the sum of the unimodal losses over the devices where several modalities compete, a number.
 
-    A modality's own loss is the cross-entropy of its two heads together, a mean over the samples that have it.
+    A unimodal loss is the cross-entropy of the sum of a modality's two heads, a mean over the samples that have it.
     """
     entropy = batch.entropy(batch.common_logits + batch.specific_logits) * batch.present
     by_modality = entropy.sum(1) / batch.present.sum(1).clamp_min(1)
@@ -153,20 +143,20 @@ def unimodal_loss(batch: Batch) -> torch.Tensor:
 def pareto_gradient(
     layout: BlockLayout, joint: torch.Tensor, alone: torch.Tensor, competes: torch.Tensor, magnitude: float
 ) -> torch.Tensor:
-    """Merge the gradients of the joint and of a modality's own loss (MMPareto, Wei and Hu 2024, arXiv 2405.17730).
+    """Merge the gradients of the joint and of the unimodal loss (MMPareto, Wei and Hu 2024, arXiv 2405.17730).
 
-    Over the encoder: where the two do not conflict they are added. Where they do, twice the shortest vector between
-    them is taken, which lowers both losses. Each parameter tensor's gradient is then lengthened to that of the sum
-    where it is shorter, and multiplied by `magnitude`, in both cases. The head's gradients are added.
+    Over the encoder: two gradients that do not conflict are added; of two that do, twice the shortest vector of their
+    convex hull is taken, which lowers both losses. In both cases each parameter tensor's gradient is scaled up to the
+    length of the sum if shorter, and multiplied by `magnitude`. The head's gradients are added.
 
-    It differs from the published code in that a modality's own loss is that of the heads which the prediction uses,
-    where theirs trains classifiers apart, and in what METHOD 3 does to every method's gradient, such as clipping.
+    Unlike the published code, which trains separate classifiers, the unimodal loss is that of the heads which the
+    prediction uses; and METHOD 3 clips the gradient, as for every method.
 
     Args:
         layout: of the block.
         joint: gradient of the joint loss, [rows, parameters].
-        alone: gradient of the modality's own, likewise.
-        competes: bool [rows]; the others keep the joint gradient.
+        alone: gradient of the unimodal loss, likewise.
+        competes: bool [rows]; other rows keep the joint gradient.
         magnitude: the gamma of the paper.
 
     Returns:
@@ -199,5 +189,5 @@ def _encoder(layout: BlockLayout, matrix: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Return the sum over all tensors of each row, [rows, 1]."""
+    """Return the sum of each row over all tensors, [rows, 1]."""
     return torch.stack([part.sum(1) for part in parts]).sum(0).unsqueeze(1)

@@ -1,7 +1,7 @@
-"""A round's local iterations in one native call, device by device.
+"""A round's local iterations in one native call; computes what `reference` computes.
 
-A device goes through all its iterations before the next one begins, so that its parameters, its momentum and its
-gradient stay in the cache, and Python is asked once per round. It computes what `reference` computes.
+Each device runs all its iterations before the next device starts, so its parameters, momentum and gradient stay in the
+cache.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from dmmlkd_ext.training.learn.terms import TERMS
 
 @torch.no_grad()
 def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Train all devices, and do on the way what the guidance asks for.
+    """Train all devices, and collect the guidance's moments.
 
-    Each block's `start` is read; its `local` and `momentum`, and the guidance's moments, are written. A block of a
-    device that does not train is copied.
-
-    Args:
-        task: for which `why_reference` has no reason.
+    Reads each block's `start`; writes its `local` and `momentum`, and the guidance's moments. A block of a device that
+    does not train is copied. `why_reference` must return None for the task.
 
     Returns:
         The sums of each device's loss terms over its iterations, float64 [terms, devices], in the order of
         `term_names`, and in how many iterations it trained, int64 [devices].
 
     Raises:
-        ValueError: a shape, a dtype or an index does not fit; the message names it, and nothing has been written then.
+        ValueError: a shape, a dtype or an index does not fit; the message names it, and nothing was written.
 
     Source:
         METHOD 3 (losses, local training), 5 (which modalities train in an iteration) and 7 (rivals that change

@@ -1,9 +1,9 @@
-"""The local iterations of all devices in plain torch: what the method is, and what native code is held to.
+"""The local iterations of all devices in plain torch: the definition of the method, with which native code must agree.
 
 Read `_iterate`: one iteration of all devices that train, from the batch to the step. Every tensor has a leading
-dimension of devices, gradients come from autograd, and whatever runs on a device of torch runs there. Devices are taken
-in chunks, whose parameters and activations stay in a processor's cache or a GPU's memory; within a chunk the iterations
-are taken in spans in which the same modalities train.
+dimension of devices, gradients come from autograd, and any torch device will do. Devices are processed in chunks, whose
+parameters and activations stay in a processor's cache or a GPU's memory; the iterations of a chunk in spans in which
+the same modalities train.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IntArray = npt.NDArray[np.int64]
 CHUNK_VALUES = 2**20
 """Parameters that train together, per thread of a CPU: with momentum and gradient they fit its caches."""
 GPU_CHUNK_VALUES = 2**28
-"""Likewise on a GPU: 1 GiB of parameters, some ten times that with all that an iteration makes."""
+"""Likewise on a GPU: 1 GiB of float32 parameters, about ten times that with an iteration's intermediate values."""
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def run(task: LocalTask) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _chunks(population: Population) -> Iterator[slice]:
-    """Give the devices in runs."""
+    """Yield contiguous ranges of devices."""
     blocks = [population.blocks[name] for name in (SHARED, *population.network.modalities)]
     parameters = max(1, sum(block.local.numel() for block in blocks) // max(1, population.num_devices))
     on_cpu = population.torch_device.type == "cpu"
@@ -79,7 +79,7 @@ def _chunks(population: Population) -> Iterator[slice]:
 
 
 def _spans(plan: Plan, holds: BoolArray, devices: slice) -> Iterator[tuple[range, BoolArray]]:
-    """Give the iterations in runs in which the same modalities train, and which, bool [devices, modalities]."""
+    """Yield ranges of iterations in which the same modalities train, and which, bool [devices, modalities]."""
     here = np.zeros_like(holds)
     here[devices] = holds[devices] & (plan.iterations[devices] > 0)
     cuts = np.unique(np.concatenate([plan.start[here], (plan.start + plan.iterations)[here]]))
@@ -90,11 +90,11 @@ def _spans(plan: Plan, holds: BoolArray, devices: slice) -> Iterator[tuple[range
 
 
 class Rows:
-    """The rows of one block whose devices train: views of it where all of a run do, else copies.
+    """The rows of one block whose devices train: views if all of a contiguous range do, else copies.
 
     Attributes:
         layout: of the block.
-        place: int64 [rows], which of the group's devices each belongs to.
+        place: int64 [rows], the index of each row's device in the group.
         parameters: [rows, parameters].
         momentum: likewise.
     """
@@ -109,7 +109,7 @@ class Rows:
         self.parameters, self.momentum = block.local[self._rows], block.momentum[self._rows]
 
     def store(self) -> None:
-        """Put copies back."""
+        """Write copies back into the block."""
         if not isinstance(self._rows, slice):
             self._block.local[self._rows] = self.parameters
             self._block.momentum[self._rows] = self.momentum
@@ -119,7 +119,7 @@ class Rows:
         return self._block.start[self._rows]
 
     def leaves(self) -> dict[str, torch.Tensor]:
-        """Return the weights, views [rows, *shape] that autograd differentiates in."""
+        """Return the weights, views [rows, *shape] that require gradients."""
         return {name: view.detach().requires_grad_() for name, view in self.layout.views(self.parameters).items()}
 
 
@@ -130,8 +130,8 @@ class Group:
     Attributes:
         devices: int64 [devices].
         active: bool [devices, 1, modalities].
-        rows: of the shared block, then of each modality, those of none included: another number of modalities could
-            change the order of sums.
+        rows: of the shared block, then of each modality, also one that no device trains: a missing one could change
+            the order of sums.
     """
 
     devices: torch.Tensor
@@ -145,20 +145,20 @@ class Group:
         members = {SHARED: devices}
         members |= {name: np.flatnonzero(active[:, m]) for m, name in enumerate(population.network.modalities)}
         rows = {
-            name: Rows(population.blocks[name], population.network.layouts[name], own, devices)
-            for name, own in members.items()
+            name: Rows(population.blocks[name], population.network.layouts[name], holders, devices)
+            for name, holders in members.items()
         }
         where = population.torch_device
         return cls(torch.from_numpy(devices).to(where), torch.from_numpy(active[devices, None]).to(where), rows)
 
     def store(self) -> None:
-        """Put all rows back into their blocks."""
+        """Write all rows back into their blocks."""
         for rows in self.rows.values():
             rows.store()
 
 
 def _iterate(task: LocalTask, group: Group, iteration: int) -> dict[str, torch.Tensor]:
-    """Run one local iteration of the devices that train, and return their losses, [devices] each."""
+    """Run one local iteration of the devices that train; return their loss terms, each [devices]."""
     losses = task.method.losses
     leaves = {name: rows.leaves() for name, rows in group.rows.items()}
     with torch.enable_grad():
@@ -177,7 +177,7 @@ def _iterate(task: LocalTask, group: Group, iteration: int) -> dict[str, torch.T
 
 
 def _forward(task: LocalTask, group: Group, iteration: int, leaves: Mapping[str, Mapping[str, torch.Tensor]]) -> Batch:
-    """Return what the network of METHOD 2 makes of the batch."""
+    """Return the outputs of the network of METHOD 2 for the batch."""
     network, batches = task.population.network, task.batches
     labels = batches.labels(iteration, group.devices)
     features, specific_logits = [], []
@@ -204,7 +204,7 @@ def _forward(task: LocalTask, group: Group, iteration: int, leaves: Mapping[str,
 
 
 def _spread(values: torch.Tensor, place: torch.Tensor, devices: int) -> torch.Tensor:
-    """Return values of some devices as those of all, zeros where one has none."""
+    """Scatter values of some devices to all devices; zero for devices without one."""
     if len(values) == devices:
         return values
     return values.new_zeros(devices, *values.shape[1:]).index_copy(0, place, values)
@@ -213,14 +213,14 @@ def _spread(values: torch.Tensor, place: torch.Tensor, devices: int) -> torch.Te
 def _differentiate(
     value: torch.Tensor, leaves: Mapping[str, Mapping[str, torch.Tensor]], keep: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Return the gradient of a number in each block's rows, [rows, parameters]."""
+    """Return the gradient of a scalar in each block's rows, [rows, parameters]."""
     flat = [leaf for views in leaves.values() for leaf in views.values()]
     gradients = iter(torch.autograd.grad(value, flat, retain_graph=keep, materialize_grads=True))
     return {name: torch.cat([next(gradients).flatten(1) for _ in views], 1) for name, views in leaves.items()}
 
 
 def _observe(task: LocalTask, group: Group, batch: Batch) -> None:
-    """Put down the common features of the batch for what learns from them."""
+    """Add the common features of the batch to the guidance's moments."""
     assert task.guidance is not None
     modalities = batch.present.shape[2]
     labels = batch.labels.unsqueeze(2).expand(-1, -1, modalities)
@@ -237,7 +237,7 @@ def _modulate(
     leaves: Mapping[str, Mapping[str, torch.Tensor]],
     gradients: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Let a rival change the gradients of the modalities' blocks (METHOD 7)."""
+    """Change the gradients of the modalities' blocks as the rival does (METHOD 7)."""
     method, names = task.method, task.population.network.modalities
     if method.modulation == "none":
         return gradients
@@ -245,25 +245,25 @@ def _modulate(
     if method.modulation == "mmpareto":
         with torch.enable_grad():
             value = unimodal_loss(batch)
-        # One sum serves for all the unimodal losses: no modality's block sees another's.
+        # One sum serves for all unimodal losses: each modality's block depends on its loss alone.
         alone = _differentiate(value, leaves)
         changed[SHARED] = gradients[SHARED] + alone[SHARED]
     for column, name in enumerate(names):
         rows, gradient = group.rows[name], gradients[name]
-        own = competes[rows.place]
+        compete = competes[rows.place]
         if method.modulation == "ogm-ge":
             noise = task.batches.gradient_noise.rows(iteration, column, group.devices[rows.place], gradient.shape[1])
             factor = ogm_coefficients(batch, method.modulation_strength)[rows.place, column]
-            changed[name] = ogm_gradient(rows.layout, gradient, factor, own, noise.to(gradient))
+            changed[name] = ogm_gradient(rows.layout, gradient, factor, compete, noise.to(gradient))
         else:
-            changed[name] = pareto_gradient(rows.layout, gradient, alone[name], own, method.modulation_strength)
+            changed[name] = pareto_gradient(rows.layout, gradient, alone[name], compete, method.modulation_strength)
     return changed
 
 
 def sgd_step(
     blocks: Mapping[str, Rows], gradients: Mapping[str, torch.Tensor], config: TrainingConfig, learning_rate: float
 ) -> None:
-    """Clip each device's gradient by its norm over all of its rows, then update as torch.optim.SGD does.
+    """Clip each device's gradient by its norm over all blocks, then update as torch.optim.SGD does.
 
     Source:
         METHOD 3 [C]: the optimizer of every method; momentum (Polyak 1964) in the form of torch.optim.SGD without

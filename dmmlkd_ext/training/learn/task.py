@@ -1,4 +1,4 @@
-"""What a round's local training is made of."""
+"""The inputs of a round's local training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dmmlkd_ext.training.population import Population
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A round of local training, before it begins.
+    """The inputs of a round's local training.
 
     Attributes:
-        population: whose `start` holds the parameters to begin with, and whose `local` is to hold the trained ones.
+        population: its blocks' `start` holds the parameters to begin with, `local` receives the trained ones.
         batches: of the round.
         plan: which modalities train in which iterations.
         method: losses, proximal term and modulation.
         config: batch size, optimizer.
         learning_rate: of the round.
-        guidance: what guides the common features, or None.
+        guidance: of the common features, or None.
     """
 
     population: Population

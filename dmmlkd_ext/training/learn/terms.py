@@ -1,7 +1,7 @@
-"""The loss terms of all devices at once (METHOD 3), each beside its formula; and one's own, by `register_term`.
+"""The loss terms of all devices at once (METHOD 3), each beside its formula; `register_term` adds further ones.
 
-A term is a function of a `Batch` that returns one number per device, a mean over what is present in its batch. What a
-device minimizes is the task's term plus the others times their weights in `method.losses`. A term of one's own:
+A term is a function of a `Batch` that returns one number per device, a mean over what is present in its batch. A device
+minimizes the task's term plus the other terms times their weights in `method.losses`. An example:
 
     >>> from dmmlkd_ext.training.learn.terms import Batch, register_term
     >>> def feature_norm(batch: Batch) -> torch.Tensor:
@@ -9,8 +9,8 @@ device minimizes is the task's term plus the others times their weights in `meth
     ...     return batch.mean_over_samples(batch.mean_over_modalities(squares))
     >>> register_term("feature-norm", feature_norm)
 
-In a file that `--module` names, its weight is then set as `--method.losses.further feature-norm 0.01`; a method of
-one's own has `LossWeights(further={"feature-norm": 0.01})`.
+In a file that `--module` names, its weight is then set as `--method.losses.further feature-norm 0.01`; a registered
+method has `LossWeights(further={"feature-norm": 0.01})`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dmmlkd_ext.training.methods import LossWeights
 
 @dataclass(frozen=True)
 class Batch:
-    """What the devices that train have computed for one batch each; zeros where a modality is absent.
+    """The outputs of the training devices for one batch each; zeros where a modality is absent.
 
     Attributes:
         labels: int64 [devices, samples].
@@ -40,7 +40,7 @@ class Batch:
         common_logits: w^_n h^, [devices, samples, modalities, classes].
         specific_logits: wˇ_n hˇ, likewise.
         shared_head: w^_n, [devices, d, classes].
-        guidance: features that guide the batch; None where nothing guides.
+        guidance: features that guide the batch, or None.
     """
 
     labels: torch.Tensor
@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def counted(self) -> torch.Tensor:
-        """Which samples have a modality that trains, bool [devices, samples]."""
+        """Which samples have a modality that trains and so count, bool [devices, samples]."""
         return self.present.any(2)
 
     def mean_over_modalities(self, values: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class Batch:
         return sum_in_order(values * self.present, 2) / self.present.sum(2).clamp_min(1)
 
     def mean_over_samples(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the mean [devices] over the samples that count of values [devices, samples]."""
+        """Return the mean [devices] of values [devices, samples] over the samples that count."""
         return mean_where(values, self.counted)
 
     def entropy(self, logits: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ Term = Callable[[Batch], torch.Tensor]
 
 
 def sum_in_order(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the sum over modalities, one after the other: one that is absent changes no bit, nor does its column.
+    """Return the sum over modalities, added in order: the bits do not change with an absent modality.
 
     Example:
         >>> sum_in_order(torch.tensor([[1.0, 2.0, 0.0]]), 1)
@@ -85,7 +85,7 @@ def sum_in_order(values: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def mean_where(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Return the mean [devices] of values [devices, n] where `counted`, 0 where nothing is.
+    """Return the mean [devices] of values [devices, n] where `counted`; 0 if nothing is.
 
     Example:
         >>> mean_where(torch.tensor([[1.0, 3.0, 8.0], [1.0, 1.0, 1.0]]), torch.tensor([[1, 1, 0], [0, 0, 0]]) > 0)
@@ -131,8 +131,8 @@ def difference(batch: Batch) -> torch.Tensor:
 def generator(batch: Batch) -> torch.Tensor:
     """Return F_gen = 1 / (B |M|) sum_d sum_m KL( sigma(w^_n h~(d)) || sigma(w^_n h^_m(d)) ) (METHOD 3 [C]).
 
-    The teacher, h~ and its logits, is constant. With prototypes the squared distance of h^_m from h~ takes the
-    divergence's place (FedProto, Tan et al. 2022). Samples whose class has no feature h~ do not count.
+    The teacher, h~ and its logits, is constant. With prototypes the squared distance of h^_m from h~ replaces the
+    divergence (FedProto, Tan et al. 2022). Samples whose class has no feature h~ do not count.
     """
     guidance = batch.guidance
     assert guidance is not None
@@ -170,26 +170,26 @@ _ALL: Registry[Term] = Registry("loss term", TERMS)
 
 
 def register_term(name: str, term: Term) -> None:
-    """Make a loss term of one's own known; see the module's text for a whole example.
+    """Register a loss term; see the module's text for an example.
 
     Args:
-        name: in `method.losses.further`, where its weight is, and in a record's losses.
-        term: from a `Batch` to one number per device, [devices]; differentiable. A device's number must depend on
-            that device's part of the batch alone.
+        name: used in `method.losses.further`, which holds its weight, and in a record's losses.
+        term: maps a `Batch` to one differentiable number per device, [devices], which must depend on that device's part
+            of the batch alone.
 
     Raises:
-        ValueError: the name is no word or one of the package's, or `term` cannot be called.
+        ValueError: `name` is no identifier or belongs to the package, or `term` is not callable.
     """
     _ALL.add(name, term)
 
 
 def term_names(weights: LossWeights) -> tuple[str, ...]:
-    """Return the names of all terms that a record of a method has: the package's, then one's own."""
+    """Return the names of all terms in a record of a method: the package's, then registered ones."""
     return (*TERMS, *weights.further)
 
 
 def loss_terms(batch: Batch, weights: LossWeights) -> dict[str, torch.Tensor]:
-    """Return each term that has a weight, [devices] each; those of weight zero are not computed.
+    """Return each term of nonzero weight, each [devices].
 
     Raises:
         ValueError: a term of the weights is not registered, or returns another shape than [devices].
@@ -206,6 +206,6 @@ def loss_terms(batch: Batch, weights: LossWeights) -> dict[str, torch.Tensor]:
 
 
 def total(terms: dict[str, torch.Tensor], weights: LossWeights) -> torch.Tensor:
-    """Return the sum over devices of F_k, the task's term plus the weighted others (METHOD 3, "total")."""
+    """Return the sum over devices of F_k, the task's term plus the other weighted terms (METHOD 3, "total")."""
     factors = {"task": 1.0, **weights.named()}
     return torch.stack([factors[name] * value for name, value in terms.items()]).sum()

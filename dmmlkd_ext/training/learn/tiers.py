@@ -1,4 +1,4 @@
-"""The local iterations of all devices, by native code where it knows all that is asked for, else by the reference."""
+"""The local iterations of all devices, by native code if it supports all that is asked for, else by the reference."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SLOWER = "3 to 10 times"
 
 
 def why_reference(population: Population, method: MethodConfig) -> str | None:
-    """Return why native code cannot train this method on these devices, or None: it can.
+    """Return why native code cannot train this method on these devices, or None if it can.
 
-    This is the one place that decides between the two tiers. They compute the same; what differs is the speed.
+    This is the one place that decides between the two tiers, which compute the same.
     """
     parameters = population.blocks[SHARED].start
     foreign = population.network.foreign_encoders
@@ -39,16 +39,16 @@ def why_reference(population: Population, method: MethodConfig) -> str | None:
 def train(task: LocalTask) -> dict[str, npt.NDArray[np.float64]]:
     """Run a round's local iterations on every device (METHOD 3 and 5).
 
-    In local iteration i the modalities with i in their span of the plan train; the others leave the forward pass, and
-    their blocks, momentum included, keep their bits. No device depends on another.
+    In local iteration i the modalities train whose span of the plan contains i; other modalities are left out of the
+    forward pass, and their parameters and momentum do not change.
 
     Returns:
-        Each loss term as a mean over the iterations that a device trained, float64 [devices]; NaN where it trained
-        none, and where the method lacks the term.
+        Each loss term as a mean over the iterations that a device trained, float64 [devices]; NaN if it trained in
+        none, or the method lacks the term.
     """
     tier = native if why_reference(task.population, task.method) is None else reference
     sums, counts = tier.run(task)
-    means = (sums / counts).cpu().numpy()  # 0 / 0: a device that trained nothing
+    means = (sums / counts).cpu().numpy()  # 0 / 0: a device that did not train
     weights = {"task": 1.0, **task.method.losses.named()}
     absent = np.full(task.population.num_devices, np.nan)
     return {name: means[row] if weights[name] else absent for row, name in enumerate(term_names(task.method.losses))}

@@ -1,1 +1,1 @@
-"""What is measured of a round: accuracy, the generator, the encoders, consensus, and the record of it all."""
+"""The measurements of a round: accuracy, the generator, the encoders, consensus, and their record."""

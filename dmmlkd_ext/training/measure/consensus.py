@@ -1,4 +1,4 @@
-"""How far the devices' parameters lie from their mean: sums and distances over the rows of all blocks."""
+"""Distance of the devices' parameters from their mean: sums and distances over the rows of all blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from dmmlkd_ext.ops.native import simulates_natively
 
 CHUNK_VALUES = 2**18
-"""Values of a block at a time where torch's operations would make a whole copy of it."""
+"""Values of a block that the reference converts to float64 at a time (2 MiB)."""
 
 
 def column_sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -22,7 +22,7 @@ def column_sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
         float64 [columns of all blocks].
 
     Raises:
-        ValueError: a shape or a dtype does not fit, for native blocks; for others torch raises its own error.
+        ValueError: a shape or a dtype does not fit (native code); otherwise torch raises.
 
     Example:
         >>> column_sums([torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(3, 1)]).tolist()
@@ -35,7 +35,7 @@ def column_sums(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def column_sums_reference(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Do what `column_sums` does, by operations of torch.
+    """Do what `column_sums` does, in plain torch.
 
     Example:
         >>> column_sums_reference([torch.ones(3, 2)]).tolist()
@@ -61,7 +61,7 @@ def squared_distances(blocks: Sequence[torch.Tensor], center: torch.Tensor) -> t
         float64 [rows of all blocks].
 
     Raises:
-        ValueError: a shape or a dtype does not fit, for native blocks; for others torch raises its own error.
+        ValueError: a shape or a dtype does not fit (native code); otherwise torch raises.
 
     Example:
         >>> squared_distances([torch.tensor([[3.0, 4.0], [0.0, 1.0]])], torch.zeros(2)).tolist()
@@ -74,15 +74,15 @@ def squared_distances(blocks: Sequence[torch.Tensor], center: torch.Tensor) -> t
 
 
 def squared_distances_reference(blocks: Sequence[torch.Tensor], center: torch.Tensor) -> torch.Tensor:
-    """Do what `squared_distances` does, by operations of torch.
+    """Do what `squared_distances` does, in plain torch.
 
     Example:
         >>> squared_distances_reference([torch.ones(1, 2)], torch.zeros(2)).tolist()
         [2.0]
     """
     squares, centers = [], center.split([block.shape[1] for block in blocks])
-    for block, own in zip(blocks, centers, strict=True):
-        squares += [(chunk.double() - own.double()).square().sum(1) for chunk in _chunks(block)]
+    for block, mean in zip(blocks, centers, strict=True):
+        squares += [(chunk.double() - mean.double()).square().sum(1) for chunk in _chunks(block)]
     return torch.cat(squares)
 
 

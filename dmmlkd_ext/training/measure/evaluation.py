@@ -1,4 +1,4 @@
-"""How good every device's own model is, and what its generator is worth."""
+"""The accuracy of every device's model, and the quality of its generator."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from dmmlkd_ext.training.population import Population
 
 FloatArray = npt.NDArray[np.float64]
 CHUNK_VALUES = 2**20
-"""Values of the inputs of the devices that torch's operations evaluate at a time: what is made of them stays in the
-cache."""
+"""Input values that the reference evaluates at a time: 4 MiB of float32, so that activations stay in the cache."""
 FEATURE_VALUES = 2**22
-"""Values of the common features that are kept at a time, to judge generators by."""
+"""Values of the common features that are kept at a time to judge generators: 16 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares of right predictions, and how well generated features stand for real ones.
+    """Accuracies, and how well generated features represent real ones.
 
     Attributes:
-        joint: float64 [devices], by all modalities that the device has; for one without any see `evaluate`.
-        alone: float64 [devices] a modality, by that modality alone; NaN where not held.
-        generator: of each device, where it was asked for.
+        joint: float64 [devices], with all modalities that the device has; for one without any see `evaluate`.
+        alone: float64 [devices] per modality, with that modality alone; NaN where not held.
+        generator: of each device, if it was asked for.
     """
 
     joint: FloatArray
@@ -40,12 +39,12 @@ class Evaluation:
 
 
 class Judged(NamedTuple):
-    """What came of some devices that follow each other."""
+    """Results of a contiguous range of devices."""
 
     shares: FloatArray
-    """Of right predictions, [modalities + 1, devices], the last line by all modalities; NaN where nothing counts."""
+    """Accuracy with each modality and, in the last row, with all, [modalities + 1, devices]; NaN without samples."""
     features: list[RealFeatures]
-    """Of each modality, if they were asked for; devices counted from the first of these."""
+    """Of each modality, if asked for; their devices are counted from the first of the range."""
 
 
 @torch.no_grad()
@@ -56,16 +55,16 @@ def evaluate(
     samples: torch.Tensor | None = None,
     pool: torch.Tensor | None = None,
 ) -> Evaluation:
-    """Judge each device's model by samples of `split`, with the modalities it has.
+    """Measure the accuracy of each device's model on samples of `split`, with the modalities that it has.
 
-    A sample that has none of a device's modalities does not count for it. A device without any modality, as all that
-    lack m in `unimodal:m`, predicts one class for all samples, so that methods are compared over the same devices.
+    A sample that has none of a device's modalities does not count for it. A device without modalities, as in
+    `unimodal:m`, predicts one class for all samples, so that methods are compared over the same devices.
 
     Args:
         population: the devices.
         split: the samples.
-        guess: that class, int64 [devices]; None gives such a device no accuracy, NaN.
-        samples: by which of them each device is judged, int64 [devices, n]; None is all.
+        guess: that class, int64 [devices]; None gives NaN for such a device.
+        samples: indices of the samples that judge each device, int64 [devices, n]; None is all.
         pool: generated features [devices, classes, n, width], to be judged too, by all samples.
 
     Raises:
@@ -91,8 +90,8 @@ def evaluate(
         judged = judge(population, split, part, chosen, with_features=pool is not None)
         shares[:, part] = judged.shares
         if pool is not None:
-            own = judge_generator(judged.features, split.labels, pool[part])
-            quality.nearest_mean[part], quality.spread[part] = own.nearest_mean, own.spread
+            found = judge_generator(judged.features, split.labels, pool[part])
+            quality.nearest_mean[part], quality.spread[part] = found.nearest_mean, found.spread
     blind = ~population.holds.any(axis=1)
     if guess is not None and len(split) and blind.any():
         labels = split.labels if samples is None else split.labels[samples[torch.from_numpy(blind)]]
@@ -106,7 +105,7 @@ def _natively(population: Population) -> bool:
 
 
 def _parts(population: Population, split: Split, with_features: bool) -> Iterator[slice]:
-    """Yield the devices that are judged at a time."""
+    """Yield the ranges of devices that are judged at a time."""
     devices, network = population.num_devices, population.network
     at_once = max(1, devices)
     if with_features:
@@ -132,8 +131,8 @@ def judge_natively(
         population: all devices.
         split: the samples, at least one.
         part: the devices.
-        samples: by which of them each of these is judged, int64 [devices of the part, n]; None is all.
-        with_features: whether the common features of all samples are wanted; `samples` must be None then.
+        samples: indices of the samples that judge each of them, int64 [devices of the part, n]; None is all.
+        with_features: whether to return the common features of all samples; `samples` must then be None.
 
     Raises:
         ValueError: a shape or a dtype does not fit; the message names it.
@@ -141,9 +140,13 @@ def judge_natively(
     network = population.network
     blocks = [population.blocks[name] for name in (SHARED, *network.modalities)]
     rows = [slice(*np.searchsorted(block.devices, [part.start, part.stop])) for block in blocks]
-    devices = [torch.from_numpy(block.devices[own] - part.start) for block, own in zip(blocks, rows, strict=True)]
-    parameters = [block.start[own] for block, own in zip(blocks, rows, strict=True)]
-    common = [own.new_empty(len(own), len(split), network.feature_width) for own in parameters[1:] if with_features]
+    devices = [
+        torch.from_numpy(block.devices[members] - part.start) for block, members in zip(blocks, rows, strict=True)
+    ]
+    parameters = [block.start[members] for block, members in zip(blocks, rows, strict=True)]
+    common = [
+        start.new_empty(len(start), len(split), network.feature_width) for start in parameters[1:] if with_features
+    ]
     right, counted = torch.ops.dmmlkd.count_right(
         parameters=parameters,
         devices=devices,
@@ -156,9 +159,9 @@ def judge_natively(
         common=common,
         **network.encoder_numbers._asdict(),
     )
-    shares = (right.double() / counted).numpy()  # 0 / 0: nothing that counts
+    shares = (right.double() / counted).numpy()  # 0 / 0: no sample counts
     columns = split.present.unbind(1)
-    return Judged(shares, [RealFeatures(*own) for own in zip(devices[1:], common, columns, strict=False)])
+    return Judged(shares, [RealFeatures(*fields) for fields in zip(devices[1:], common, columns, strict=False)])
 
 
 def judge_reference(
@@ -168,7 +171,7 @@ def judge_reference(
     samples: torch.Tensor | None = None,
     with_features: bool = False,
 ) -> Judged:
-    """Do what `judge_natively` does, by operations of torch on all of these devices at a time."""
+    """Do what `judge_natively` does, in plain torch on all of these devices at once."""
     network, devices = population.network, np.arange(part.start, part.stop)
     chosen = torch.arange(len(split)).expand(len(devices), -1) if samples is None else samples
     labels = split.labels[chosen]
@@ -177,23 +180,23 @@ def judge_reference(
     head = network.layouts[SHARED].views(population.blocks[SHARED].start)["head"]
     shares, features = np.full((len(network.modalities) + 1, len(devices)), np.nan), []
     for column, name in enumerate(network.modalities):
-        block, own = population.blocks[name], torch.from_numpy(np.flatnonzero(population.holds[part, column]))
-        members = devices[own.numpy()]
+        block, rows = population.blocks[name], torch.from_numpy(np.flatnonzero(population.holds[part, column]))
+        members = devices[rows.numpy()]
         weights = network.layouts[name].views(block.start[block.rows_of(members)])
         values = split.features[name]
-        inputs = values.expand(len(own), *values.shape) if samples is None else values[chosen[own]]
+        inputs = values.expand(len(rows), *values.shape) if samples is None else values[chosen[rows]]
         parts = network.forward(name, weights, head[torch.from_numpy(members)], inputs)
-        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[own], column]
-        shares[column, own.numpy()] = _shares(logits, labels[own], present)
-        total[own] += logits * present.unsqueeze(-1)
-        count[own] += present
+        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[rows], column]
+        shares[column, rows.numpy()] = _shares(logits, labels[rows], present)
+        total[rows] += logits * present.unsqueeze(-1)
+        count[rows] += present
         if with_features:
-            features.append(RealFeatures(own, parts.common, split.present[:, column]))
+            features.append(RealFeatures(rows, parts.common, split.present[:, column]))
     shares[-1] = _shares(total, labels, count > 0)
     return Judged(shares, features)
 
 
 def _shares(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> FloatArray:
-    """Return the share of right predictions [devices] among the samples that count, NaN where none does."""
+    """Return the accuracy [devices] over the samples that count; NaN if none does."""
     right = ((logits.argmax(-1) == labels) & counted).sum(1).double()
     return (right / counted.sum(1).double()).numpy()

@@ -1,4 +1,4 @@
-"""What a generator is worth: how well its features stand for real ones (METHOD 8)."""
+"""The quality of a generator: how well its features represent real ones (METHOD 8)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GeneratorQuality:
-    """How well generated features stand for real ones (METHOD 8), float64 [devices].
+    """How well generated features represent real ones (METHOD 8), float64 [devices].
 
-    A generator's own head is right about it nearly always and says nothing.
+    The accuracy of a device's head on its generator's features is nearly always 1, so it is not used.
 
     Attributes:
         nearest_mean: share of the real common features, of all modalities of a device, whose nearest generated class
             mean is that of their class.
-        spread: deviation of the generated features within a class over that of the real ones, a mean over the classes
-            of which the device's modalities have two samples or more; 1 is alike, NaN if there is no such class.
+        spread: standard deviation of the generated features within a class over that of the real ones, a mean over the
+            classes of which the device's modalities have at least two samples; NaN if there is no such class.
     """
 
     nearest_mean: FloatArray
@@ -34,7 +34,7 @@ class RealFeatures(NamedTuple):
     """The common features of one modality, of the devices that have it."""
 
     devices: torch.Tensor
-    """int64 [rows]: whose they are, counted as in the pool."""
+    """int64 [rows]: the device of each row, counted as in the pool."""
     common: torch.Tensor
     """[rows, samples, width]."""
     present: torch.Tensor
@@ -42,12 +42,7 @@ class RealFeatures(NamedTuple):
 
 
 def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool: torch.Tensor) -> GeneratorQuality:
-    """Judge generated features by the real ones of each device.
-
-    Args:
-        features: one a modality.
-        labels: int64 [samples].
-        pool: generated features [devices, classes, n, width].
+    """Judge generated features `pool` [devices, classes, n, width] by the real ones, one entry per modality.
 
     Example:
         >>> real = RealFeatures(torch.tensor([0]), torch.randn(1, 6, 4), torch.ones(6, dtype=torch.bool))
@@ -62,16 +57,16 @@ def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool
     right, counted = means.new_zeros(devices), means.new_zeros(devices)
     sums, squares = torch.zeros_like(means), torch.zeros_like(means)
     members_of_class = means.new_zeros(devices, classes)
-    for own in features:
-        real, label = own.common[:, own.present], labels[own.present]
+    for member in features:
+        real, label = member.common[:, member.present], labels[member.present]
         members = torch.nn.functional.one_hot(label, classes).to(real.dtype)
         by_class = members.T.expand(len(real), -1, -1)
-        nearest = torch.cdist(real, means[own.devices]).argmin(2)
-        right[own.devices] += (nearest == label).sum(1)
-        counted[own.devices] += len(label)
-        sums[own.devices] += by_class.bmm(real)
-        squares[own.devices] += by_class.bmm(real.square())
-        members_of_class[own.devices] += members.sum(0)
+        nearest = torch.cdist(real, means[member.devices]).argmin(2)
+        right[member.devices] += (nearest == label).sum(1)
+        counted[member.devices] += len(label)
+        sums[member.devices] += by_class.bmm(real)
+        squares[member.devices] += by_class.bmm(real.square())
+        members_of_class[member.devices] += members.sum(0)
     size = members_of_class.clamp_min(1).unsqueeze(-1)
     spread = (squares / size - (sums / size).square()).clamp_min(0).mean(-1).sqrt()
     made = pool.var(2, correction=0).mean(-1).sqrt()

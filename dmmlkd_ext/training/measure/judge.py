@@ -1,4 +1,4 @@
-"""What is measured of the devices after a round: accuracy, the generator, and once the encoders."""
+"""The measurements of all devices after a round: accuracy, the generator, and at the end the encoders."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was measured after a round, of all devices on all ranks; None is what was not asked for.
+    """The measurements after a round, of all devices on all ranks; None if not due.
 
     Attributes:
-        validation: by validation data.
-        test: by test data; after the last round the generator with it.
+        validation: on validation data.
+        test: on test data; after the last round with the generator.
         probe: accuracy of a linear probe of each encoder, after the last round.
     """
 
@@ -39,17 +39,9 @@ class Judgement:
 
 
 class Judge:
-    """Measures the devices of this rank and gathers what all ranks measured.
+    """Measures the devices of this rank and gathers the results of all ranks.
 
-    Before the last round each device is judged by samples of its own (`TrainingConfig.evaluation_samples`), after it by
-    all.
-
-    Args:
-        dataset: whose validation and test data judge.
-        device_samples: the training samples of each device.
-        part: the devices of this rank.
-        config: how often, and by how many samples.
-        seed: the run's seed.
+    Before the last round each device is judged by a few samples (`TrainingConfig.evaluation_samples`), after it by all.
     """
 
     def __init__(
@@ -62,7 +54,7 @@ class Judge:
     ) -> None:
         self.dataset, self.part, self.config = dataset, part, config
         labels = dataset.train.labels.cpu().numpy()
-        # What a device without modalities predicts: the class that it has most of, the first of several.
+        # A device without modalities predicts its most frequent class, the first of several.
         mine = [device_samples[device] for device in part.devices.tolist()]
         self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in mine], dtype=np.int64)
         self._validated_by = self._draw(dataset.validation, "validation samples", seed)
@@ -75,7 +67,7 @@ class Judge:
         return None if rows is None else rows.to(split.labels.device)
 
     def judge(self, population: Population, guidance: Guidance | None, round_number: int, rounds: int) -> Judgement:
-        """Measure what is due after a round, counted from 1."""
+        """Make the measurements that are due after a round, counted from 1."""
         validation, test = self.dataset.validation, self.dataset.test
         if round_number == rounds:
             pool = self._generated(population, guidance, round_number)
@@ -105,7 +97,7 @@ class Judge:
         return Evaluation(columns["joint"], {name: columns[f"alone {name}"] for name in found.alone}, quality)
 
     def _generated(self, population: Population, guidance: Guidance | None, round_number: int) -> torch.Tensor | None:
-        """Return the generated features of this rank's devices, if every device knows all classes."""
+        """Return the generated features of this rank's devices if those of all classes are valid, else None."""
         if guidance is None:
             return None
         pool, known = guidance.generate(population.blocks[GENERATOR].start, round_number)

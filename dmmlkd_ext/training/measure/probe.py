@@ -1,4 +1,4 @@
-"""Linear probes: how much of the label a modality's encoder tells, whatever head was trained on it."""
+"""Linear probes: how much of the label a modality's encoder output holds, whatever head was trained on it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,19 @@ from dmmlkd_ext.training.population import Population
 FloatArray = npt.NDArray[np.float64]
 
 RIDGE = 1e-3
-"""Penalty of a probe, in units of the mean variance of its inputs: encoders of any scale are judged alike."""
+"""Penalty of a probe over the mean variance of its inputs, so that the scale of an encoder has no effect [C]."""
 
 
 @torch.no_grad()
 def probe_accuracy(population: Population, train: Split, test: Split) -> dict[str, FloatArray]:
     """Return the test accuracy of a linear probe on each device's encoder outputs z_m, by modality.
 
-    The probe of an encoder is a ridge regression of one-hot labels, fitted in closed form on all training samples that
-    have the modality, not on the device's alone: what is judged is the encoder and not the device's labels. The gap
-    between an encoder that was trained alone and one that was trained jointly says how far the modality was left
-    behind (a choice of ours [C], after what Peng et al. 2022 observe of joint training).
-
-    Args:
-        population: the devices, between two rounds.
-        train: what the probes are fitted on.
-        test: what they are judged on.
+    A probe is a ridge regression of one-hot labels, fitted in closed form on all training samples that have the
+    modality, not the device's alone, so that its labels have no effect. The gap between an encoder trained alone and
+    one trained jointly shows how far joint training neglected the modality ([C], after Peng et al. 2022).
 
     Returns:
-        float64 [devices] a modality; NaN where it is not held, or no sample has it.
+        float64 [devices] per modality; NaN where it is not held, or no sample has it.
     """
     network: MultiModalNetwork = population.network
     accuracies = {}
@@ -45,25 +39,22 @@ def probe_accuracy(population: Population, train: Split, test: Split) -> dict[st
         sides = [split.features[name][split.present[:, column]].unsqueeze(0) for split in (train, test)]
         weights = network.layouts[name].views(block.start)
         for row, device in enumerate(block.devices):
-            own = {key: value[row : row + 1] for key, value in weights.items()}
-            inputs, unseen = (network.encoders[name].forward(own, side)[0].double() for side in sides)
+            device_weights = {key: value[row : row + 1] for key, value in weights.items()}
+            inputs, unseen = (network.encoders[name].forward(device_weights, side)[0].double() for side in sides)
             predicted = ridge_scores(inputs, targets, unseen).argmax(1)
             accuracies[name][device] = float((predicted == test.labels[judged]).double().mean())
     return accuracies
 
 
 def ridge_scores(inputs: torch.Tensor, targets: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
-    """Return the scores [m, classes] of unseen samples by ridge regression with an intercept that is not penalized.
+    """Return the scores [m, classes] of unseen samples by ridge regression with an unpenalized intercept.
 
-    Args:
-        inputs: float64 [n, width].
-        targets: float64 [n, classes].
-        unseen: float64 [m, width].
+    Inputs [n, width], targets [n, classes] and unseen samples [m, width] are float64.
     """
     center, middle = inputs.mean(0), targets.mean(0)
     centered = inputs - center
     gram = centered.T @ centered
-    # Of an encoder whose outputs are all alike the probe can say only the most frequent class.
+    # With constant inputs, the probe predicts the most frequent class.
     penalty = RIDGE * float(gram.diagonal().mean()) or 1.0
     gram.diagonal().add_(penalty)
     coefficients = torch.linalg.solve(gram, centered.T @ (targets - middle))

@@ -1,4 +1,4 @@
-"""What is written down of a round: one line of JSON, the same bits for the same seed."""
+"""The record of a round: one line of JSON, the same bits for the same seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class RecordedSimulation(Protocol):
-    """What a record takes from the simulation, after the round."""
+    """What a record uses of the simulation after the round."""
 
     round: int
     population: Population
@@ -43,13 +43,13 @@ class RecordedSimulation(Protocol):
         ...
 
     def consensus_distance(self) -> dict[str, float]:
-        """Return the root mean square distance of the devices from their mean, a block."""
+        """Return, by block, the root mean square distance of the devices from their mean."""
         ...
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What came of one round; `learns`, bool [devices], says whose generator learned."""
+    """The results of one round; `learns`, bool [devices], says whose generator learned."""
 
     links: RoundLinks
     plan: Plan
@@ -63,9 +63,9 @@ class RoundOutcome:
 def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[str, Any]:
     """Return the record of the round that a simulation has just completed.
 
-    Lists have one entry a device; an entry that does not apply, such as a modality that a device lacks, is None.
+    Lists have one entry per device; an entry that does not apply, such as of a modality that a device lacks, is None.
     Energies are in joules, times in seconds of simulated time; `loss` is a mean over the devices that trained, and
-    `spectral_gap` that of the mixing of all devices on the links that work (METHOD 4 to 6 define the rest).
+    `spectral_gap` that of the mixing of all devices on the working links (METHOD 4 to 6 define the rest).
 
     Example:
         >>> from dmmlkd_ext.experiments.presets import preset
@@ -101,7 +101,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "spectral_gap": simulation.spectral_gap(links.edges),
         "failed_devices": int((~links.devices).sum()),
         "device_time_s": _values(device_time),
-        # A round lasts until the slowest device has computed and sent, and its generator has learned.
+        # A round lasts until the slowest device has computed, sent, and trained its generator.
         "simulated_time_s": float(device_time.max(initial=0.0)),
     }
 
@@ -129,7 +129,7 @@ def _losses(outcome: RoundOutcome, simulation: RecordedSimulation) -> dict[str, 
     total = 0.0
     for term in means:
         if weight := weights[term]:
-            mean = float(outcome.losses[term][trained].mean())  # may be NaN: a training that diverged is to be seen
+            mean = float(outcome.losses[term][trained].mean())  # NaN shows that a training diverged
             means[term], total = mean, total + weight * mean
     return {"total": total, **means}
 
@@ -147,7 +147,7 @@ def _alone(test: Evaluation | None, names: Sequence[str]) -> dict[str, list[floa
 def _by_modality(
     values: FloatArray, names: Sequence[str], held: npt.NDArray[np.bool_], integer: bool = False
 ) -> dict[str, list[float | None]]:
-    """Return one list a modality, None where a device lacks it."""
+    """Return one list per modality, None where a device lacks it."""
     lists = {name: _values(np.where(held[:, column], values[:, column], np.nan)) for column, name in enumerate(names)}
     if not integer:
         return lists

@@ -117,7 +117,7 @@ def test_noise_is_added_to_the_sample():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([np.array([0, 1]), np.array([], dtype=np.int64)], "at least one sample a device, got none for 1"),
+        ([np.array([0, 1]), np.array([], dtype=np.int64)], "at least one sample per device, got none for 1"),
         ([np.array([SAMPLES])], r"in \[0, 40\), got others for device 0"),
         ([np.array([3]), np.array([-1])], r"in \[0, 40\), got others for device 1"),
     ],
