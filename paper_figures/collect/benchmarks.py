@@ -55,6 +55,12 @@ def mark_limits(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(is_limit=rows["against"].str.startswith(LIMITS))
 
 
+def count_met(rows: pd.DataFrame) -> tuple[int, int]:
+    """Return how many targets were met, of how many."""
+    aimed = rows.dropna(subset=["target"])
+    return int((aimed["ratio"] >= aimed["target"]).sum()), len(aimed)
+
+
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of results or of a machine; an empty one where there is none."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

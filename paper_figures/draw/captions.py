@@ -28,6 +28,11 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def interval_of(row: Mapping[Any, Any], name: str) -> tuple[float, float, float]:
+    """Return a value of a row of `paper_figures.judge.comparisons.compare` with the ends of its interval."""
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
+
+
 def with_interval(mean: float, low: float, high: float) -> str:
     """Return a mean and half of its interval in percent, e.g. ``81.3 ± 2.0``."""
     return percent(mean) if math.isnan(low) else f"{percent(mean)} ± {100 * (high - low) / 2:.1f}"
@@ -104,18 +109,23 @@ def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str =
     """
     lines = []
     for row in comparison.to_dict("records"):
-        text = (
-            f"- {where(row, symbol)}, {label(row['method'])}: "
-            f"{with_interval(row['mean'], row['mean_low'], row['mean_high'])} %"
-        )
+        text = f"- {where(row, symbol)}, {label(row['method'])}: {with_interval(*interval_of(row, 'mean'))} %"
         if row["pairs"]:
-            gap = signed(row["difference"], row["difference_low"], row["difference_high"])
-            text += (
-                f"; against {label(reference)} {gap} points over {row['pairs']} "
-                f"pair{'s' if row['pairs'] > 1 else ''}, p {p_value(row['p'])}"
-            )
+            gap, plural = signed(*interval_of(row, "difference")), "s" if row["pairs"] > 1 else ""
+            text += f"; against {label(reference)} {gap} points over {row['pairs']} pair{plural}, p {p_value(row['p'])}"
         lines.append(text)
     return lines
+
+
+def absent(drawn: Mapping[str, bool]) -> str:
+    """Return the sentence that names what is not drawn for want of numbers; nothing where all is drawn.
+
+    Example:
+        >>> absent({"time": True, "energy": False})
+        ' Not drawn, because it was not measured: energy.'
+    """
+    names = [name for name, is_drawn in drawn.items() if not is_drawn]
+    return f" Not drawn, because it was not measured: {', '.join(names)}." if names else ""
 
 
 def describe_provenance(table: pd.DataFrame, unfinished: Sequence[str] = ()) -> list[str]:
@@ -139,13 +149,13 @@ def name_runs(runs: Iterable[object]) -> str:
         >>> name_runs(["b", "a"])
         'a, b'
         >>> name_runs(map(str, range(100)))
-        '100, named in the table of runs; SHA-256 of their sorted names, one a line: bde4d0d61ad1'
+        '100, named in the table of runs; SHA-256 of their sorted names, one per line: bde4d0d61ad1'
     """
     names = sorted(map(str, runs))
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-    return f"{len(names)}, named in the table of runs; SHA-256 of their sorted names, one a line: {digest}"
+    return f"{len(names)}, named in the table of runs; SHA-256 of their sorted names, one per line: {digest}"
 
 
 def compose(title: str, shown: str, sections: Sections, results: Results | None = None) -> str:
