@@ -23,6 +23,7 @@ ONE_COLUMN = 3.5
 """Width of a figure in one column, in inches."""
 TWO_COLUMNS = 7.16
 """Width of a figure over both columns, in inches."""
+_POINT: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 BAND_ALPHA = 0.1
 """Opacity of the band of an interval."""
 EDGE_ALPHA = 0.5
@@ -37,6 +38,11 @@ class Look:
     colour: str
     marker: Any
     dashes: tuple[float, ...] = ()
+
+    @property
+    def line(self) -> Any:
+        """The style of the line, for matplotlib."""
+        return (0, self.dashes) if self.dashes else "-"
 
 
 # Colours of Okabe and Ito and of Tol, told apart with any colour vision; markers and dashes tell them apart in grey.
@@ -109,13 +115,8 @@ def modality_marker(modality: str) -> tuple[int, int, int]:
 def legend_handle(method: str, width: float | None = None) -> Line2D:
     """Return the entry of a method in a legend, also where some panel lacks the method."""
     shown = look(method)
-    line = Line2D([], [], color=shown.colour, marker=shown.marker, label=label(method))
-    line.set(markeredgecolor="white", markeredgewidth=0.4, markersize=5)
-    if width is not None:
-        line.set_linewidth(width)
-    if shown.dashes:
-        line.set_linestyle((0, shown.dashes))
-    return line
+    lines: dict[str, Any] = {"color": shown.colour, "linestyle": shown.line, "linewidth": width}
+    return Line2D([], [], marker=shown.marker, label=label(method), **_POINT, markersize=5, **lines)
 
 
 def add_method_legend(figure: Figure, methods: Iterable[str], columns: int, strong: bool = False) -> None:
@@ -125,7 +126,7 @@ def add_method_legend(figure: Figure, methods: Iterable[str], columns: int, stro
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Return a figure of panels, `height` inches a row, and its axes as an array [rows, columns].
+    """Return a figure of panels, `height` inches per row, and its axes as an array [rows, columns].
 
     One column of panels is as wide as a column of text, more are as wide as two.
     """
@@ -155,7 +156,7 @@ def draw_line(
 
     Args:
         axis: where it is drawn.
-        rows: columns `x`, mean, low, high, a row a point.
+        rows: columns `x`, mean, low, high, a row per point.
         method: whose look is taken.
         x: name of the column of the horizontal axis.
         scale: factor on the values; 100 gives percent.
@@ -172,9 +173,8 @@ def draw_line(
         mean,
         color=shown.colour,
         marker=shown.marker,
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-        linestyle=(0, shown.dashes) if shown.dashes else "-",
+        **_POINT,
+        linestyle=shown.line,
         linewidth=1.4 if strong else 0.8,
         markersize=4.0 if strong or len(places) == 1 else 2.5,
         markevery=max(1, len(places) // 8),
@@ -189,16 +189,16 @@ def draw_line(
         draw_bars(axis, places, mean, low, high, shown.colour)
 
 
-def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: str, horizontal: bool = False) -> None:
+def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: str) -> None:
     """Draw bars of intervals; where there is no interval, none."""
     known = np.isfinite(low) & np.isfinite(high)
     if not known.any():
         return
     places, mean, low, high = (np.asarray(values)[known] for values in (places, mean, low, high))
     lengths = np.stack([mean - low, high - mean])
-    where: dict[str, Any] = {"x": mean, "y": places, "xerr": lengths} if horizontal else {}
-    where = where or {"x": places, "y": mean, "yerr": lengths}
-    axis.errorbar(**where, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, capthick=0.9, zorder=2.5)
+    axis.errorbar(
+        places, mean, yerr=lengths, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, capthick=0.9, zorder=2.5
+    )
 
 
 def keep_percent(axis: Axes) -> None:

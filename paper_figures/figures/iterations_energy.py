@@ -24,7 +24,7 @@ METHOD, UNIFORM = "dmml-kd-tb", "dmml-kd"
 METRICS = {"local_iterations": "Local iterations", "energy_left_joule": "Energy left ({}J)"}
 NUM_DEVICES = 3
 """Devices that are drawn: those with the most modalities."""
-DEVICE_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1))
+DEVICE_LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
 
 
 def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -116,17 +116,16 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
         return
     devices = sorted(traces["device"].unique())
     for (modality, device), line in traces.groupby(["modality", "device"]):
-        dashes = DEVICE_DASHES[devices.index(device) % len(DEVICE_DASHES)]
+        shape = DEVICE_LINES[devices.index(device) % len(DEVICE_LINES)]
         colour = style.modality_colour(str(modality)) if modality else "#444444"
-        axis.plot(line["round"], line["value"], color=colour, linestyle=(0, dashes) if dashes else "-", linewidth=1.0)
+        axis.plot(line["round"], line["value"], color=colour, linestyle=shape, linewidth=1.0)
     modalities = [name for name in dict.fromkeys(traces["modality"]) if name]
     if modalities:
         handles = [Line2D([], [], color=style.modality_colour(name), label=name) for name in modalities]
     else:
-        styles: list[Any] = [(0, dashes) if dashes else "-" for dashes in DEVICE_DASHES]
         handles = [
             Line2D([], [], color="#444444", linestyle=line, linewidth=1.0, label=f"device {device}")
-            for device, line in zip(devices, styles, strict=False)
+            for device, line in zip(devices, DEVICE_LINES, strict=False)
         ]
     axis.set_ylim(0, 1.4 * traces["value"].max())  # room for the legend
     axis.legend(handles=handles, fontsize=6, ncols=3, handlelength=1.4, loc="upper center", columnspacing=0.8)

@@ -124,8 +124,8 @@ def caption(results: Results, devices: pd.DataFrame, ranks: pd.DataFrame) -> tup
     lines += [
         f"- {row['mode']} scaling, {row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['devices']} devices: "
         f"{captions.quantity(row['seconds_per_round'], 's')} per round, speed-up {row['speed_up']:.2f}, "
-        f"{captions.quantity(row['bytes_sent_per_round'], 'B')} sent per round, {row['communication_share']:.0%} of the "
-        "time in communication"
+        f"{captions.quantity(row['bytes_sent_per_round'], 'B')} sent per round, {row['communication_share']:.0%} of "
+        "the time in communication"
         for row in ranks.to_dict("records")
     ]
     provenance = []

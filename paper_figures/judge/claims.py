@@ -17,7 +17,7 @@ import pandas as pd
 from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval
 from paper_figures.collect.inputs import Results
 from paper_figures.judge import measures
-from paper_figures.judge.comparisons import difference_of
+from paper_figures.judge.comparisons import NOTHING, difference_of
 from paper_figures.judge.transforms import by_seed, final_accuracy
 from paper_figures.plan.labels import label
 
@@ -145,10 +145,9 @@ def _row(claim: Claim, contrast: Contrast, p_holm: float) -> dict[str, object]:
 
 def _mean_over(contrasts: Sequence[Contrast]) -> Interval:
     """Average the differences of each seed that has all of them, and take the interval over seeds."""
-    if not contrasts:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    seeds = pd.concat([contrast.by_seed for contrast in contrasts], axis=1).dropna().mean(axis=1)
-    return mean_interval(seeds.to_numpy()) if len(seeds) else Interval(math.nan, math.nan, math.nan, 0)
+    columns = {place: contrast.by_seed for place, contrast in enumerate(contrasts)}
+    seeds = pd.DataFrame(columns, dtype=float).dropna().mean(axis=1)
+    return mean_interval(seeds.to_numpy()) if len(seeds) else NOTHING
 
 
 def _contrast(

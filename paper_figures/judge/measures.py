@@ -64,13 +64,10 @@ def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = 
     accuracy = device_accuracy(table, [method, reference]).merge(counts, on=[*RUN, "device"])
     keys = ["dataset", "setting", "level", "seed", "device", "held"]
     ours, theirs = (accuracy[accuracy["method"] == name][[*keys, "value"]] for name in (method, reference))
-    both = ours.merge(theirs, on=keys, suffixes=("", "_reference"))
-    most = both.groupby("dataset")["held"].transform("max")
-    both = both.assign(
-        held=both["held"].astype(int), complete=both["held"] == most, gain=both["value"] - both["value_reference"]
-    )
-    columns = ["dataset", "setting", "level", "seed", "device", "held", "complete", "gain"]
-    return both[columns].sort_values(columns[:5], kind="stable").reset_index(drop=True)
+    both = ours.merge(theirs, on=keys, suffixes=("", "_reference")).astype({"held": int})
+    complete = both["held"] == both.groupby("dataset")["held"].transform("max")
+    both = both.assign(complete=complete, gain=both["value"] - both["value_reference"])
+    return both[[*keys, "complete", "gain"]].sort_values(keys, kind="stable", ignore_index=True)
 
 
 def feature_distance(features: pd.DataFrame) -> pd.DataFrame:

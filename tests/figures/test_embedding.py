@@ -92,7 +92,7 @@ def test_what_is_shown_of_a_run_are_features_of_its_test_data(monkeypatch, tmp_p
     dataset = SimpleNamespace(train=train, validation=validation, test=test)
     simulation = SimpleNamespace(population=population, dataset=dataset, load_state_dict=lambda state: None)
     monkeypatch.setattr(embedding, "build_simulation", lambda config: simulation)
-    monkeypatch.setattr(embedding, "load_state", lambda path: None)
+    monkeypatch.setattr(embedding, "load_checkpoint", lambda path: None)
     shown = embedding.embed_run(world("watch", "dmml", 0), tmp_path)
     expected = embed(list(compute_features(population, test)), UNEVEN_HOLDS)
     points = shown[shown["embedding"] != "distance"]

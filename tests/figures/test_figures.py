@@ -126,7 +126,7 @@ def test_the_drawn_numbers_are_in_the_csv_and_the_text_beside_it(example: Result
     assert drawn.query("method == 'dmml' and setting == 'moderate' and round == 2")["mean"].item() == 0.6
     caption = (tmp_path / "figure_convergence.md").read_text()
     assert "watch, moderate, DMML-KD: 73.3 ± 14.3 %; against DMML +13.3 [-1.0, +27.7]" in caption
-    assert "Not recorded, and not drawn: simulated time, the energy that a device has spent." in caption
+    assert "Not drawn, because it was not measured: simulated time, the energy that a device has spent." in caption
     assert "Commit: c0ffee" in caption
     assert "Seeds: 0, 1, 2" in caption
     assert "watch-dmml-kd-2-severe" in caption
