@@ -89,14 +89,10 @@ def where(row: Mapping[Any, Any], symbol: str = "") -> str:
         >>> where({"dataset": "watch", "level": 0.3}, "energy budget"), where({"dataset": "mfeat", "setting": "severe"})
         ('watch, energy budget 0.3', 'mfeat, severe')
     """
-    parts = [str(row["dataset"])] if row.get("dataset") else []
-    level = row.get("level")
-    setting = str(row.get("setting") or "")
-    name = "" if setting == DEFAULT_SETTING else setting
+    level, name = row.get("level"), str(row.get("setting") or "").removeprefix(DEFAULT_SETTING)
     if isinstance(level, float) and not math.isnan(level):
-        name = symbol or name
-        name = f"{name} {level:g}".strip()
-    return ", ".join([*parts, name] if name else parts)
+        name = f"{symbol or name} {level:g}".strip()
+    return ", ".join(str(part) for part in (row.get("dataset"), name) if part)
 
 
 def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str = "") -> list[str]:

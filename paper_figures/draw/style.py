@@ -78,38 +78,32 @@ STRONG: tuple[str, ...] = ("local", "dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 # Modalities are told apart where methods are not, and the methods `unimodal:<modality>` are drawn like them: Tol's
 # muted colours, and stars as markers, which no other method has: number of points and rotation in degrees.
 _INDIGO, _ROSE, _FOREST, _SAND, _CYAN, _MAGENTA = "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#AA4499"
-_MODALITIES: dict[str, tuple[str, tuple[int, int, int]]] = {
-    "image": (_INDIGO, (3, 1, 0)),
-    "audio": (_ROSE, (4, 1, 0)),
-    "video": (_FOREST, (5, 1, 0)),
-    "accelerometer": (_CYAN, (6, 1, 0)),
-    "gyroscope": (_MAGENTA, (7, 1, 0)),
-    "fac": (_INDIGO, (3, 1, 60)),
-    "fou": (_ROSE, (4, 1, 45)),
-    "kar": (_FOREST, (5, 1, 36)),
-    "mor": (_SAND, (6, 1, 30)),
-    "pix": (_CYAN, (7, 1, 26)),
-    "zer": (_MAGENTA, (8, 1, 22)),
+_LOOKS |= {
+    UNIMODAL + modality: Look(colour, marker, (1, 1))
+    for modality, colour, marker in (
+        ("image", _INDIGO, (3, 1, 0)),
+        ("audio", _ROSE, (4, 1, 0)),
+        ("video", _FOREST, (5, 1, 0)),
+        ("accelerometer", _CYAN, (6, 1, 0)),
+        ("gyroscope", _MAGENTA, (7, 1, 0)),
+        ("fac", _INDIGO, (3, 1, 60)),
+        ("fou", _ROSE, (4, 1, 45)),
+        ("kar", _FOREST, (5, 1, 36)),
+        ("mor", _SAND, (6, 1, 30)),
+        ("pix", _CYAN, (7, 1, 26)),
+        ("zer", _MAGENTA, (8, 1, 22)),
+    )
 }
-_UNKNOWN_MODALITY = (_BLACK, (9, 1, 0))
 
 
 def look(method: str) -> Look:
     """Return how a method is drawn; one without a look is black."""
-    if method.startswith(UNIMODAL):
-        modality = method.removeprefix(UNIMODAL)
-        return Look(modality_colour(modality), modality_marker(modality), (1, 1))
     return _LOOKS.get(method, Look(_BLACK, ".", (1, 1)))
 
 
 def modality_colour(modality: str) -> str:
     """Return the colour of a modality; an unknown one is black."""
-    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[0]
-
-
-def modality_marker(modality: str) -> tuple[int, int, int]:
-    """Return the marker of a modality, a star of its own."""
-    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[1]
+    return look(UNIMODAL + modality).colour
 
 
 def legend_handle(method: str, width: float | None = None) -> Line2D:

@@ -42,8 +42,7 @@ def choose(features: pd.DataFrame) -> pd.DataFrame:
     points: pd.DataFrame = features[features["embedding"].isin(list(EMBEDDINGS))]
     if points.empty:
         return points
-    methods = points.groupby("dataset", observed=True)["method"].nunique()
-    dataset = min(methods.index, key=lambda name: (-methods[name], name))
+    dataset = points.groupby("dataset", observed=True)["method"].nunique().idxmax()
     shown: pd.DataFrame = points[points["dataset"] == dataset]
     shown = shown[shown["seed"] == shown["seed"].min()]
     devices = sorted(shown["device"].dropna().unique())[:NUM_DEVICES]

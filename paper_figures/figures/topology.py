@@ -107,6 +107,6 @@ def caption(_results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Secti
             lines.append(f"- {place}: {captions.with_interval(row['mean'], row['low'], row['high'])} %")
         else:
             interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
-            name = {"consensus": "consensus distance", "gap": "spectral gap"}[row["measure"]]
+            name = "consensus distance" if row["measure"] == "consensus" else "spectral gap"
             lines.append(f"- {place}: {name} {row['mean']:.3g}{interval}")
     return shown, {"Numbers": lines}

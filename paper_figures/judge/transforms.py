@@ -45,7 +45,7 @@ def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> p
     """Return the mean over seeds of a column with its 95% Student interval.
 
     Args:
-        rows: a row a repetition.
+        rows: a row per repetition.
         keys: columns that are held fixed.
         value: the column that is averaged.
 

@@ -90,7 +90,7 @@ def caption(_results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Secti
         "Test accuracy in the last round, mean ± half of the 95% Student interval over seeds; the target, "
         f"{FRACTION:.0%} of the best final accuracy of DMML on the dataset, the best over energy budgets where there "
         "are several; how many seeds' mean over devices reached it in an evaluated round; and the rounds, the "
-        "simulated time, the energy per device and the bits per device until then, means over the seeds that reached it. "
-        f"{captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
+        "simulated time, the energy per device and the bits per device until then, means over the seeds that reached "
+        f"it. {captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
     )
     return shown, {}
