@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from paper_figures.plan.experiments import PROFILES
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.make", description=__doc__)
-    parser.add_argument("--profile", choices=PROFILES, default="quick", help="how much is run")
+    parser.add_argument("--profile", choices=PROFILES, help="how much is run; quick by default")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(MODULES)}")
     parser.add_argument("--workers", type=int, help="processes at a time; one per core by default")
     parser.add_argument(
@@ -46,11 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         if options.source == "results":
+            if options.profile not in (None, REPORTED):
+                raise ValueError(f"profile must be {REPORTED}, whose tables are kept, got {options.profile}")
             return redraw(options.results, options.output / REPORTED, options.only)
+        profile = options.profile or "quick"
         return make(
-            PROFILES[options.profile],
-            options.runs / options.profile,
-            options.output / options.profile,
+            PROFILES[profile],
+            options.runs / profile,
+            options.output / profile,
             options.only,
             options.workers,
             results_folder=options.results,

@@ -28,11 +28,7 @@ class Benchmark:
 
 
 def load_kernels(folder: Path) -> Benchmark:
-    """Read the newest session on the widest vectors, by the date at the end of its folder's name; none has no rows.
-
-    Args:
-        folder: of the sessions.
-    """
+    """Read the newest session on the widest vectors, by the date at the end of its folder's name; none has no rows."""
 
     def order(rows: Path) -> tuple[int, str, str]:
         build = load_json(rows.with_name("machine.json")).get("build", {})

@@ -27,11 +27,7 @@ Cases = Mapping[str, Sequence[Case]]
 
 
 def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
-    """Gather the finished runs of some experiments.
-
-    Args:
-        cases: what was to be run.
-        runs_folder: the folder of all runs.
+    """Gather the finished runs of some experiments from the folder of all runs.
 
     Returns:
         The tables, and the name of each run that cannot be read -> why; it counts as not finished.

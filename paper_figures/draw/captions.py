@@ -11,6 +11,7 @@ import pandas as pd
 
 from paper_figures.collect.inputs import Results
 from paper_figures.plan.labels import DEFAULT_SETTING, label
+from paper_figures.plan.worlds import LEVELS
 
 Sections = Mapping[str, Sequence[str]]
 """Heading of a section of a caption -> its lines."""
@@ -96,12 +97,9 @@ def where(row: Mapping[Any, Any], symbol: str = "") -> str:
 
 
 def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str = "") -> list[str]:
-    """Return a line for each setting and method: final accuracy, and the difference to the reference.
+    """Return a line per row of a comparison: final accuracy, and the difference to the reference.
 
-    Args:
-        comparison: of `paper_figures.judge.comparisons.compare`.
-        reference: the method that others were compared with.
-        symbol: what a level is called.
+    What a level is called is `symbol`; the comparison is of `paper_figures.judge.comparisons.compare`.
     """
     lines = []
     for row in comparison.to_dict("records"):
@@ -122,6 +120,22 @@ def absent(drawn: Mapping[str, bool]) -> str:
     """
     names = [name for name, is_drawn in drawn.items() if not is_drawn]
     return f" Not drawn, because it was not measured: {', '.join(names)}." if names else ""
+
+
+def describe_levels(table: pd.DataFrame) -> list[str]:
+    """Return a line per level of non-IID data: how each dataset is split, and how many devices lack a modality."""
+    lines = []
+    for level, runs in table[table["setting"].isin(LEVELS)].groupby("setting", observed=True):
+        places: dict[str, set[str]] = {}
+        for row in (
+            runs[["dataset", "partition", "dirichlet_alpha", "missing_rate"]].drop_duplicates().to_dict("records")
+        ):
+            dirichlet = f"a Dirichlet distribution of labels with alpha {row['dirichlet_alpha']:g}"
+            split = "its natural owners" if row["partition"] == "natural" else dirichlet
+            places.setdefault(f"split by {split}, missing rate {row['missing_rate']:g}", set()).add(row["dataset"])
+        shown = "; ".join(f"{', '.join(sorted(datasets))} {text}" for text, datasets in sorted(places.items()))
+        lines.append(f"- {level}: {shown}")
+    return lines
 
 
 def describe_provenance(table: pd.DataFrame, unfinished: Sequence[str] = ()) -> list[str]:
@@ -155,17 +169,14 @@ def name_runs(runs: Iterable[object]) -> str:
 
 
 def compose(title: str, shown: str, sections: Sections, results: Results | None = None) -> str:
-    """Return a caption: a heading, what is shown, sections of lines, provenance; empty sections are left out.
+    """Return a caption: a heading, what is shown, sections, and of results also settings and provenance.
 
-    Args:
-        title: the heading.
-        shown: what is drawn and how to read it.
-        sections: heading of a section -> its lines.
-        results: where the numbers came from; None adds no provenance.
+    Sections without lines are left out.
     """
     parts = [f"# {title}", shown]
     contents = dict(sections)
     if results is not None:
+        contents["Settings"] = describe_levels(results.table)
         contents["Provenance"] = describe_provenance(results.table, results.unfinished)
     for heading, lines in contents.items():
         if lines:

@@ -26,12 +26,16 @@ RULE = (
     "is stated, and contradicts it if the interval lies below. A claim holds if all of its differences that have an "
     "interval support it. It holds in part if some do, at least one of them clearly: with p below 0.05 after Holm's "
     "adjustment over the differences of the claim. It does not hold otherwise: it was not shown. It is not tested "
-    "where no difference has an interval."
+    "where no difference has an interval. Where a difference has fewer than five seeds, the verdict is `too few seeds` "
+    "and where all differences point."
 )
+LEAST_SEEDS = 5
+"""Of each difference; with fewer, a claim has a direction and no verdict."""
 GENTLE = 0.05
 """The most accuracy that the highest probability of link loss may cost, for the degradation to be called gentle."""
 SUPPORTS, UNDECIDED, CONTRADICTS, NO_INTERVAL = "supports", "undecided", "contradicts", "no interval"
 HOLDS, IN_PART, DOES_NOT_HOLD, NOT_TESTED = "holds", "holds in part", "does not hold", "not tested"
+TOO_FEW = "too few seeds"
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,15 @@ def judge(results: Results, names: Sequence[str] = ()) -> tuple[pd.DataFrame, pd
         verdicts = [contrast.verdict for contrast in contrasts]
         adjusted = holm([contrast.difference.p_value for contrast in contrasts])
         overall = _mean_over(contrasts)
+        verdict = verdict_of(verdicts, adjusted)
+        if verdict != NOT_TESTED and min(contrast.difference.count for contrast in contrasts) < LEAST_SEEDS:
+            verdict = direction_of(contrasts)
         claims.append(
             {
                 "name": claim.name,
                 "claim": claim.text,
                 "figures": ", ".join(claim.figures),
-                "verdict": verdict_of(verdicts, adjusted),
+                "verdict": verdict,
                 "supporting": verdicts.count(SUPPORTS),
                 "undecided": verdicts.count(UNDECIDED),
                 "contradicting": verdicts.count(CONTRADICTS),
@@ -119,6 +126,12 @@ def verdict_of(verdicts: Sequence[str], p_holm: Sequence[float]) -> str:
     if all(verdict in (SUPPORTS, NO_INTERVAL) for verdict in verdicts):
         return HOLDS
     return IN_PART if any(map(is_clear, verdicts, p_holm)) else DOES_NOT_HOLD
+
+
+def direction_of(contrasts: Sequence[Contrast]) -> str:
+    """Return where differences of too few seeds for a verdict point."""
+    signs = {contrast.difference.mean > -contrast.margin for contrast in contrasts}
+    return f"{TOO_FEW}, {'pointing both ways' if len(signs) > 1 else 'in favour' if signs == {True} else 'against'}"
 
 
 def is_clear(verdict: str, p_holm: float) -> bool:

@@ -16,10 +16,8 @@ DISTANCE = "distance"
 def undertraining_gap(table: pd.DataFrame) -> pd.DataFrame:
     """Return how much better a linear probe reads a modality's encoder that was trained alone than one trained jointly.
 
-    Both probes are of the same device and seed, in the last round; only devices that hold the modality count.
-
-    Args:
-        table: the tidy table, with runs of `unimodal:<modality>`.
+    Both probes are of the same device and seed, in the last round; only devices that hold the modality count. The
+    table must have runs of `unimodal:<modality>`.
 
     Returns:
         Columns dataset, method, modality, seed, gap, alone, joint, devices; accuracies are means over devices.
@@ -49,11 +47,6 @@ def slowest_modality(table: pd.DataFrame, method: str = "dmml") -> dict[str, str
 
 def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = "dmml") -> pd.DataFrame:
     """Return each device's gain of a method over a reference, with the number of modalities that the device holds.
-
-    Args:
-        table: the tidy table, with the metric `modalities_held`.
-        method: whose gain it is.
-        reference: over whom.
 
     Returns:
         Columns dataset, setting, level, seed, device, held, complete, gain: the difference of test accuracy in the

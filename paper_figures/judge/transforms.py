@@ -16,11 +16,7 @@ RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
 
 
 def accuracy_by_run(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the mean and the worst device's test accuracy of each evaluated round of each run.
-
-    Args:
-        table: the tidy table.
-        methods: those to keep; empty keeps all.
+    """Return the mean and the worst device's test accuracy of each evaluated round of each run; no methods are all.
 
     Returns:
         Columns of `RUN`, round, mean, worst.

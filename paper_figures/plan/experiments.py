@@ -154,12 +154,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], Iterator[Point]]] = {
 
 
 def make_cases(name: str, profile: Profile, choices: Choices | None = None) -> list[Case]:
-    """Return what a profile runs of an experiment, all of the first seed first.
-
-    Args:
-        name: of the experiment.
-        profile: how much is run.
-        choices: the tuned settings; None reads those that are committed.
+    """Return what a profile runs of an experiment, all of the first seed first, with the committed choices if None.
 
     Example:
         >>> [case.config.method.name for case in make_cases("features", PROFILES["smoke"])]

@@ -133,6 +133,20 @@ def test_the_drawn_numbers_are_in_the_csv_and_the_text_beside_it(example: Result
     assert "Not finished, and left out: watch-local-0" in caption
 
 
+def test_captions_say_what_the_levels_of_non_iid_data_are(example: Results) -> None:
+    table = example.table
+    severe = table["setting"] == "severe"
+    mild, hard = (table[~severe], 0.5), (table[severe], 0.1)
+    rows = [part.assign(partition="dirichlet", dirichlet_alpha=alpha, missing_rate=0.6) for part, alpha in (mild, hard)]
+    rows.append(rows[0].assign(dataset="pamap", partition="natural"))
+    assert captions.describe_levels(pd.concat(rows)) == [
+        "- moderate: watch split by a Dirichlet distribution of labels with alpha 0.5, missing rate 0.6; pamap split "
+        "by its natural owners, missing rate 0.6",
+        "- severe: watch split by a Dirichlet distribution of labels with alpha 0.1, missing rate 0.6",
+    ]
+    assert captions.describe_levels(table.assign(setting="default")) == []
+
+
 def test_the_table_has_its_three_forms(example: Results, tmp_path: Path) -> None:
     draw("table_accuracy", example, tmp_path)
     assert len(pd.read_csv(tmp_path / "table_accuracy.csv")) == 4
