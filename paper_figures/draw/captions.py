@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from paper_figures.collect.inputs import Results
@@ -111,7 +112,7 @@ def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str =
     return lines
 
 
-def absent(drawn: Mapping[str, bool]) -> str:
+def absent(drawn: Mapping[str, bool | np.bool_]) -> str:
     """Return the sentence that names what is not drawn for want of numbers; nothing where all is drawn.
 
     Example:
@@ -176,7 +177,9 @@ def compose(title: str, shown: str, sections: Sections, results: Results | None 
     parts = [f"# {title}", shown]
     contents = dict(sections)
     if results is not None:
-        contents["Settings"] = describe_levels(results.table)
+        contents["Settings; the missing rate is the share of devices that lack a modality"] = describe_levels(
+            results.table
+        )
         contents["Provenance"] = describe_provenance(results.table, results.unfinished)
     for heading, lines in contents.items():
         if lines:
