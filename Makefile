@@ -5,9 +5,9 @@ PYTHON ?= python3
 # index of its own: make setup TORCH_INDEX=<address>
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-PROFILE ?= quick
-# What figures are drawn from: runs, or results, the tables in paper_figures/results.
+# What figures are drawn from: runs, or results, the tables of the profile full in paper_figures/results.
 FROM ?= runs
+PROFILE ?= $(if $(filter results,$(FROM)),full,quick)
 # Processes that run the tests; each of them computes on one thread.
 WORKERS ?= auto
 

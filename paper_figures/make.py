@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,12 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from paper_figures.plan.experiments import PROFILES
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.make", description=__doc__)
-    parser.add_argument("--profile", choices=PROFILES, default="quick", help="how much is run")
+    parser.add_argument("--profile", choices=PROFILES, help="how much is run; quick by default")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(MODULES)}")
-    parser.add_argument("--workers", type=int, help="processes at a time; one a core by default")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of runs, one a profile in it")
+    parser.add_argument("--workers", type=int, help="processes at a time; one per core by default")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "paper_figures" / "output", help="folder of figures, one a profile in it"
+        "--runs", type=Path, default=FOLDER.parent / "runs", help="folder of runs, one per profile in it"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=FOLDER / "output", help="folder of figures, one per profile in it"
     )
     parser.add_argument(
         "--from",
@@ -37,18 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--results",
         type=Path,
-        default=ROOT / "paper_figures" / "results",
+        default=FOLDER / "results",
         help=f"folder of the tables, which are kept when all of the profile {REPORTED} is drawn",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         if options.source == "results":
+            if options.profile not in (None, REPORTED):
+                raise ValueError(f"profile must be {REPORTED}, whose tables are kept, got {options.profile}")
             return redraw(options.results, options.output / REPORTED, options.only)
+        profile = options.profile or "quick"
         return make(
-            PROFILES[options.profile],
-            options.runs / options.profile,
-            options.output / options.profile,
+            PROFILES[profile],
+            options.runs / profile,
+            options.output / profile,
             options.only,
             options.workers,
             results_folder=options.results,

@@ -58,7 +58,7 @@ def make(
         runs_folder: the folder of the profile's runs.
         output: the folder of its figures.
         names: which figures and tables; empty is all.
-        workers: processes at a time; None is one a core.
+        workers: processes at a time; None is one per core.
         results_folder: where the gathered tables are kept, when all figures of the reported profile are drawn.
         run: False draws from the runs that are finished.
 
@@ -115,9 +115,6 @@ def check_names(names: Sequence[str]) -> list[str]:
 def experiments_of(names: Iterable[str]) -> list[str]:
     """Return the experiments that figures show, each once, in the order in which they are run."""
     wanted = {experiment for name in names for experiment in MODULES[name].EXPERIMENTS}
-    unknown = wanted - EXPERIMENTS.keys()
-    if unknown:
-        raise ValueError(f"experiments must be some of {', '.join(EXPERIMENTS)}; got {', '.join(sorted(unknown))}")
     return [experiment for experiment in EXPERIMENTS if experiment in wanted]
 
 
@@ -179,16 +176,15 @@ def draw(name: str, results: Results, folder: Path) -> list[Path]:
     if all(frame.empty for frame in frames):
         raise MissingResultsError(f"{name} cannot be drawn: there is no {module.NEEDS}")
     shown, sections = module.caption(results, *frames)
-    paths = []
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(module, "show"):
         table = module.show(*frames)
         shown = f"{files.to_markdown(table)}\n\n{shown}"
-        paths.append(files.save_text(files.to_latex(table), folder / f"{name}.tex"))
+        paths = [files.save_text(files.to_latex(table), folder / f"{name}.tex")]
     else:
         with style():
             figure = module.draw(*frames)
-            paths += files.save_figure(figure, folder, name)
+            paths = files.save_figure(figure, folder, name)
             plt.close(figure)
     drawn = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
     paths.append(files.save_csv(drawn, folder / f"{name}.csv"))

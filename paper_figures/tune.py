@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose settings")
     parser.add_argument("--methods", nargs="+", choices=TUNED_METHODS, default=TUNED_METHODS, help="which methods'")
     parser.add_argument("--budget", choices=("none", "limited"), help="only without, or with, a limit on energy")
-    parser.add_argument("--workers", type=int, help="processes at a time; one a core by default")
+    parser.add_argument("--workers", type=int, help="processes at a time; one per core by default")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tuning", help="folder of the trials' runs")
     parser.add_argument("--output", type=Path, default=PATH, help="file of the chosen settings")
     options = parser.parse_args(arguments)

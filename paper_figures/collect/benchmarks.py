@@ -28,11 +28,7 @@ class Benchmark:
 
 
 def load_kernels(folder: Path) -> Benchmark:
-    """Read the newest session on the widest vectors, by the date at the end of its folder's name; none has no rows.
-
-    Args:
-        folder: of the sessions.
-    """
+    """Read the newest session on the widest vectors, by the date at the end of its folder's name; none has no rows."""
 
     def order(rows: Path) -> tuple[int, str, str]:
         build = load_json(rows.with_name("machine.json")).get("build", {})
@@ -53,6 +49,12 @@ def mark_limits(rows: pd.DataFrame) -> pd.DataFrame:
         [False, True]
     """
     return rows.assign(is_limit=rows["against"].str.startswith(LIMITS))
+
+
+def count_met(rows: pd.DataFrame) -> tuple[int, int]:
+    """Return how many targets were met, of how many."""
+    aimed = rows.dropna(subset=["target"])
+    return int((aimed["ratio"] >= aimed["target"]).sum()), len(aimed)
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.experiments.build import build_simulation
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.model.network import SHARED
-from dmmlkd_ext.training.keep.files import load_state
+from dmmlkd_ext.training.keep.checkpoints import load_checkpoint
 from dmmlkd_ext.training.population import Population
 
 FEATURE_COLUMNS = (
@@ -70,13 +70,14 @@ def embed_run(config: ExperimentConfig, folder: Path, points: bool = True) -> pd
         Columns `FEATURE_COLUMNS`.
     """
     simulation = build_simulation(config)
-    simulation.load_state_dict(load_state(folder / "checkpoint.pt"))
+    simulation.load_state_dict(load_checkpoint(folder / "checkpoint.pt"))
     features = list(compute_features(simulation.population, simulation.dataset.test))
     rows = measure(features)
     if points:
         rows = pd.concat([rows, embed(features, simulation.population.holds)], ignore_index=True)
     method, dataset = config.method.name, config.data.dataset
-    return rows.assign(run=folder.name, dataset=dataset, method=method, seed=config.seed)[list(FEATURE_COLUMNS)]
+    rows = rows.assign(run=folder.name, dataset=dataset, method=method, seed=config.seed)
+    return rows.reindex(columns=list(FEATURE_COLUMNS)).astype({"device": "Int32", "class": "Int32"})
 
 
 @torch.no_grad()
@@ -101,12 +102,9 @@ def compute_features(population: Population, split: Split) -> Iterator[Features]
 
 
 def measure(features: list[Features]) -> pd.DataFrame:
-    """Return the distance of each modality and kind, a row each."""
+    """Return a row per modality and kind with its distance."""
     rows = [(part.modality, part.kind, "distance", class_distance(part)) for part in features]
-    frame = pd.DataFrame(rows, columns=["modality", "kind", "embedding", "x"])
-    for name in ("device", "class"):
-        frame[name] = pd.array([pd.NA] * len(frame), dtype="Int32")
-    return frame.assign(y=np.nan)
+    return pd.DataFrame(rows, columns=["modality", "kind", "embedding", "x"])
 
 
 def class_distance(features: Features) -> float:
@@ -142,8 +140,6 @@ def embed(features: list[Features], holds: npt.NDArray[np.bool_]) -> pd.DataFram
                 rows = pd.DataFrame({"class": part.labels[picked]})
                 chosen.append(rows.assign(modality=part.modality, kind=part.kind, device=int(device)))
     points = pd.concat(chosen, ignore_index=True)
-    points["device"] = points["device"].astype("Int32")
-    points["class"] = points["class"].astype("Int32")
     placed = project(np.concatenate(matrices))
     return pd.concat([points.assign(embedding=name, x=xy[:, 0], y=xy[:, 1]) for name, xy in placed], ignore_index=True)
 

@@ -19,7 +19,7 @@ from dmmlkd_ext.experiments.results import MEASUREMENT, describe_run, read_commi
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from paper_figures.collect.embedding import FEATURE_COLUMNS, embed_run
 from paper_figures.collect.extract import extract
-from paper_figures.collect.kept import PLACE, RUN_COLUMNS, Gathered, decode, encode
+from paper_figures.collect.kept import RUN_COLUMNS, Gathered, decode, encode
 from paper_figures.plan.experiments import BUDGETS, Case
 
 Cases = Mapping[str, Sequence[Case]]
@@ -27,11 +27,7 @@ Cases = Mapping[str, Sequence[Case]]
 
 
 def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
-    """Gather the finished runs of some experiments.
-
-    Args:
-        cases: what was to be run.
-        runs_folder: the folder of all runs.
+    """Gather the finished runs of some experiments from the folder of all runs.
 
     Returns:
         The tables, and the name of each run that cannot be read -> why; it counts as not finished.
@@ -53,16 +49,13 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
             continue
         numbers += kept
         finished[run] = commit
-    rows = [
-        {
-            **dict(zip(PLACE, (experiment, case.setting, case.level), strict=True)),
-            **describe_run(run_name(case.config), case.config, finished.get(run_name(case.config))),
-            "seconds": seconds.get(run_name(case.config)),
-            "finished": run_name(case.config) in finished,
-        }
-        for experiment, group in cases.items()
-        for case in group
-    ]
+    rows = []
+    for experiment, group in cases.items():
+        for case in group:
+            run = run_name(case.config)
+            place = {"experiment": experiment, "setting": case.setting, "level": case.level}
+            about = describe_run(run, case.config, finished.get(run))
+            rows.append({**place, **about, "seconds": seconds.get(run), "finished": run in finished})
     options = [(run, *option) for run, config in configs.items() for option in flatten(config.to_dict())]
     shown = [case.config for case in cases.get("features", ()) if run_name(case.config) in finished]
     features, lost = _embed(shown, runs_folder)

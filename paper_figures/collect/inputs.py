@@ -17,11 +17,11 @@ class Results:
     """The numbers of some experiments' runs, and what else figures show.
 
     Attributes:
-        table: a row a number: experiment, setting, level, and the columns of a run and of a number that
+        table: a row per number: experiment, setting, level, and the columns of a run and of a number that
             `dmmlkd_ext.experiments.results` documents.
         unfinished: names of runs without a result.
         features: columns `FEATURE_COLUMNS` of `paper_figures.collect.embedding`.
-        settings: experiment, setting, level, dataset, method, option, value; a row an option of a run.
+        settings: experiment, setting, level, dataset, method, option, value; a row per option of a run.
         benchmarks: the folder of the results of benchmarks.
     """
 

@@ -1,7 +1,7 @@
 """The gathered tables, and these tables as files with their checksums.
 
-`runs.csv` has a row an experiment and run, `metrics.parquet` a row a number of a run, `settings.parquet` a row an
-option of a run, `features.csv` a row a feature in two dimensions. `SHA256SUMS` is for `sha256sum --check`, too.
+`runs.csv` has a row per experiment and run, `metrics.parquet` per number of a run, `settings.parquet` per option of a
+run, `features.csv` per feature in two dimensions. `SHA256SUMS` is for `sha256sum --check`, too.
 """
 
 from __future__ import annotations

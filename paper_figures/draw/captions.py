@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from paper_figures.collect.inputs import Results
 from paper_figures.plan.labels import DEFAULT_SETTING, label
+from paper_figures.plan.worlds import LEVELS
 
 Sections = Mapping[str, Sequence[str]]
 """Heading of a section of a caption -> its lines."""
@@ -26,6 +28,11 @@ SAMPLED = (
 def percent(value: float) -> str:
     """Return an accuracy in percent, e.g. ``81.3``, or a dash where there is none."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def interval_of(row: Mapping[Any, Any], name: str) -> tuple[float, float, float]:
+    """Return a value of a row of `paper_figures.judge.comparisons.compare` with the ends of its interval."""
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
 
 def with_interval(mean: float, low: float, high: float) -> str:
@@ -84,37 +91,51 @@ def where(row: Mapping[Any, Any], symbol: str = "") -> str:
         >>> where({"dataset": "watch", "level": 0.3}, "energy budget"), where({"dataset": "mfeat", "setting": "severe"})
         ('watch, energy budget 0.3', 'mfeat, severe')
     """
-    parts = [str(row["dataset"])] if row.get("dataset") else []
-    level = row.get("level")
-    setting = str(row.get("setting") or "")
-    name = "" if setting == DEFAULT_SETTING else setting
+    level, name = row.get("level"), str(row.get("setting") or "").removeprefix(DEFAULT_SETTING)
     if isinstance(level, float) and not math.isnan(level):
-        name = symbol or name
-        name = f"{name} {level:g}".strip()
-    return ", ".join([*parts, name] if name else parts)
+        name = f"{symbol or name} {level:g}".strip()
+    return ", ".join(str(part) for part in (row.get("dataset"), name) if part)
 
 
 def describe_differences(comparison: pd.DataFrame, reference: str, symbol: str = "") -> list[str]:
-    """Return a line for each setting and method: final accuracy, and the difference to the reference.
+    """Return a line per row of a comparison: final accuracy, and the difference to the reference.
 
-    Args:
-        comparison: of `paper_figures.judge.comparisons.compare`.
-        reference: the method that others were compared with.
-        symbol: what a level is called.
+    What a level is called is `symbol`; the comparison is of `paper_figures.judge.comparisons.compare`.
     """
     lines = []
     for row in comparison.to_dict("records"):
-        text = (
-            f"- {where(row, symbol)}, {label(row['method'])}: "
-            f"{with_interval(row['mean'], row['mean_low'], row['mean_high'])} %"
-        )
+        text = f"- {where(row, symbol)}, {label(row['method'])}: {with_interval(*interval_of(row, 'mean'))} %"
         if row["pairs"]:
-            gap = signed(row["difference"], row["difference_low"], row["difference_high"])
-            text += (
-                f"; against {label(reference)} {gap} points over {row['pairs']} "
-                f"pair{'s' if row['pairs'] > 1 else ''}, p {p_value(row['p'])}"
-            )
+            gap, plural = signed(*interval_of(row, "difference")), "s" if row["pairs"] > 1 else ""
+            text += f"; against {label(reference)} {gap} points over {row['pairs']} pair{plural}, p {p_value(row['p'])}"
         lines.append(text)
+    return lines
+
+
+def absent(drawn: Mapping[str, bool | np.bool_]) -> str:
+    """Return the sentence that names what is not drawn for want of numbers; nothing where all is drawn.
+
+    Example:
+        >>> absent({"time": True, "energy": False})
+        ' Not drawn, because it was not measured: energy.'
+    """
+    names = [name for name, is_drawn in drawn.items() if not is_drawn]
+    return f" Not drawn, because it was not measured: {', '.join(names)}." if names else ""
+
+
+def describe_levels(table: pd.DataFrame) -> list[str]:
+    """Return a line per level of non-IID data: how each dataset is split, and how many devices lack a modality."""
+    lines = []
+    for level, runs in table[table["setting"].isin(LEVELS)].groupby("setting", observed=True):
+        places: dict[str, set[str]] = {}
+        for row in (
+            runs[["dataset", "partition", "dirichlet_alpha", "missing_rate"]].drop_duplicates().to_dict("records")
+        ):
+            dirichlet = f"a Dirichlet distribution of labels with alpha {row['dirichlet_alpha']:g}"
+            split = "its natural owners" if row["partition"] == "natural" else dirichlet
+            places.setdefault(f"split by {split}, missing rate {row['missing_rate']:g}", set()).add(row["dataset"])
+        shown = "; ".join(f"{', '.join(sorted(datasets))} {text}" for text, datasets in sorted(places.items()))
+        lines.append(f"- {level}: {shown}")
     return lines
 
 
@@ -139,27 +160,26 @@ def name_runs(runs: Iterable[object]) -> str:
         >>> name_runs(["b", "a"])
         'a, b'
         >>> name_runs(map(str, range(100)))
-        '100, named in the table of runs; SHA-256 of their sorted names, one a line: bde4d0d61ad1'
+        '100, named in the table of runs; SHA-256 of their sorted names, one per line: bde4d0d61ad1'
     """
     names = sorted(map(str, runs))
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-    return f"{len(names)}, named in the table of runs; SHA-256 of their sorted names, one a line: {digest}"
+    return f"{len(names)}, named in the table of runs; SHA-256 of their sorted names, one per line: {digest}"
 
 
 def compose(title: str, shown: str, sections: Sections, results: Results | None = None) -> str:
-    """Return a caption: a heading, what is shown, sections of lines, provenance; empty sections are left out.
+    """Return a caption: a heading, what is shown, sections, and of results also settings and provenance.
 
-    Args:
-        title: the heading.
-        shown: what is drawn and how to read it.
-        sections: heading of a section -> its lines.
-        results: where the numbers came from; None adds no provenance.
+    Sections without lines are left out.
     """
     parts = [f"# {title}", shown]
     contents = dict(sections)
     if results is not None:
+        contents["Settings; the missing rate is the share of devices that lack a modality"] = describe_levels(
+            results.table
+        )
         contents["Provenance"] = describe_provenance(results.table, results.unfinished)
     for heading, lines in contents.items():
         if lines:

@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from paper_figures.draw import style
+from paper_figures.judge.transforms import by_method
 from paper_figures.plan.labels import REFERENCE_METHOD, in_order, label
 
 
 def draw_accuracy(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
     """Draw each method's accuracy, with bars of their intervals for the paper's and those of one level."""
-    apart = set_apart(panel, x)
-    for method in in_order(apart["method"]):
-        line = apart[apart["method"] == method].rename(columns={"mean_low": "low", "mean_high": "high"})
+    for method, rows in by_method(set_apart(panel, x)):
+        line = rows.rename(columns={"mean_low": "low", "mean_high": "high"})
         strong = method in style.STRONG
         style.draw_line(axis, line, method, x, strong=strong, band=False, bars=strong or len(line) == 1)
     style.keep_percent(axis)
@@ -40,10 +40,9 @@ def set_apart(panel: pd.DataFrame, x: str = "level") -> pd.DataFrame:
 def draw_differences(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
     """Draw each method's difference to the reference with bands of its paired intervals."""
     axis.axhline(0, color=style.look(REFERENCE_METHOD).colour, linewidth=1.0, zorder=1)
-    known = panel.dropna(subset=["difference"])
-    for method in in_order(known["method"]):
-        line = known[known["method"] == method][[x, "difference", "difference_low", "difference_high"]]
-        line.columns = pd.Index([x, "mean", "low", "high"])
+    names = {"difference": "mean", "difference_low": "low", "difference_high": "high"}
+    for method, rows in by_method(panel.dropna(subset=["difference"])):
+        line = rows[[x, *names]].rename(columns=names)
         style.draw_line(axis, line, method, x, band=True, bars=len(line) == 1)
 
 

@@ -23,6 +23,7 @@ ONE_COLUMN = 3.5
 """Width of a figure in one column, in inches."""
 TWO_COLUMNS = 7.16
 """Width of a figure over both columns, in inches."""
+_POINT: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 BAND_ALPHA = 0.1
 """Opacity of the band of an interval."""
 EDGE_ALPHA = 0.5
@@ -37,6 +38,11 @@ class Look:
     colour: str
     marker: Any
     dashes: tuple[float, ...] = ()
+
+    @property
+    def line(self) -> Any:
+        """The style of the line, for matplotlib."""
+        return (0, self.dashes) if self.dashes else "-"
 
 
 # Colours of Okabe and Ito and of Tol, told apart with any colour vision; markers and dashes tell them apart in grey.
@@ -72,50 +78,39 @@ STRONG: tuple[str, ...] = ("local", "dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 # Modalities are told apart where methods are not, and the methods `unimodal:<modality>` are drawn like them: Tol's
 # muted colours, and stars as markers, which no other method has: number of points and rotation in degrees.
 _INDIGO, _ROSE, _FOREST, _SAND, _CYAN, _MAGENTA = "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#AA4499"
-_MODALITIES: dict[str, tuple[str, tuple[int, int, int]]] = {
-    "image": (_INDIGO, (3, 1, 0)),
-    "audio": (_ROSE, (4, 1, 0)),
-    "video": (_FOREST, (5, 1, 0)),
-    "accelerometer": (_CYAN, (6, 1, 0)),
-    "gyroscope": (_MAGENTA, (7, 1, 0)),
-    "fac": (_INDIGO, (3, 1, 60)),
-    "fou": (_ROSE, (4, 1, 45)),
-    "kar": (_FOREST, (5, 1, 36)),
-    "mor": (_SAND, (6, 1, 30)),
-    "pix": (_CYAN, (7, 1, 26)),
-    "zer": (_MAGENTA, (8, 1, 22)),
+_LOOKS |= {
+    UNIMODAL + modality: Look(colour, marker, (1, 1))
+    for modality, colour, marker in (
+        ("image", _INDIGO, (3, 1, 0)),
+        ("audio", _ROSE, (4, 1, 0)),
+        ("video", _FOREST, (5, 1, 0)),
+        ("accelerometer", _CYAN, (6, 1, 0)),
+        ("gyroscope", _MAGENTA, (7, 1, 0)),
+        ("fac", _INDIGO, (3, 1, 60)),
+        ("fou", _ROSE, (4, 1, 45)),
+        ("kar", _FOREST, (5, 1, 36)),
+        ("mor", _SAND, (6, 1, 30)),
+        ("pix", _CYAN, (7, 1, 26)),
+        ("zer", _MAGENTA, (8, 1, 22)),
+    )
 }
-_UNKNOWN_MODALITY = (_BLACK, (9, 1, 0))
 
 
 def look(method: str) -> Look:
     """Return how a method is drawn; one without a look is black."""
-    if method.startswith(UNIMODAL):
-        modality = method.removeprefix(UNIMODAL)
-        return Look(modality_colour(modality), modality_marker(modality), (1, 1))
     return _LOOKS.get(method, Look(_BLACK, ".", (1, 1)))
 
 
 def modality_colour(modality: str) -> str:
     """Return the colour of a modality; an unknown one is black."""
-    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[0]
-
-
-def modality_marker(modality: str) -> tuple[int, int, int]:
-    """Return the marker of a modality, a star of its own."""
-    return _MODALITIES.get(modality, _UNKNOWN_MODALITY)[1]
+    return look(UNIMODAL + modality).colour
 
 
 def legend_handle(method: str, width: float | None = None) -> Line2D:
     """Return the entry of a method in a legend, also where some panel lacks the method."""
     shown = look(method)
-    line = Line2D([], [], color=shown.colour, marker=shown.marker, label=label(method))
-    line.set(markeredgecolor="white", markeredgewidth=0.4, markersize=5)
-    if width is not None:
-        line.set_linewidth(width)
-    if shown.dashes:
-        line.set_linestyle((0, shown.dashes))
-    return line
+    lines: dict[str, Any] = {"color": shown.colour, "linestyle": shown.line, "linewidth": width}
+    return Line2D([], [], marker=shown.marker, label=label(method), **_POINT, markersize=5, **lines)
 
 
 def add_method_legend(figure: Figure, methods: Iterable[str], columns: int, strong: bool = False) -> None:
@@ -125,7 +120,7 @@ def add_method_legend(figure: Figure, methods: Iterable[str], columns: int, stro
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Return a figure of panels, `height` inches a row, and its axes as an array [rows, columns].
+    """Return a figure of panels, `height` inches per row, and its axes as an array [rows, columns].
 
     One column of panels is as wide as a column of text, more are as wide as two.
     """
@@ -155,7 +150,7 @@ def draw_line(
 
     Args:
         axis: where it is drawn.
-        rows: columns `x`, mean, low, high, a row a point.
+        rows: columns `x`, mean, low, high, a row per point.
         method: whose look is taken.
         x: name of the column of the horizontal axis.
         scale: factor on the values; 100 gives percent.
@@ -172,9 +167,8 @@ def draw_line(
         mean,
         color=shown.colour,
         marker=shown.marker,
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-        linestyle=(0, shown.dashes) if shown.dashes else "-",
+        **_POINT,
+        linestyle=shown.line,
         linewidth=1.4 if strong else 0.8,
         markersize=4.0 if strong or len(places) == 1 else 2.5,
         markevery=max(1, len(places) // 8),
@@ -189,16 +183,16 @@ def draw_line(
         draw_bars(axis, places, mean, low, high, shown.colour)
 
 
-def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: str, horizontal: bool = False) -> None:
+def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: str) -> None:
     """Draw bars of intervals; where there is no interval, none."""
     known = np.isfinite(low) & np.isfinite(high)
     if not known.any():
         return
     places, mean, low, high = (np.asarray(values)[known] for values in (places, mean, low, high))
     lengths = np.stack([mean - low, high - mean])
-    where: dict[str, Any] = {"x": mean, "y": places, "xerr": lengths} if horizontal else {}
-    where = where or {"x": places, "y": mean, "yerr": lengths}
-    axis.errorbar(**where, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, capthick=0.9, zorder=2.5)
+    axis.errorbar(
+        places, mean, yerr=lengths, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, capthick=0.9, zorder=2.5
+    )
 
 
 def keep_percent(axis: Axes) -> None:

@@ -14,7 +14,7 @@ from paper_figures.collect.inputs import Results, pick
 from paper_figures.draw import captions, style
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import REFERENCE_METHOD, in_order
+from paper_figures.plan.labels import REFERENCE_METHOD
 
 EXPERIMENTS = ("comparison",)
 NEEDS = "test accuracy of the experiment comparison"
@@ -47,7 +47,7 @@ def transform(results: Results) -> pd.DataFrame:
 
 
 def draw(curves: pd.DataFrame) -> Figure:
-    """Draw a column a dataset; a row a setting over rounds, then the last setting over time and over energy."""
+    """Draw a column per dataset; a row per setting over rounds, then the last setting over time and over energy."""
     datasets = list(dict.fromkeys(curves["dataset"]))
     settings = list(dict.fromkeys(curves["setting"]))
     rows = [(setting, "round") for setting in settings]
@@ -68,39 +68,28 @@ def draw(curves: pd.DataFrame) -> Figure:
 
 
 def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
-    for method in reversed(in_order(panel["method"])):
+    for method, rows in reversed(list(transforms.by_method(panel))):
         strong = method in style.STRONG
-        style.draw_line(axis, panel[panel["method"] == method], method, x, strong=strong, band=strong)
+        style.draw_line(axis, rows, method, x, strong=strong, band=strong)
     rivals = panel.loc[panel["method"] != "centralized", x]
     if x != "round" and len(rivals):
         # The upper reference computes all devices' work in one place: in its scale the others could not be told apart.
         axis.set_xlim(0, 1.05 * rivals.max())
-    if x == "round":
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
-    else:
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    whole = {"integer": True, "steps": [1, 2, 5, 10]} if x == "round" else {}
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, **whole))
     style.keep_percent(axis)
 
 
 def caption(results: Results, curves: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return what is drawn, and the accuracies in the last round."""
     settings = list(dict.fromkeys(curves["setting"]))
-    costs = [cost for cost in COSTS.values() if curves[cost].notna().any()]
     shown = (
         f"Mean test accuracy over devices and up to {curves['seeds'].max()} seeds, with no limit on energy; bands are "
         "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. "
-        f"{captions.SAMPLED} "
+        f"{captions.SAMPLED} The last rows show the last setting ({settings[-1]}) over "
+        f"{' and over '.join(IN_TEXT.values())}, means over devices and seeds at the evaluated rounds, as far as the "
+        "devices' methods go; the numbers of every setting are in the CSV. Differences are paired by seed; "
+        f"{P_VALUES}{captions.absent({text: curves[cost].notna().any() for cost, text in IN_TEXT.items()})}"
     )
-    if costs:
-        place = f" ({settings[-1]})" if settings[-1] else ""
-        shown += (
-            f"The last rows show the last setting{place} over {' and over '.join(IN_TEXT[cost] for cost in costs)}"
-            ", means over devices and seeds at the evaluated rounds, as far as the devices' methods go; the numbers of "
-            "every setting are in the CSV. "
-        )
-    missing = [IN_TEXT[cost] for cost in COSTS.values() if cost not in costs]
-    if missing:
-        shown += f"Not recorded, and not drawn: {', '.join(missing)}. "
-    shown += f"Differences are paired by seed; {P_VALUES}"
     comparison = compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
     return shown, {"Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD)}

@@ -42,8 +42,7 @@ def choose(features: pd.DataFrame) -> pd.DataFrame:
     points: pd.DataFrame = features[features["embedding"].isin(list(EMBEDDINGS))]
     if points.empty:
         return points
-    methods = points.groupby("dataset", observed=True)["method"].nunique()
-    dataset = min(methods.index, key=lambda name: (-methods[name], name))
+    dataset = points.groupby("dataset", observed=True)["method"].nunique().idxmax()
     shown: pd.DataFrame = points[points["dataset"] == dataset]
     shown = shown[shown["seed"] == shown["seed"].min()]
     devices = sorted(shown["device"].dropna().unique())[:NUM_DEVICES]
@@ -53,7 +52,7 @@ def choose(features: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame, distances: pd.DataFrame) -> Figure:
-    """Draw a row an embedding and a column a method and kind; colours are classes, markers devices."""
+    """Draw a row per embedding and a column per method and kind; colours are classes, markers devices."""
     embeddings = [name for name in EMBEDDINGS if (points["embedding"] == name).any()]
     methods = in_order(points["method"])
     methods = [method for method in (WITHOUT, WITH) if method in methods] or methods
@@ -129,19 +128,14 @@ def caption(_results: Results, points: pd.DataFrame, distances: pd.DataFrame) ->
     shown = (
         f"Features of {points['device'].nunique()} devices, {first['dataset']}, seed {first['seed']}: colours are "
         "classes, markers devices; filled points are of the first modality in the legend. Axes have no unit: they are "
-        "the first two principal components, and t-SNE's plane, in which distances between groups mean little. "
+        "the first two principal components, and t-SNE's plane, in which distances between groups mean little. The "
+        "distance, a mean over seeds, is that of devices' class means of the common features, measured in the space "
+        "of the features."
     )
-    if WITHOUT not in set(points["method"]) or WITH not in set(points["method"]):
-        shown += "Only one of the two methods is there, so that nothing can be compared. "
-    shown += (
-        "The distance, a mean over seeds, is that of devices' class means of the common features, measured in the "
-        "space of the features."
-        if len(distances)
-        else "No distance between devices is known."
-    )
-    means = distances.groupby(["dataset", "method"])["distance"]
+    drawn = {f"features of {label(method)}": (points["method"] == method).any() for method in (WITHOUT, WITH)}
+    shown += captions.absent({**drawn, "the distance": len(distances) > 0})
     lines = [
         f"- {dataset}, {label(str(method))}: distance {group.mean():.3f} over {len(group)} seeds"
-        for (dataset, method), group in means
+        for (dataset, method), group in distances.groupby(["dataset", "method"])["distance"]
     ]
     return shown, {"Distances": lines}

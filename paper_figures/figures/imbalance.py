@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import product
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures.collect.inputs import Results, pick
 from paper_figures.draw import captions, style
 from paper_figures.judge import measures, transforms
-from paper_figures.plan.labels import in_order, label
+from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("imbalance",)
 NEEDS = "probe_accuracy, modality_accuracy or balance_metric of the experiment imbalance"
@@ -44,10 +43,8 @@ def transform(results: Results) -> pd.DataFrame:
 
 
 def draw(drawn: pd.DataFrame) -> Figure:
-    """Draw a column a dataset and modality: the gaps, and the metrics over rounds below."""
-    columns = list(
-        drawn[["dataset", "modality"]].drop_duplicates().sort_values("dataset", kind="stable").itertuples(index=False)
-    )
+    """Draw a column per dataset and modality: the gaps, and the metrics over rounds below."""
+    columns = sorted(dict.fromkeys(zip(drawn["dataset"], drawn["modality"], strict=True)), key=lambda pair: pair[0])
     names = [name for name in ("gap", *CURVES) if (drawn["measure"] == name).any()]
     figure, axes = style.panels(len(names), len(columns), 1.6, sharey="row")
     for (row, measure), (column, (dataset, modality)) in product(enumerate(names), enumerate(columns)):
@@ -72,11 +69,10 @@ def draw(drawn: pd.DataFrame) -> Figure:
 
 
 def _draw_gaps(axis: Axes, gaps: pd.DataFrame) -> None:
-    for place, method in enumerate(in_order(gaps["method"])):
-        (row,) = gaps[gaps["method"] == method].to_dict("records")
+    for place, (method, rows) in enumerate(transforms.by_method(gaps)):
         shown = style.look(method)
-        mean, low, high = (np.array([100 * row[name]]) for name in ("mean", "low", "high"))
-        style.draw_bars(axis, np.array([place]), mean, low, high, shown.colour)
+        mean, low, high = (100 * rows[name].to_numpy() for name in ("mean", "low", "high"))
+        style.draw_bars(axis, [place], mean, low, high, shown.colour)
         axis.plot([place], mean, color=shown.colour, marker=shown.marker, markersize=5, markeredgecolor="white")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks([])
@@ -85,9 +81,9 @@ def _draw_gaps(axis: Axes, gaps: pd.DataFrame) -> None:
 
 def _draw_curves(axis: Axes, curves: pd.DataFrame, measure: str) -> None:
     scale = 100.0 if measure == "modality_accuracy" else 1.0
-    for method in in_order(curves["method"]):
+    for method, rows in transforms.by_method(curves):
         strong = method in style.STRONG
-        style.draw_line(axis, curves[curves["method"] == method], method, "round", scale, strong=strong, band=strong)
+        style.draw_line(axis, rows, method, "round", scale, strong=strong, band=strong)
     if measure == "balance_metric":
         axis.axhline(1, color="black", linewidth=0.8)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=4))
@@ -104,19 +100,11 @@ def caption(results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Sectio
         "that hold the modality. Accuracy of the modality alone: the prediction from this modality only. "
         f"{captions.SAMPLED} Balance "
         "metric: training speed over the mean speed of the device's modalities; above 1 a modality is fast. "
+        "The slow modality is the one with the lower balance metric under DMML, not the one with the larger gap: "
+        f"{', '.join(f'{modality} ({dataset})' for dataset, modality in slow.items()) or 'not known'}."
     )
-    if slow:
-        shown += (
-            "The slow modality is the one with the lower balance metric under DMML, not the one with the larger gap: "
-            + ", ".join(f"{modality} ({dataset})" for dataset, modality in slow.items())
-            + "."
-        )
     gaps = drawn[drawn["measure"] == "gap"]
-    if gaps.empty:
-        shown += (
-            "The gap is not drawn: it needs probe_accuracy of a joint method and of "
-            "`unimodal:<modality>` in the same seeds."
-        )
+    shown += captions.absent({"the under-training gap": len(gaps) > 0})
     lines = [
         f"- {row['dataset']}, {row['modality']}, {label(row['method'])}: "
         f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"

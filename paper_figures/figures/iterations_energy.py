@@ -15,15 +15,16 @@ from paper_figures.collect.inputs import Results, pick
 from paper_figures.draw import captions, levels, style
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import in_order, label
+from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("balance",)
 NEEDS = "test accuracy of the experiment balance at a limited energy"
 TITLE = "Local iterations under limited energy"
 METHOD, UNIFORM = "dmml-kd-tb", "dmml-kd"
+METRICS = {"local_iterations": "Local iterations", "energy_left_joule": "Energy left ({}J)"}
 NUM_DEVICES = 3
 """Devices that are drawn: those with the most modalities."""
-DEVICE_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1))
+DEVICE_LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
 
 
 def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -63,9 +64,7 @@ def trace_devices(table: pd.DataFrame, count: int = NUM_DEVICES) -> pd.DataFrame
         Columns dataset, level, seed, metric (`local_iterations`, `energy_left_joule`), modality, device, round, value.
     """
     columns = ["dataset", "level", "seed", "metric", "modality", "device", "round", "value"]
-    parts = [
-        pick(table, metric, methods=[METHOD], of_devices=True) for metric in ("local_iterations", "energy_left_joule")
-    ]
+    parts = [pick(table, metric, methods=[METHOD], of_devices=True) for metric in METRICS]
     rows = pd.concat(parts).rename(columns={"part": "modality"})
     found = []
     for _, group in rows.groupby("dataset"):
@@ -82,19 +81,18 @@ def trace_devices(table: pd.DataFrame, count: int = NUM_DEVICES) -> pd.DataFrame
 
 
 def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
-    """Draw a column a dataset: iterations, remaining energy, accuracy and differences over the budget."""
+    """Draw a column per dataset: iterations, remaining energy, accuracy and differences over the budget."""
     datasets = list(dict.fromkeys(budgets["dataset"]))
-    metrics = [name for name in ("local_iterations", "energy_left_joule") if (traces["metric"] == name).any()]
+    metrics = [name for name in METRICS if (traces["metric"] == name).any()]
     compared = bool(budgets["uniform_difference"].notna().any())
     below = len(metrics)  # the rows of budgets
     figure, axes = style.panels(below + 1 + compared, len(datasets), 1.65)
     energy = traces.loc[traces["metric"] == "energy_left_joule", "value"].max()
     scale, prefix = captions.prefix_of(energy)
     for column, dataset in enumerate(datasets):
-        own = traces[traces["dataset"] == dataset]
         for row, metric in enumerate(metrics):
             factor = scale if metric == "energy_left_joule" else 1.0
-            chosen = own[own["metric"] == metric]
+            chosen = traces[(traces["dataset"] == dataset) & (traces["metric"] == metric)]
             _draw_traces(axes[row, column], chosen.assign(value=chosen["value"] / factor))
         panel = budgets[budgets["dataset"] == dataset]
         levels.draw_accuracy(axes[below, column], panel)
@@ -104,9 +102,8 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
             levels.set_level_axis(axis, panel["level"], "Energy budget (fraction)")
             axis.set_xlim(axes[below, column].get_xlim())
         style.label_panel(axes[0, column], dataset)
-    names = {"local_iterations": "Local iterations", "energy_left_joule": f"Energy left ({prefix}J)"}
     for row, metric in enumerate(metrics):
-        axes[row, 0].set_ylabel(names[metric])
+        axes[row, 0].set_ylabel(METRICS[metric].format(prefix))
     axes[below, 0].set_ylabel("Final test\naccuracy (%)")
     if compared:
         axes[-1, 0].set_ylabel("Difference to\nuniform (points)")
@@ -119,17 +116,16 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
         return
     devices = sorted(traces["device"].unique())
     for (modality, device), line in traces.groupby(["modality", "device"]):
-        dashes = DEVICE_DASHES[devices.index(device) % len(DEVICE_DASHES)]
+        shape = DEVICE_LINES[devices.index(device) % len(DEVICE_LINES)]
         colour = style.modality_colour(str(modality)) if modality else "#444444"
-        axis.plot(line["round"], line["value"], color=colour, linestyle=(0, dashes) if dashes else "-", linewidth=1.0)
+        axis.plot(line["round"], line["value"], color=colour, linestyle=shape, linewidth=1.0)
     modalities = [name for name in dict.fromkeys(traces["modality"]) if name]
     if modalities:
         handles = [Line2D([], [], color=style.modality_colour(name), label=name) for name in modalities]
     else:
-        styles: list[Any] = [(0, dashes) if dashes else "-" for dashes in DEVICE_DASHES]
         handles = [
             Line2D([], [], color="#444444", linestyle=line, linewidth=1.0, label=f"device {device}")
-            for device, line in zip(devices, styles, strict=False)
+            for device, line in zip(devices, DEVICE_LINES, strict=False)
         ]
     axis.set_ylim(0, 1.4 * traces["value"].max())  # room for the legend
     axis.legend(handles=handles, fontsize=6, ncols=3, handlelength=1.4, loc="upper center", columnspacing=0.8)
@@ -140,14 +136,10 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
 def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:
     """Draw each method's difference to the uniform cut of the same losses."""
     axis.axhline(0, color="black", linewidth=0.8, zorder=1)
-    apart = levels.set_apart(panel)
-    for method in in_order(apart["method"]):
-        rows = apart[(apart["method"] == method) & apart["uniform_difference"].notna()]
-        names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high"}
-        if len(rows):
-            own = rows[["level", *names]].rename(columns=names)
-            strong = method in style.STRONG
-            style.draw_line(axis, own, method, "level", strong=strong, band=strong, bars=len(own) == 1)
+    names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high"}
+    for method, rows in transforms.by_method(levels.set_apart(panel).dropna(subset=["uniform_difference"])):
+        line, strong = rows[["level", *names]].rename(columns=names), method in style.STRONG
+        style.draw_line(axis, line, method, "level", strong=strong, band=strong, bars=len(line) == 1)
 
 
 def _against_uniform(row: Mapping[Any, Any]) -> str:
@@ -159,27 +151,21 @@ def _against_uniform(row: Mapping[Any, Any]) -> str:
 
 def caption(_results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return what is drawn, and the accuracies in the last round."""
-    shown = ""
-    if len(traces):
-        runs = traces[["dataset", "level", "seed"]].drop_duplicates().to_dict("records")
-        shown += (
-            f"Local iterations of each modality (colour) and remaining energy over rounds, of up to {NUM_DEVICES} "
-            "devices (solid, dashed, dotted) with the most modalities, under DMML-KD with balance: "
-            + "; ".join(f"{run['dataset']} at budget {run['level']:g}, seed {run['seed']}" for run in runs)
-            + ". "
-        )
-    else:
-        shown += "Iterations and energy by device were not recorded, and are not drawn. "
-    shown += (
-        f"Below: accuracy in the last round, mean over devices and up to {budgets['seeds'].max()} seeds with 95% "
+    runs = traces[["dataset", "level", "seed"]].drop_duplicates().to_dict("records")
+    named = "; ".join(f"{run['dataset']} at budget {run['level']:g}, seed {run['seed']}" for run in runs)
+    shown = (
+        f"Local iterations of each modality (colour) and remaining energy over rounds, of up to {NUM_DEVICES} devices "
+        f"(solid, dashed, dotted) with the most modalities, under DMML-KD with balance: {named or 'no run'}. Below: "
+        f"accuracy in the last round, mean over devices and up to {budgets['seeds'].max()} seeds with 95% "
         "Student intervals, over the budget, a fraction of what all iterations of all modalities in all rounds would "
         "cost; then differences to `uniform`, which cuts all modalities alike under the same energy (DMML for the "
         "methods without distillation, DMML-KD for those with it), paired by seed, with their 95% intervals. Methods "
         f"that were run at one budget alone stand a little to its right. {P_VALUES}"
+        f"{captions.absent({'iterations and energy by device': len(traces) > 0})}"
     )
     lines = [
         f"- {captions.where(row, 'energy budget')}, {label(row['method'])}: "
-        f"{captions.with_interval(row['mean'], row['mean_low'], row['mean_high'])} %{_against_uniform(row)}"
+        f"{captions.with_interval(*captions.interval_of(row, 'mean'))} %{_against_uniform(row)}"
         for row in budgets.to_dict("records")
     ]
     return shown, {"Accuracy in the last round": lines}

@@ -42,7 +42,7 @@ def transform(results: Results) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw a row an operator: speed-ups on the left, fractions of the limit on the right."""
+    """Draw a row per operator: speed-ups on the left, fractions of the limit on the right."""
     operators = list(dict.fromkeys(rows["operator"]))
     counts = [rows.loc[rows["operator"] == operator, "label"].nunique() for operator in operators]
     figure, axes = plt.subplots(
@@ -56,10 +56,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         gridspec_kw={"height_ratios": [count + 1 for count in counts], "width_ratios": [2.2, 1]},
     )
     for row, operator in enumerate(operators):
-        own = rows[rows["operator"] == operator]
-        labels = list(dict.fromkeys(own["label"]))
+        group = rows[rows["operator"] == operator]
+        labels = list(dict.fromkeys(group["label"]))
         for column, is_limit in enumerate((False, True)):
-            _draw_points(axes[row, column], own[own["is_limit"] == is_limit], labels)
+            _draw_points(axes[row, column], group[group["is_limit"] == is_limit], labels)
         axes[row, 0].set_yticks(range(len(labels)), labels, fontsize=6)
         axes[row, 0].set_ylim(len(labels) - 0.4, -0.6)
         style.label_panel(axes[row, 0], operator)
@@ -113,19 +113,18 @@ def caption(results: Results, rows: pd.DataFrame) -> tuple[str, captions.Section
     lines = []
     for operator, group in rows.groupby("operator"):
         rivals, limits = group[~group["is_limit"]], group[group["is_limit"]]
-        for against, own in rivals.groupby("against"):
+        for against, ratios in rivals.groupby("against")["ratio"]:
             lines.append(
-                f"- {operator} over {against}: {own['ratio'].min():.2f} to {own['ratio'].max():.2f} times, median "
-                f"{own['ratio'].median():.2f}, {int((own['ratio'] < 1).sum())} of {len(own)} slower"
+                f"- {operator} over {against}: {ratios.min():.2f} to {ratios.max():.2f} times, median "
+                f"{ratios.median():.2f}, {int((ratios < 1).sum())} of {len(ratios)} slower"
             )
         if len(limits):
             low, high = limits["ratio"].min(), limits["ratio"].max()
             lines.append(f"- {operator}, fraction of the limit: {low:.2f} to {high:.2f} in {len(limits)} cases")
         else:
             lines.append(f"- {operator}, fraction of the limit: not measured")
-        aimed = group[group["target"].notna()]
-        if len(aimed):
-            met = int((aimed["ratio"] >= aimed["target"]).sum())
-            lines.append(f"- {operator}, targets: {met} of {len(aimed)} met")
+        met, aimed = benchmarks.count_met(group)
+        if aimed:
+            lines.append(f"- {operator}, targets: {met} of {aimed} met")
     machine = benchmarks.load_kernels(results.benchmarks).machine
     return shown, {"What was found": lines, "Provenance": benchmarks.describe_machine(machine)}

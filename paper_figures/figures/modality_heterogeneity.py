@@ -40,7 +40,7 @@ def by_held(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(accuracy: pd.DataFrame, gains: pd.DataFrame) -> Figure:
-    """Draw a column a dataset: accuracy over the missing rate above, gains by modalities held below."""
+    """Draw a column per dataset: accuracy over the missing rate above, gains by modalities held below."""
     datasets = list(dict.fromkeys(accuracy["dataset"]))
     rows = 2 if len(gains) else 1
     figure, axes = style.panels(rows, len(datasets), 1.9)
@@ -76,19 +76,11 @@ def caption(_results: Results, accuracy: pd.DataFrame, gains: pd.DataFrame) -> t
     shown = (
         f"Above: test accuracy in the last round, mean over devices and up to {accuracy['seeds'].max()} seeds, over "
         "the missing rate, the share of devices that lack at least one modality; bars are 95% Student intervals over "
-        f"seeds. Of the differences below, {P_VALUES} "
+        f"seeds. Of the differences below, {P_VALUES} Below: gain of DMML-KD over DMML of the devices that hold so "
+        "many modalities, paired by device and seed, averaged over missing rates; the filled bar is of the devices "
+        "that hold all. Different bars are averages over different missing rates; the claim about who gains most is "
+        f"judged within missing rates.{captions.absent({'the gain by modalities held': len(gains) > 0})}"
     )
-    if len(gains):
-        shown += (
-            "Below: gain of DMML-KD over DMML of the devices that hold so many modalities, paired by device and seed, "
-            "averaged over missing rates; the filled bar is of the devices that hold all. Different bars "
-            "are averages over different missing rates; the claim about who gains most is judged within missing rates."
-        )
-    else:
-        shown += (
-            "The gain by modalities held is not drawn: there are no devices of both DMML and DMML-KD with a recorded "
-            "number of modalities."
-        )
     lines = [
         f"- {row['dataset']}, devices with {row['held']} modalit{'ies' if row['held'] > 1 else 'y'}: "
         f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"

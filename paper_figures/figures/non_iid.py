@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -22,7 +21,7 @@ def transform(results: Results) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Draw a column a dataset: accuracy above, differences to the reference below."""
+    """Draw a column per dataset: accuracy above, differences to the reference below."""
     datasets = list(dict.fromkeys(rows["dataset"]))
     compared = bool(rows["difference"].notna().any())
     figure, axes = style.panels(2 if compared else 1, len(datasets), 1.9, sharex="col")
@@ -48,8 +47,5 @@ def caption(_results: Results, rows: pd.DataFrame) -> tuple[str, captions.Sectio
         "bands. Devices' label distributions are drawn from a Dirichlet distribution; the smaller its concentration "
         f"alpha, the less alike they are. {P_VALUES}"
     )
-    if not np.isfinite(rows["mean_low"]).any():
-        shown += " There is one seed alone, so that there is no interval."
-    if not rows["difference"].notna().any():
-        shown += " Differences are not drawn: no seed has DMML and another method."
+    shown += captions.absent({"intervals": rows["mean_low"].notna().any(), "differences": rows["pairs"].any()})
     return shown, {"Accuracy in the last round": captions.describe_differences(rows, REFERENCE_METHOD, "alpha")}

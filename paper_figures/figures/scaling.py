@@ -1,4 +1,4 @@
-"""Seconds a round and memory over the number of devices, and speed-up over ranks."""
+"""Seconds per round and memory over the number of devices, and speed-up over ranks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def transform(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
 def over_devices(content: dict[str, Any]) -> pd.DataFrame:
     """Return columns measure, devices, seconds_per_round, memory_bytes of `population_scale.json`.
 
-    Memory is the peak above what the process held before: floats a parameter, parameters a device, devices.
+    Memory is the peak above what the process held before: floats per parameter, parameters per device, devices.
     """
     columns = ["measure", "devices", "seconds_per_round", "memory_bytes"]
     found = [
@@ -52,7 +52,7 @@ def over_devices(content: dict[str, Any]) -> pd.DataFrame:
 def over_ranks(content: dict[str, Any]) -> pd.DataFrame:
     """Return the rows of `distributed_scaling.json` with their speed-up over one rank.
 
-    Strong scaling keeps the devices, and its ideal speed-up is the number of ranks; weak scaling keeps the devices a
+    Strong scaling keeps the devices, and its ideal speed-up is the number of ranks; weak scaling keeps the devices per
     rank, and its speed-up is the work done in the same time: ranks times seconds of one rank over seconds.
 
     Returns:
@@ -97,9 +97,9 @@ def _draw_devices(axis: Axes, devices: pd.DataFrame, name: str) -> None:
 def _draw_ranks(axis: Axes, ranks: pd.DataFrame) -> None:
     most = int(ranks["ranks"].max())
     axis.plot([1, most], [1, most], color="#7F7F7F", linestyle=":", linewidth=1.0, label="ideal")
-    for mode, own in ranks.dropna(subset=["speed_up"]).groupby("mode"):
+    for mode, rows in ranks.dropna(subset=["speed_up"]).groupby("mode"):
         colour, marker = _MODES.get(str(mode), ("#7F7F7F", "s"))
-        axis.plot(own["ranks"], own["speed_up"], color=colour, marker=marker, markeredgecolor="white", label=mode)
+        axis.plot(rows["ranks"], rows["speed_up"], color=colour, marker=marker, markeredgecolor="white", label=mode)
     axis.set(xlabel="Ranks", ylabel="Speed-up over one rank")
     axis.set_xticks(sorted(ranks["ranks"].unique()))
     axis.set_ylim(bottom=0)
@@ -108,31 +108,24 @@ def _draw_ranks(axis: Axes, ranks: pd.DataFrame) -> None:
 
 def caption(results: Results, devices: pd.DataFrame, ranks: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return what is drawn, what is not, the numbers, the machine."""
-    shown = ""
-    if len(devices):
-        shown += (
-            "Seconds a round and peak memory, above what the process held before, of the stacked population over the "
-            "number of devices, logarithmic axes; the dotted line is in proportion to the last point. "
-        )
-    if ranks["speed_up"].notna().any():
-        shown += (
-            "Speed-up over one rank: strong scaling keeps the number of devices, weak scaling keeps the devices a rank "
-            "and counts the work done in the same time; the dotted line is ideal. "
-        )
-    missing = [name for name, rows in ((POPULATION, devices), (DISTRIBUTED, ranks)) if rows.empty]
-    if missing:
-        shown += f"Not drawn, because it was not measured: {', '.join(missing)}. "
-    shown += "Each point is one measurement without an interval."
+    shown = (
+        "Seconds per round and peak memory, above what the process held before, of the stacked population over the "
+        "number of devices, logarithmic axes; the dotted line is in proportion to the last point. "
+        "Speed-up over one rank: strong scaling keeps the number of devices, weak scaling keeps the devices per rank "
+        "and counts the work done in the same time; the dotted line is ideal. "
+        "Each point is one measurement without an interval."
+    )
+    shown += captions.absent({POPULATION: len(devices) > 0, DISTRIBUTED: len(ranks) > 0})
     lines = [
-        f"- {row['devices']:,} devices: {captions.quantity(row['seconds_per_round'], 's')} a round, peak of "
+        f"- {row['devices']:,} devices: {captions.quantity(row['seconds_per_round'], 's')} per round, peak of "
         f"{row['memory_bytes'] / 2**20:,.0f} MiB"
         for row in devices.to_dict("records")
     ]
     lines += [
         f"- {row['mode']} scaling, {row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['devices']} devices: "
-        f"{captions.quantity(row['seconds_per_round'], 's')} a round, speed-up {row['speed_up']:.2f}, "
-        f"{captions.quantity(row['bytes_sent_per_round'], 'B')} sent a round, {row['communication_share']:.0%} of the "
-        "time in communication"
+        f"{captions.quantity(row['seconds_per_round'], 's')} per round, speed-up {row['speed_up']:.2f}, "
+        f"{captions.quantity(row['bytes_sent_per_round'], 'B')} sent per round, {row['communication_share']:.0%} of "
+        "the time in communication"
         for row in ranks.to_dict("records")
     ]
     provenance = []

@@ -11,7 +11,7 @@ from dmmlkd_ext.experiments.results import last_round
 from paper_figures.collect.inputs import Results, pick
 from paper_figures.draw import captions, levels, style
 from paper_figures.judge import transforms
-from paper_figures.plan.labels import in_order, label
+from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("topology",)
 NEEDS = "test accuracy of the experiment topology"
@@ -50,7 +50,7 @@ def transform(results: Results) -> pd.DataFrame:
 
 
 def draw(drawn: pd.DataFrame) -> Figure:
-    """Draw a column a setting: accuracy above, consensus distance and spectral gap below."""
+    """Draw a column per setting: accuracy above, consensus distance and spectral gap below."""
     settings = [name for name in SETTINGS if (drawn["setting"] == name).any()]
     measures = [name for name in MEASURES if (drawn["measure"] == name).any()]
     figure, axes = style.panels(len(measures), len(settings), 1.8, sharey="row", sharex="col")
@@ -69,19 +69,18 @@ def draw(drawn: pd.DataFrame) -> Figure:
 
 
 def _draw_panel(axis: Axes, panel: pd.DataFrame, setting: str, scale: float) -> None:
-    methods = in_order(panel["method"])
+    methods = list(transforms.by_method(panel))
     if setting != "topology":
-        for method in methods:
-            own = panel[panel["method"] == method]
-            style.draw_line(axis, own, method, "level", scale, band=False, bars=True)
+        for method, rows in methods:
+            style.draw_line(axis, rows, method, "level", scale, band=False, bars=True)
         if len(panel):
             levels.set_level_axis(axis, panel["level"], SETTINGS[setting])
         return
     topologies = list(dict.fromkeys(panel["topology"]))
-    for order, method in enumerate(methods):
-        own = panel[panel["method"] == method]
-        places = np.array([topologies.index(name) for name in own["topology"]]) + 0.2 * (order - (len(methods) - 1) / 2)
-        mean, low, high = (scale * own[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
+    for order, (method, rows) in enumerate(methods):
+        shift = 0.2 * (order - (len(methods) - 1) / 2)
+        places = np.array([topologies.index(name) for name in rows["topology"]]) + shift
+        mean, low, high = (scale * rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
         shown = style.look(method)
         style.draw_bars(axis, places, mean, low, high, shown.colour)
         axis.plot(places, mean, linestyle="none", marker=shown.marker, color=shown.colour, markeredgecolor="white")
@@ -93,15 +92,13 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, setting: str, scale: float) -> 
 
 def caption(_results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return what is drawn, and the numbers."""
-    missing = [name for name in SETTINGS if not (drawn["setting"] == name).any()]
     shown = (
         f"Dataset {', '.join(sorted(set(drawn['dataset'])))}. Test accuracy and consensus distance in the last round, "
         f"means over devices and up to {drawn['seeds'].max()} seeds with 95% Student intervals over seeds. Consensus "
         "distance: root mean square distance of the devices' shared parameters from their mean. Spectral gap: of the "
         "mixing on the links that work, a mean over rounds; 0 where the devices fall apart."
     )
-    if missing:
-        shown += f" Not drawn, for want of runs: {', '.join(missing)}."
+    shown += captions.absent({name: (drawn["setting"] == name).any() for name in SETTINGS})
     lines = []
     for row in drawn.to_dict("records"):
         place = captions.where({"setting": row["topology"].replace("_", " ") or row["setting"], "level": row["level"]})
@@ -110,6 +107,6 @@ def caption(_results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Secti
             lines.append(f"- {place}: {captions.with_interval(row['mean'], row['low'], row['high'])} %")
         else:
             interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
-            name = {"consensus": "consensus distance", "gap": "spectral gap"}[row["measure"]]
+            name = "consensus distance" if row["measure"] == "consensus" else "spectral gap"
             lines.append(f"- {place}: {name} {row['mean']:.3g}{interval}")
     return shown, {"Numbers": lines}

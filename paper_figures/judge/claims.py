@@ -17,7 +17,7 @@ import pandas as pd
 from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval
 from paper_figures.collect.inputs import Results
 from paper_figures.judge import measures
-from paper_figures.judge.comparisons import difference_of
+from paper_figures.judge.comparisons import NOTHING, difference_of
 from paper_figures.judge.transforms import by_seed, final_accuracy
 from paper_figures.plan.labels import label
 
@@ -26,12 +26,16 @@ RULE = (
     "is stated, and contradicts it if the interval lies below. A claim holds if all of its differences that have an "
     "interval support it. It holds in part if some do, at least one of them clearly: with p below 0.05 after Holm's "
     "adjustment over the differences of the claim. It does not hold otherwise: it was not shown. It is not tested "
-    "where no difference has an interval."
+    "where no difference has an interval. Where a difference has fewer than five seeds, the verdict is `too few seeds` "
+    "and where all differences point."
 )
+LEAST_SEEDS = 5
+"""Of each difference; with fewer, a claim has a direction and no verdict."""
 GENTLE = 0.05
 """The most accuracy that the highest probability of link loss may cost, for the degradation to be called gentle."""
 SUPPORTS, UNDECIDED, CONTRADICTS, NO_INTERVAL = "supports", "undecided", "contradicts", "no interval"
 HOLDS, IN_PART, DOES_NOT_HOLD, NOT_TESTED = "holds", "holds in part", "does not hold", "not tested"
+TOO_FEW = "too few seeds"
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,15 @@ def judge(results: Results, names: Sequence[str] = ()) -> tuple[pd.DataFrame, pd
         verdicts = [contrast.verdict for contrast in contrasts]
         adjusted = holm([contrast.difference.p_value for contrast in contrasts])
         overall = _mean_over(contrasts)
+        verdict = verdict_of(verdicts, adjusted)
+        if verdict != NOT_TESTED and min(contrast.difference.count for contrast in contrasts) < LEAST_SEEDS:
+            verdict = direction_of(contrasts)
         claims.append(
             {
                 "name": claim.name,
                 "claim": claim.text,
                 "figures": ", ".join(claim.figures),
-                "verdict": verdict_of(verdicts, adjusted),
+                "verdict": verdict,
                 "supporting": verdicts.count(SUPPORTS),
                 "undecided": verdicts.count(UNDECIDED),
                 "contradicting": verdicts.count(CONTRADICTS),
@@ -121,6 +128,12 @@ def verdict_of(verdicts: Sequence[str], p_holm: Sequence[float]) -> str:
     return IN_PART if any(map(is_clear, verdicts, p_holm)) else DOES_NOT_HOLD
 
 
+def direction_of(contrasts: Sequence[Contrast]) -> str:
+    """Return where differences of too few seeds for a verdict point."""
+    signs = {contrast.difference.mean > -contrast.margin for contrast in contrasts}
+    return f"{TOO_FEW}, {'pointing both ways' if len(signs) > 1 else 'in favour' if signs == {True} else 'against'}"
+
+
 def is_clear(verdict: str, p_holm: float) -> bool:
     """Return whether a difference supports its claim also after the adjustment.
 
@@ -145,10 +158,9 @@ def _row(claim: Claim, contrast: Contrast, p_holm: float) -> dict[str, object]:
 
 def _mean_over(contrasts: Sequence[Contrast]) -> Interval:
     """Average the differences of each seed that has all of them, and take the interval over seeds."""
-    if not contrasts:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    seeds = pd.concat([contrast.by_seed for contrast in contrasts], axis=1).dropna().mean(axis=1)
-    return mean_interval(seeds.to_numpy()) if len(seeds) else Interval(math.nan, math.nan, math.nan, 0)
+    columns = {place: contrast.by_seed for place, contrast in enumerate(contrasts)}
+    seeds = pd.DataFrame(columns, dtype=float).dropna().mean(axis=1)
+    return mean_interval(seeds.to_numpy()) if len(seeds) else NOTHING
 
 
 def _contrast(

@@ -25,7 +25,7 @@ def difference_of(values: pd.Series, base: pd.Series, margin: float = 0.0) -> Pa
     """Compare over the seeds that both have; a run that failed must not silence the others.
 
     Args:
-        values: one a seed, indexed by the seed.
+        values: one per seed, indexed by the seed.
         base: likewise.
         margin: p is that of the difference being minus the margin; the difference and its interval stay.
     """
@@ -49,7 +49,7 @@ def compare(
     """Return each method's values and the difference of the first one to a reference over the same seeds.
 
     Args:
-        rows: a row a run.
+        rows: a row per run.
         keys: columns that are held fixed when methods are compared.
         reference: the method that the others are compared with; where it has no runs, differences are missing.
         values: columns that are averaged; the first one is compared.
@@ -77,8 +77,7 @@ def over_levels(table: pd.DataFrame) -> pd.DataFrame:
     """Return each method's final accuracy at each level and its paired difference to the reference.
 
     Returns:
-        Columns dataset, setting, level, method and those of `compare`; rows without a
-        level are left out.
+        Columns dataset, setting, level, method and those of `compare`; rows without a level are left out.
     """
     final = final_accuracy(table)
     return compare(final.dropna(subset=["level"]), ["dataset", "setting", "level"])

@@ -16,10 +16,8 @@ DISTANCE = "distance"
 def undertraining_gap(table: pd.DataFrame) -> pd.DataFrame:
     """Return how much better a linear probe reads a modality's encoder that was trained alone than one trained jointly.
 
-    Both probes are of the same device and seed, in the last round; only devices that hold the modality count.
-
-    Args:
-        table: the tidy table, with runs of `unimodal:<modality>`.
+    Both probes are of the same device and seed, in the last round; only devices that hold the modality count. The
+    table must have runs of `unimodal:<modality>`.
 
     Returns:
         Columns dataset, method, modality, seed, gap, alone, joint, devices; accuracies are means over devices.
@@ -50,11 +48,6 @@ def slowest_modality(table: pd.DataFrame, method: str = "dmml") -> dict[str, str
 def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = "dmml") -> pd.DataFrame:
     """Return each device's gain of a method over a reference, with the number of modalities that the device holds.
 
-    Args:
-        table: the tidy table, with the metric `modalities_held`.
-        method: whose gain it is.
-        reference: over whom.
-
     Returns:
         Columns dataset, setting, level, seed, device, held, complete, gain: the difference of test accuracy in the
         last round; `complete` devices hold as many modalities as any device of the dataset.
@@ -64,13 +57,10 @@ def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = 
     accuracy = device_accuracy(table, [method, reference]).merge(counts, on=[*RUN, "device"])
     keys = ["dataset", "setting", "level", "seed", "device", "held"]
     ours, theirs = (accuracy[accuracy["method"] == name][[*keys, "value"]] for name in (method, reference))
-    both = ours.merge(theirs, on=keys, suffixes=("", "_reference"))
-    most = both.groupby("dataset")["held"].transform("max")
-    both = both.assign(
-        held=both["held"].astype(int), complete=both["held"] == most, gain=both["value"] - both["value_reference"]
-    )
-    columns = ["dataset", "setting", "level", "seed", "device", "held", "complete", "gain"]
-    return both[columns].sort_values(columns[:5], kind="stable").reset_index(drop=True)
+    both = ours.merge(theirs, on=keys, suffixes=("", "_reference")).astype({"held": int})
+    complete = both["held"] == both.groupby("dataset")["held"].transform("max")
+    both = both.assign(complete=complete, gain=both["value"] - both["value_reference"])
+    return both[[*keys, "complete", "gain"]].sort_values(keys, kind="stable", ignore_index=True)
 
 
 def feature_distance(features: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -16,11 +16,7 @@ RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
 
 
 def accuracy_by_run(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the mean and the worst device's test accuracy of each evaluated round of each run.
-
-    Args:
-        table: the tidy table.
-        methods: those to keep; empty keeps all.
+    """Return the mean and the worst device's test accuracy of each evaluated round of each run; no methods are all.
 
     Returns:
         Columns of `RUN`, round, mean, worst.
@@ -45,7 +41,7 @@ def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> p
     """Return the mean over seeds of a column with its 95% Student interval.
 
     Args:
-        rows: a row a repetition.
+        rows: a row per repetition.
         keys: columns that are held fixed.
         value: the column that is averaged.
 
@@ -75,17 +71,24 @@ def by_seed(rows: pd.DataFrame, value: str = "mean", **fixed: object) -> pd.Seri
 
 def in_figure_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Sort rows: datasets by name, the mildest setting first, levels, methods in the order of legends, rounds."""
-    if rows.empty:
-        return rows
-    ranks: dict[str, pd.Series] = {name: rows[name] for name in ("dataset", "experiment") if name in rows}
-    if "setting" in rows:
-        known = {setting: index for index, setting in enumerate(SETTING_ORDER)}
-        ranks["_setting"] = rows["setting"].map(lambda setting: known.get(setting, len(known)))
-        ranks["setting"] = rows["setting"]
-    ranks |= {name: rows[name] for name in ("level", "topology", "modality", "block", "held") if name in rows}
-    if "method" in rows:
-        order = {method: index for index, method in enumerate(in_order(rows["method"]))}
-        ranks["_method"] = rows["method"].map(order)
-    ranks |= {name: rows[name] for name in ("device", "round") if name in rows}
-    keys = pd.DataFrame(ranks)
-    return rows.loc[keys.sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
+    return rows.sort_values([name for name in _ORDER if name in rows], key=_rank, kind="stable", ignore_index=True)
+
+
+def by_method(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each method with its rows, in the order of legends."""
+    for method in in_order(rows["method"]):
+        yield method, rows[rows["method"] == method]
+
+
+_ORDER = (
+    *("dataset", "experiment", "setting", "level", "topology", "modality", "block", "held"),
+    *("method", "device", "round"),
+)
+
+
+def _rank(column: pd.Series) -> pd.Series:
+    """Return by what a column is sorted: settings and methods by their places, others by themselves."""
+    if column.name not in ("setting", "method"):
+        return column
+    order = in_order(column) if column.name == "method" else [*SETTING_ORDER, *sorted(set(column) - set(SETTING_ORDER))]
+    return column.map({name: place for place, name in enumerate(order)})

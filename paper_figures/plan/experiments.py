@@ -13,12 +13,11 @@ from typing import Any
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from paper_figures.plan.labels import DEFAULT_SETTING
 from paper_figures.plan.profiles import PROFILES, Profile
-from paper_figures.plan.tuned import Choices, apply_choices, read_choices
+from paper_figures.plan.tuned import LIMITED_METHODS, Choices, apply_choices, read_choices
 from paper_figures.plan.worlds import DATASETS, LEVELS, Level, dirichlet, world
 
 __all__ = ["EXPERIMENTS", "PROFILES", "Case", "Profile", "make_cases"]
 
-BALANCED = ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 CONTROLS = ("dmml-reversed", "dmml-kd-reversed", "dmml-kd-separate", "dmml-kd-greedy")
 RIVALS = ("fedprox", "ogm-ge", "mmpareto", "fedgen", "fedproto")
 ABLATIONS = tuple(
@@ -76,7 +75,9 @@ class Point:
 
 def comparison(_: Profile) -> Iterator[Point]:
     """Yield all methods at two levels of non-IID data, without a limit on energy; single modalities at one."""
-    for level, dataset, method in product(reversed(LEVELS), DATASETS, ("local", *BALANCED, *RIVALS, "centralized")):
+    for level, dataset, method in product(
+        reversed(LEVELS), DATASETS, ("local", *LIMITED_METHODS, *RIVALS, "centralized")
+    ):
         yield Point(dataset, method, level, non_iid=level)
     for dataset in DATASETS:
         for method in ALONE[dataset]:
@@ -94,7 +95,7 @@ def balance(_: Profile) -> Iterator[Point]:
     for budget in BUDGETS:
         for dataset in DATASETS:
             change = PROBE if budget == BUDGETS[0] and dataset in PROBED else None
-            for method in (*BALANCED, *(CONTROLS if dataset in PROBED else ())):
+            for method in (*LIMITED_METHODS, *(CONTROLS if dataset in PROBED else ())):
                 yield Point(dataset, method, level=budget, budget=budget, change=change)
 
 
@@ -153,12 +154,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], Iterator[Point]]] = {
 
 
 def make_cases(name: str, profile: Profile, choices: Choices | None = None) -> list[Case]:
-    """Return what a profile runs of an experiment, all of the first seed first.
-
-    Args:
-        name: of the experiment.
-        profile: how much is run.
-        choices: the tuned settings; None reads those that are committed.
+    """Return what a profile runs of an experiment, all of the first seed first, with the committed choices if None.
 
     Example:
         >>> [case.config.method.name for case in make_cases("features", PROFILES["smoke"])]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.own_parameter import set_own_parameter
@@ -25,10 +26,9 @@ from paper_figures.plan.tuned import (
     Choice,
     Choices,
     Trial,
-    by_key,
     inherit_losses,
 )
-from paper_figures.plan.worlds import LEVELS, Level, world
+from paper_figures.plan.worlds import LEVELS, world
 
 ROUNDS = 20
 SEEDS = (100, 101)
@@ -53,8 +53,7 @@ Runner = Callable[[Sequence[ExperimentConfig]], object]
 """Runs configurations and leaves their folders where the search looks for them."""
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """What is tuned: a method on a dataset under a limit on energy."""
 
     dataset: str
@@ -62,26 +61,28 @@ class Search:
     method: str
 
     def configs(self, trial: Trial, choices: Choices) -> list[ExperimentConfig]:
-        """Return a trial's runs, one a seed; `choices` are those known already, for what the method takes over."""
-        return [self._configure(trial, seed, level, choices) for seed, level in zip(SEEDS, LEVELS, strict=True)]
+        """Return a trial's runs, one per seed; `choices` are those known already, for what the method takes over."""
+        found = []
+        for seed, level in zip(SEEDS, LEVELS, strict=True):
+            config = world(self.dataset, self.method, seed, level, self.budget)
+            method = inherit_losses(config.method, choices, self.dataset, self.budget)
+            if trial.own_parameter is not None:
+                method = set_own_parameter(method, trial.own_parameter)
+            training = replace(config.training, rounds=ROUNDS, evaluate_every=ROUNDS, learning_rate=trial.learning_rate)
+            found.append(replace(config, method=method, training=training))
+        return found
 
-    def _configure(self, trial: Trial, seed: int, level: Level, choices: Choices) -> ExperimentConfig:
-        config = world(self.dataset, self.method, seed, level, self.budget)
-        method = inherit_losses(config.method, choices, self.dataset, self.budget)
-        if trial.own_parameter is not None:
-            method = set_own_parameter(method, trial.own_parameter)
-        training = replace(config.training, rounds=ROUNDS, evaluate_every=ROUNDS, learning_rate=trial.learning_rate)
-        return replace(config, method=method, training=training)
+
+Trials = Mapping[Search, Sequence[Trial]]
 
 
-def searches(datasets: Iterable[str], balanced: bool) -> list[Search]:
-    """Return what is tuned: the methods that take over the loss weights of another one (`balanced`), or the others."""
+def searches(datasets: Iterable[str]) -> list[Search]:
+    """Return what is tuned."""
     return [
         Search(dataset, budget, method)
         for dataset in datasets
         for budget, methods in ((None, TUNED_METHODS), (TUNED_BUDGET, LIMITED_METHODS))
         for method in methods
-        if (get_method(method).tunes == "exponent") == balanced
     ]
 
 
@@ -110,20 +111,15 @@ def second_trials(method: str, best: Trial) -> list[Trial]:
     return [Trial(_rounded(best.learning_rate * factor)) for factor in RATE_NEIGHBOURS]
 
 
-def choose(trials: Iterable[Trial]) -> Trial:
+def choose(trials: Iterable[Trial]) -> Trial | None:
     """Return the trial of the highest validation accuracy; among equals the smaller learning rate, then the earlier.
-
-    Raises:
-        ValueError: no trial has an accuracy.
 
     Example:
         >>> choose([Trial(0.2, None, 0.5), Trial(0.1, None, 0.5), Trial(0.3, None, None)]).learning_rate
         0.1
     """
     judged = [trial for trial in trials if trial.validation_accuracy is not None]
-    if not judged:
-        raise ValueError("trials must have at least one that finished, got none")
-    return max(judged, key=lambda trial: (trial.validation_accuracy, -trial.learning_rate))
+    return max(judged, key=lambda trial: (trial.validation_accuracy, -trial.learning_rate), default=None)
 
 
 def validation_accuracy(folders: Iterable[Path]) -> float | None:
@@ -163,64 +159,37 @@ def tune(
     """
     choices: Choices = dict(known or {})
     failed: list[Search] = []
-    for balanced in (False, True):
-        group = [search for search in searches(datasets, balanced) if wanted(search)]
+    asked = [search for search in searches(datasets) if wanted(search)]
+    # Those with a balance come last: they take over loss weights that are chosen for the others.
+    balanced = [search for search in asked if get_method(search.method).tunes == "exponent"]
+    for group in ([search for search in asked if search not in balanced], balanced):
+        if not group:
+            continue
         for search in group:  # what is searched anew is not known
-            choices.pop((search.dataset, search.budget, search.method), None)
-        found = list(_search(group, choices, runs_folder, run)) if group else []
-        failed += [search for search, trials in found if not _any_judged(trials)]
-        choices |= by_key(_conclude(search, trials) for search, trials in found if _any_judged(trials))
+            choices.pop(search, None)
+        first = judge({search: first_trials(search.dataset) for search in group}, choices, runs_folder, run)
+        rates = {search: best for search, trials in first.items() if (best := choose(trials))}
+        second_step = {search: second_trials(search.method, best) for search, best in rates.items()}
+        second = judge(second_step, choices, runs_folder, run)
+        for search in group:
+            trials = (*first[search], *second.get(search, ()))
+            if best := choose(trials):
+                found = best.learning_rate, best.own_parameter, best.validation_accuracy
+                choices[search] = Choice(*search, *found, trials)
+            else:
+                failed.append(search)
     return choices, failed
 
 
-def _search(
-    group: Sequence[Search], choices: Choices, runs_folder: Path, run: Runner
-) -> Iterator[tuple[Search, list[Trial]]]:
-    """Run both steps of some searches, all searches of a step at once."""
-    first = _judge([(search, first_trials(search.dataset)) for search in group], choices, runs_folder, run)
-    alive = [(search, trials) for search, trials in first if _any_judged(trials)]
-    next_trials = [(search, second_trials(search.method, choose(trials))) for search, trials in alive]
-    second = dict(_judge(next_trials, choices, runs_folder, run))
-    for search, trials in first:
-        yield search, [*trials, *second.get(search, [])]
-
-
-def _judge(
-    steps: Sequence[tuple[Search, list[Trial]]], choices: Choices, runs_folder: Path, run: Runner
-) -> list[tuple[Search, list[Trial]]]:
-    run([config for search, trials in steps for trial in trials for config in search.configs(trial, choices)])
-    return [
-        (
-            search,
-            [
-                replace(
-                    trial,
-                    validation_accuracy=validation_accuracy(
-                        runs_folder / run_name(config) for config in search.configs(trial, choices)
-                    ),
-                )
-                for trial in trials
-            ],
-        )
-        for search, trials in steps
-    ]
-
-
-def _any_judged(trials: Iterable[Trial]) -> bool:
-    return any(trial.validation_accuracy is not None for trial in trials)
-
-
-def _conclude(search: Search, trials: Sequence[Trial]) -> Choice:
-    best = choose(trials)
-    return Choice(
-        search.dataset,
-        search.budget,
-        search.method,
-        best.learning_rate,
-        best.own_parameter,
-        best.validation_accuracy,
-        tuple(trials),
-    )
+def judge(trials: Trials, choices: Choices, runs_folder: Path, run: Runner) -> Trials:
+    """Run trials, and return them with their validation accuracies."""
+    configs = {(search, trial): search.configs(trial, choices) for search, tried in trials.items() for trial in tried}
+    run([config for group in configs.values() for config in group])
+    judged: dict[Search, list[Trial]] = {search: [] for search in trials}
+    for (search, trial), group in configs.items():
+        accuracy = validation_accuracy(runs_folder / run_name(config) for config in group)
+        judged[search].append(replace(trial, validation_accuracy=accuracy))
+    return judged
 
 
 def _rounded(rate: float) -> float:

@@ -11,15 +11,32 @@ from typing import Any
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.own_parameter import scale_losses, set_own_parameter
 from dmmlkd_ext.training.keep.files import write_text
-from dmmlkd_ext.training.methods import MethodConfig, get_method
+from dmmlkd_ext.training.methods import METHODS, MethodConfig, get_method
 
 PATH = Path(__file__).with_name("tuned.json")
 """The committed choices."""
 
-LIMITED_METHODS = ("dmml", "dmml-kd", "dmml-tb", "dmml-kd-tb")
-"""Methods that are tuned under a limit on energy too."""
-TUNED_METHODS = ("local", *LIMITED_METHODS, "fedprox", "ogm-ge", "mmpareto", "fedgen", "fedproto", "centralized")
-"""Methods with a search of their own; the others inherit."""
+
+def parent(method: str) -> str:
+    """Return the method whose search a method takes its settings from: itself if it tunes what its base does not.
+
+    An ablation, the controls that balance nothing, and one modality alone are their method with something taken away,
+    and the reversed balance is the balance with its sign changed: none is tuned apart from what it is compared with.
+
+    Example:
+        >>> [parent(name) for name in ("dmml-kd-no-generator", "dmml-kd-reversed", "unimodal:audio", "fedgen")]
+        ['dmml-kd', 'dmml-kd-tb', 'dmml', 'fedgen']
+    """
+    config = get_method(method)
+    if config.base is None or config.tunes != get_method(config.base).tunes:
+        return method
+    return parent(config.base)
+
+
+TUNED_METHODS = tuple(name for name in METHODS if parent(name) == name)
+"""Methods with a search; the others take over what one of these found."""
+LIMITED_METHODS = ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
+"""Methods that are tuned under a limit on energy too: the balanced ones and those that they balance."""
 TUNED_BUDGET = 0.3
 """The limit on energy under which methods are tuned, besides none."""
 
@@ -72,35 +89,17 @@ def by_key(choices: Iterable[Choice]) -> Choices:
 
 
 def write_choices(choices: Choices, path: Path, search: dict[str, Any]) -> None:
-    """Write choices with a description of the search, one trial a line, whatever order they were found in."""
+    """Write choices with a description of the search, one trial per line, whatever order they were found in."""
     lines = []
-    order = [(budget, method) for budget in (None, TUNED_BUDGET) for method in TUNED_METHODS]
+    ranks = {method: rank for rank, method in enumerate(TUNED_METHODS)}
     for choice in sorted(
-        choices.values(), key=lambda one: (one.dataset, order.index((one.budget_fraction, one.method)))
+        choices.values(), key=lambda one: (one.dataset, one.budget_fraction or 0.0, ranks[one.method])
     ):
         entry = asdict(choice)
         trials = ",\n".join(f"   {json.dumps(trial)}" for trial in entry.pop("trials"))
         lines.append(f' {json.dumps(entry)[:-1]}, "trials": [\n{trials}\n ]}}')
     body = ",\n".join(lines)
     write_text(path, f'{{"search": {json.dumps(search)},\n"choices": [\n{body}\n]}}\n')
-
-
-def parent(method: str) -> str:
-    """Return the method whose search a method takes its settings from.
-
-    An ablation, the controls that balance nothing, and one modality alone are their method with something taken away,
-    and the reversed balance is the balance with its sign changed: none is tuned apart from what it is compared with.
-
-    Example:
-        >>> [parent(name) for name in ("dmml-kd-no-generator", "dmml-kd-reversed", "unimodal:audio", "fedgen")]
-        ['dmml-kd', 'dmml-kd-tb', 'dmml', 'fedgen']
-    """
-    name: str | None = method
-    while name is not None and name not in TUNED_METHODS:
-        name = get_method(name).base
-    if name is None:
-        raise ValueError(f"method must be tuned, or derived from a method that is; got {method!r}")
-    return name
 
 
 def find_choice(choices: Choices, dataset: str, method: str, budget: float | None) -> Choice | None:
@@ -113,10 +112,7 @@ def find_choice(choices: Choices, dataset: str, method: str, budget: float | Non
 
 
 def apply_choices(config: ExperimentConfig, choices: Choices) -> ExperimentConfig:
-    """Return a configuration with its tuned settings; as it is where there are none.
-
-    A balanced method has the loss weights of the method that it balances: the two differ in the balance alone.
-    """
+    """Return a configuration with its tuned settings; as it is where there are none."""
     dataset, budget, name = config.data.dataset, config.energy.budget_fraction, config.method.name
     choice = find_choice(choices, dataset, name, budget)
     if choice is None:
@@ -128,13 +124,11 @@ def apply_choices(config: ExperimentConfig, choices: Choices) -> ExperimentConfi
 
 
 def inherit_losses(method: MethodConfig, choices: Choices, dataset: str, budget: float | None) -> MethodConfig:
-    """Return a balanced method with the tuned loss weights of the method that it balances; others as they are."""
-    if method.tunes != "exponent":
-        return method
+    """Return a method with the tuned loss weights of the one that it balances, if any, so that the balance decides."""
     base = method
-    while base.tunes != "loss_scale":
-        if base.base is None:
-            return method
+    while base.tunes == "exponent" and base.base is not None:
         base = get_method(base.base)
+    if base is method or base.tunes != "loss_scale":
+        return method
     choice = find_choice(choices, dataset, base.name, budget)
     return method if choice is None or choice.own_parameter is None else scale_losses(method, choice.own_parameter)

@@ -8,7 +8,7 @@ from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import in_order, label
+from paper_figures.plan.labels import label
 from paper_figures.tables.accuracy import show_comparison
 
 EXPERIMENTS = ("ablation",)
@@ -42,9 +42,7 @@ def caption(_results: Results, comparison: pd.DataFrame) -> tuple[str, captions.
 def describe_parts(comparison: pd.DataFrame) -> list[str]:
     """Return for each change in how many settings it made accuracy worse or better, by the interval."""
     lines = []
-    known = comparison.dropna(subset=["difference_low"])
-    for method in in_order(known["method"]):
-        rows = known[known["method"] == method]
+    for method, rows in transforms.by_method(comparison.dropna(subset=["difference_low"])):
         worse, better = int((rows["difference_high"] < 0).sum()), int((rows["difference_low"] > 0).sum())
         lines.append(
             f"- {label(method)}: worse than DMML-KD in {worse}, better in {better}, undecided in "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from paper_figures.collect.inputs import Results
@@ -13,6 +15,7 @@ from paper_figures.plan.labels import REFERENCE_METHOD, label
 EXPERIMENTS = ("comparison",)
 NEEDS = "test accuracy of the experiment comparison"
 TITLE = "Accuracy in the last round"
+HEADINGS = {"mean": "Mean", "worst": "Worst device"}
 
 
 def transform(results: Results) -> pd.DataFrame:
@@ -25,18 +28,18 @@ def show(comparison: pd.DataFrame) -> pd.DataFrame:
     return show_comparison(comparison, REFERENCE_METHOD)
 
 
-def show_comparison(comparison: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return a comparison as text, accuracies in percent."""
+def show_comparison(
+    comparison: pd.DataFrame,
+    reference: str,
+    places: Sequence[str] = ("dataset", "setting", "method"),
+    values: Sequence[str] = ("mean", "worst"),
+) -> pd.DataFrame:
+    """Return accuracies and differences to a reference as text, by columns that say where a row belongs."""
     rows = [
         {
-            "Dataset": row["dataset"],
-            "Setting": row["setting"],
-            "Method": label(row["method"]),
-            "Mean": captions.with_interval(row["mean"], row["mean_low"], row["mean_high"]),
-            "Worst device": captions.with_interval(row["worst"], row["worst_low"], row["worst_high"]),
-            f"Difference to {label(reference)}": captions.signed(
-                row["difference"], row["difference_low"], row["difference_high"]
-            ),
+            **{place.capitalize(): label(row[place]) for place in places},
+            **{HEADINGS[name]: captions.with_interval(*captions.interval_of(row, name)) for name in values},
+            f"Difference to {label(reference)}": captions.signed(*captions.interval_of(row, "difference")),
             "p": captions.p_value(row["p"]),
             "Seeds": row["seeds"],
         }

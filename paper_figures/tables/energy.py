@@ -32,8 +32,8 @@ def transform(results: Results) -> pd.DataFrame:
     accuracy = transforms.accuracy_by_run(results.table)
     if accuracy.empty:
         return accuracy
-    final = transforms.final_accuracy(results.table)
-    reached = first_reached(accuracy, targets(final))
+    final = with_target(transforms.final_accuracy(results.table))
+    reached = first_reached(accuracy, final)
     for name, metric in COSTS.items():
         cost = pick(results.table, metric, of_devices=False).rename(columns={"value": name})
         keys = [*transforms.RUN, "round"]
@@ -44,29 +44,24 @@ def transform(results: Results) -> pd.DataFrame:
         interval = mean_interval(group["mean"].to_numpy())
         runs = reached.merge(group[transforms.RUN], on=transforms.RUN)
         row |= {"accuracy": interval.mean, "accuracy_low": interval.low, "accuracy_high": interval.high}
-        row |= {"target": _target_of(final, group.iloc[0]), "seeds": len(group), "reached": len(runs)}
+        row |= {"target": group["target"].iloc[0], "seeds": len(group), "reached": len(runs)}
         found.append(row | {name: runs[name].mean() for name in ("round", *COSTS)})
     return transforms.in_figure_order(pd.DataFrame(found))
 
 
-def targets(final: pd.DataFrame) -> pd.DataFrame:
-    """Return the target of each experiment, dataset and setting; where the reference has no runs, there is none."""
+def with_target(final: pd.DataFrame) -> pd.DataFrame:
+    """Add the target of each experiment, dataset and setting; where the reference has no runs, it is not a number."""
     reference = final[final["method"] == REFERENCE_METHOD]
     keys = ["experiment", "dataset", "setting"]
     means = reference.groupby([*keys, "level"], dropna=False)["mean"].mean()
-    return (FRACTION * means.groupby(keys).max()).reset_index(name="target")
+    return final.merge((FRACTION * means.groupby(keys).max()).reset_index(name="target"), on=keys, how="left")
 
 
-def first_reached(accuracy: pd.DataFrame, goals: pd.DataFrame) -> pd.DataFrame:
+def first_reached(accuracy: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
     """Return each run's first evaluated round at or above its target; a run that stayed below has no row."""
-    both = accuracy.merge(goals, on=["experiment", "dataset", "setting"])
+    both = accuracy.merge(final[[*transforms.RUN, "target"]], on=transforms.RUN)
     above = both[both["mean"] >= both["target"]].sort_values("round", kind="stable")
     return above.groupby(transforms.RUN, dropna=False, sort=False).head(1).reset_index(drop=True)
-
-
-def _target_of(final: pd.DataFrame, row: pd.Series) -> float:
-    goals = targets(final).merge(row[["experiment", "dataset", "setting"]].to_frame().T)
-    return float(goals["target"].iloc[0]) if len(goals) else math.nan
 
 
 def show(rows: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +71,7 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
             "Dataset": row["dataset"],
             "Setting": captions.where({"setting": row["setting"], "level": row["level"]}, "energy budget") or "-",
             "Method": label(row["method"]),
-            "Accuracy (%)": captions.with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
+            "Accuracy (%)": captions.with_interval(*captions.interval_of(row, "accuracy")),
             "Target (%)": captions.percent(row["target"]),
             "Reached": f"{row['reached']} of {row['seeds']}",
             "Rounds": "-" if math.isnan(row["round"]) else f"{row['round']:.1f}",
@@ -95,7 +90,7 @@ def caption(_results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Secti
         "Test accuracy in the last round, mean ± half of the 95% Student interval over seeds; the target, "
         f"{FRACTION:.0%} of the best final accuracy of DMML on the dataset, the best over energy budgets where there "
         "are several; how many seeds' mean over devices reached it in an evaluated round; and the rounds, the "
-        "simulated time, the energy a device and the bits a device until then, means over the seeds that reached it. "
-        f"{captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
+        "simulated time, the energy per device and the bits per device until then, means over the seeds that reached "
+        f"it. {captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
     )
     return shown, {}

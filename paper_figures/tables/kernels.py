@@ -12,12 +12,12 @@ EXPERIMENTS: tuple[str, ...] = ()
 NEEDS = benchmarks.KERNELS
 TITLE = "Kernels"
 KEYS = ["operator", "case", "work", "threads"]
-COLUMNS = {"reference": "Reference", "torch.compile": "torch.compile"}
-"""Comparisons with a column of their own."""
+COLUMNS = {"reference": "reference", "torch.compile": "compile"}
+"""Comparison that has columns -> how their names begin."""
 
 
 def transform(results: Results) -> pd.DataFrame:
-    """Return a row an operator, case, work and number of threads.
+    """Return a row per operator, case, work and number of threads.
 
     Returns:
         Columns operator, case, work, threads, native_us (of the first comparison), reference_us, reference_ratio,
@@ -29,16 +29,13 @@ def transform(results: Results) -> pd.DataFrame:
     found = []
     for key, group in rows.groupby(KEYS, sort=False):
         row = dict(zip(KEYS, key, strict=True)) | {"native_us": group["native_us"].iloc[0]}
-        for against, name in (("reference", "reference"), ("torch.compile", "compile")):
+        for against, name in COLUMNS.items():
             other = group[group["against"] == against]
-            row[f"{name}_us"] = other["other_us"].iloc[0] if len(other) else float("nan")
-            row[f"{name}_ratio"] = other["ratio"].iloc[0] if len(other) else float("nan")
+            row |= {f"{name}_us": _first(other["other_us"]), f"{name}_ratio": _first(other["ratio"])}
         others = group[~group["is_limit"] & ~group["against"].isin(list(COLUMNS))]
         row["others"] = ", ".join(f"{other} {ratio:.2f}" for other, ratio in others[["against", "ratio"]].to_numpy())
-        limits = group[group["is_limit"]]
-        row["limit_fraction"] = limits["ratio"].iloc[0] if len(limits) else float("nan")
-        aimed = group.dropna(subset=["target"])
-        row |= {"targets_met": int((aimed["ratio"] >= aimed["target"]).sum()), "targets": len(aimed)}
+        row["limit_fraction"] = _first(group.loc[group["is_limit"], "ratio"])
+        row["targets_met"], row["targets"] = benchmarks.count_met(group)
         found.append(row)
     return pd.DataFrame(found).sort_values(["operator"], kind="stable", ignore_index=True)
 
@@ -71,14 +68,17 @@ def caption(results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Sectio
         "in turn in the same rounds: above 1 the native operator is faster. Fraction of the limit: the time of a bare "
         "operation that bounds the operator, over the operator's. Targets are least ratios that were aimed at."
     )
-    aimed = benchmark.rows.dropna(subset=["target"])
-    met = int((aimed["ratio"] >= aimed["target"]).sum())
+    met, aimed = benchmarks.count_met(benchmark.rows)
     rivals = benchmark.rows[~benchmark.rows["is_limit"]]
     found = [
-        f"- Targets: {met} of {len(aimed)} met",
+        f"- Targets: {met} of {aimed} met",
         f"- Comparisons in which the native operator is slower: {int((rivals['ratio'] < 1).sum())} of {len(rivals)}",
     ]
     return shown, {"What was found": found, "Provenance": benchmarks.describe_machine(benchmark.machine)}
+
+
+def _first(values: pd.Series) -> float:
+    return float(values.iloc[0]) if len(values) else float("nan")
 
 
 def _number(value: float) -> str:

@@ -10,6 +10,7 @@ from paper_figures.draw import captions
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
 from paper_figures.plan.labels import DEFAULT_SETTING, label
+from paper_figures.tables.accuracy import show_comparison
 
 EXPERIMENTS = ("sensitivity",)
 NEEDS = "test accuracy of the experiment sensitivity"
@@ -28,27 +29,13 @@ def transform(results: Results) -> pd.DataFrame:
     levels = [f" {level:g}" if np.isfinite(level) else "" for level in final["level"]]
     final["choice"] = final["setting"] + levels
     rows = compare(final, ["dataset", "method"], DEFAULT_SETTING, column="choice")
-    if rows.empty:
-        return rows
     is_default = rows["choice"] == DEFAULT_SETTING
     return pd.concat([rows[is_default], rows[~is_default]]).pipe(transforms.in_figure_order)
 
 
 def show(comparison: pd.DataFrame) -> pd.DataFrame:
     """Return the table as text, accuracies in percent."""
-    rows = [
-        {
-            "Dataset": row["dataset"],
-            "Method": label(row["method"]),
-            "Choice": row["choice"],
-            "Mean": captions.with_interval(row["mean"], row["mean_low"], row["mean_high"]),
-            "Difference to default": captions.signed(row["difference"], row["difference_low"], row["difference_high"]),
-            "p": captions.p_value(row["p"]),
-            "Seeds": row["seeds"],
-        }
-        for row in comparison.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    return show_comparison(comparison, DEFAULT_SETTING, ("dataset", "method", "choice"), ("mean",))
 
 
 def caption(_results: Results, comparison: pd.DataFrame) -> tuple[str, captions.Sections]:
@@ -68,6 +55,6 @@ def describe(comparison: pd.DataFrame) -> list[str]:
     for row in known.to_dict("records"):
         word = "undecided" if np.isfinite(row["difference_low"]) else "no interval"
         word = "worse" if row["difference_high"] < 0 else "better" if row["difference_low"] > 0 else word
-        gap = captions.signed(row["difference"], row["difference_low"], row["difference_high"])
+        gap = captions.signed(*captions.interval_of(row, "difference"))
         lines.append(f"- {row['dataset']}, {label(row['method'])}, {row['choice']}: {gap} points: {word}")
     return lines or ["- No seed has both the default and a changed choice."]

@@ -11,11 +11,9 @@ import pandas as pd
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge.marks import mark_of
+from paper_figures.plan import experiments
 
-EXPERIMENTS = (
-    *("comparison", "ablation", "balance", "imbalance", "features"),
-    *("non_iid", "missing", "topology", "sensitivity"),
-)
+EXPERIMENTS = tuple(experiments.EXPERIMENTS)
 NEEDS = "settings of any run"
 TITLE = "Settings"
 EVERYWHERE, ELSEWHERE = "everywhere", "elsewhere"

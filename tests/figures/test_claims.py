@@ -16,6 +16,13 @@ from paper_figures.tables import claims as table_claims
 GAINS = (0.10, 0.12, 0.11)
 
 
+@pytest.fixture(autouse=True)
+def _three_seeds_are_enough(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The rule is the same at any number of seeds; one test alone is about too few of them."""
+    if request.node.name != "test_too_few_seeds_give_a_direction_and_no_verdict":
+        monkeypatch.setattr(claims, "LEAST_SEEDS", 3)
+
+
 def judged(name: str, table: pd.DataFrame, features: pd.DataFrame | None = None) -> tuple[dict, pd.DataFrame]:
     found, differences = claims.judge(Results(table, features=pd.DataFrame() if features is None else features), [name])
     (claim,) = found.to_dict("records")
@@ -55,6 +62,22 @@ def test_one_lucky_interval_of_many_is_not_enough() -> None:
     assert alone["verdict"] == claims.HOLDS
     among, _ = judged("improves", table_of(sum(noise, comparison(lucky))))
     assert (among["verdict"], among["supporting"]) == (claims.DOES_NOT_HOLD, 1)
+
+
+def test_too_few_seeds_give_a_direction_and_no_verdict() -> None:
+    down, five = tuple(-gain for gain in GAINS), (*GAINS, 0.13, 0.1)
+    for rows, verdict in (
+        (comparison(GAINS), "too few seeds, in favour"),
+        (comparison(down), "too few seeds, against"),
+        (comparison(GAINS) + comparison(down, "mfeat"), "too few seeds, pointing both ways"),
+        (comparison(five) + comparison(five[:4], "mfeat"), "too few seeds, in favour"),
+        (comparison(five), claims.HOLDS),
+        (comparison((0.1,)), claims.NOT_TESTED),
+    ):
+        assert judged("improves", table_of(rows))[0]["verdict"] == verdict
+    lost = {("dmml-kd", seed, level): 0.8 - 0.02 * level for seed in range(3) for level in (0.0, 1.0)}
+    claim, _ = judged("gentle", table_of(finals(lost, experiment="topology", setting="link loss")))
+    assert claim["verdict"] == "too few seeds, in favour"  # a loss within the margin
 
 
 def test_what_has_no_interval_is_not_tested() -> None:

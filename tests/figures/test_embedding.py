@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
+from dmmlkd_ext.training.keep.files import save_state
 from dmmlkd_ext.training.population import Population
 from paper_figures.collect import embedding
 from paper_figures.collect.embedding import Features, class_distance, compute_features, embed, pick_samples
@@ -90,10 +91,16 @@ def test_what_is_shown_of_a_run_are_features_of_its_test_data(monkeypatch, tmp_p
     population = Population(MultiModalNetwork(MIXED_SHAPES, 4, 3, 5), UNEVEN_HOLDS, seed=0)
     train, validation, test = (make_split(MIXED_SHAPES, 20, 4, 0.0, seed=seed) for seed in range(3))
     dataset = SimpleNamespace(train=train, validation=validation, test=test)
-    simulation = SimpleNamespace(population=population, dataset=dataset, load_state_dict=lambda state: None)
+    loaded: list[dict] = []
+    simulation = SimpleNamespace(population=population, dataset=dataset, load_state_dict=loaded.append)
     monkeypatch.setattr(embedding, "build_simulation", lambda config: simulation)
-    monkeypatch.setattr(embedding, "load_state", lambda path: None)
+    seals = {
+        f"checkpoint-2-{rank}-of-2.pt": save_state(tmp_path / f"checkpoint-2-{rank}-of-2.pt", {"rows": [rank]})
+        for rank in (1, 2)
+    }
+    save_state(tmp_path / "checkpoint.pt", {"round": 2, "rows": [], "shards": seals})
     shown = embedding.embed_run(world("watch", "dmml", 0), tmp_path)
+    assert loaded == [{"round": 2, "rows": [1, 2]}]  # of both ranks that ran it
     expected = embed(list(compute_features(population, test)), UNEVEN_HOLDS)
     points = shown[shown["embedding"] != "distance"]
     names = ["class", "x", "y"]

@@ -126,11 +126,25 @@ def test_the_drawn_numbers_are_in_the_csv_and_the_text_beside_it(example: Result
     assert drawn.query("method == 'dmml' and setting == 'moderate' and round == 2")["mean"].item() == 0.6
     caption = (tmp_path / "figure_convergence.md").read_text()
     assert "watch, moderate, DMML-KD: 73.3 ± 14.3 %; against DMML +13.3 [-1.0, +27.7]" in caption
-    assert "Not recorded, and not drawn: simulated time, the energy that a device has spent." in caption
+    assert "Not drawn, because it was not measured: simulated time, the energy that a device has spent." in caption
     assert "Commit: c0ffee" in caption
     assert "Seeds: 0, 1, 2" in caption
     assert "watch-dmml-kd-2-severe" in caption
     assert "Not finished, and left out: watch-local-0" in caption
+
+
+def test_captions_say_what_the_levels_of_non_iid_data_are(example: Results) -> None:
+    table = example.table
+    severe = table["setting"] == "severe"
+    mild, hard = (table[~severe], 0.5), (table[severe], 0.1)
+    rows = [part.assign(partition="dirichlet", dirichlet_alpha=alpha, missing_rate=0.6) for part, alpha in (mild, hard)]
+    rows.append(rows[0].assign(dataset="pamap", partition="natural"))
+    assert captions.describe_levels(pd.concat(rows)) == [
+        "- moderate: watch split by a Dirichlet distribution of labels with alpha 0.5, missing rate 0.6; pamap split "
+        "by its natural owners, missing rate 0.6",
+        "- severe: watch split by a Dirichlet distribution of labels with alpha 0.1, missing rate 0.6",
+    ]
+    assert captions.describe_levels(table.assign(setting="default")) == []
 
 
 def test_the_table_has_its_three_forms(example: Results, tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_wrong_input_is_refused_before_anything_is_run(tmp_path: Path, capsys: p
         (["--only", "figure_x"], "names must be some of"),
         (["--profile", "x"], "invalid choice"),
         (["--from", "results"], "results must hold runs.csv"),
+        (["--from", "results", "--profile", "full"], "results must hold runs.csv"),
+        (["--from", "results", "--profile", "smoke"], "profile must be full, whose tables are kept, got smoke"),
     ):
         with pytest.raises(SystemExit) as end:
             make.main([*options, *wrong])
