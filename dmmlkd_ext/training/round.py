@@ -108,7 +108,8 @@ class Simulation:
         """Return which devices hold no modality that any of their samples has: they have no loss."""
         present = self.dataset.train.present.cpu().numpy()
         mine = [(present[device_samples[k]] & self.holds[k]).any() for k in self.part.devices.tolist()]
-        return self.part.gather({"sees": np.array(mine)})["sees"] == 0
+        sees: FloatArray = self.part.gather({"sees": np.array(mine)})["sees"]
+        return np.asarray(sees == 0)
 
     def _make_room(self) -> None:
         """Allocate the largest halo that each block can need."""
