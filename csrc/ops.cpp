@@ -8,6 +8,8 @@
 #include "consensus/cpu.h"
 #include "generator_round/cpu.h"
 #include "gossip_mix/cpu.h"
+#include "orthogonality/cpu.h"
+#include "pairwise_kl/cpu.h"
 
 TORCH_LIBRARY(dmmlkd, m) {
   // The loss of each sample in the leading dimensions, or reduced (0 none, 1 mean, 2 sum), and its gradient
@@ -136,6 +138,8 @@ TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) {
          torch::CppFunction::makeFromBoxedFunction<call_boxed<EvaluationArguments, count_right>>());
   m.impl("generator_round_", generator_round_by_name);
   m.impl("generate_features", generate_features);
+  m.impl("pairwise_kl_forward", pairwise_kl_cpu);
+  m.impl("orthogonality_forward", orthogonality_cpu);
   m.impl("gossip_mix", gossip_mix_cpu);
   m.impl("gossip_mix_", gossip_mix_into_cpu);
   m.impl("gossip_mix_inplace_", gossip_mix_inplace_cpu);

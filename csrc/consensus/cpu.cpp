@@ -2,7 +2,6 @@
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <utility>
@@ -58,7 +57,7 @@ std::pair<int64_t, int64_t> check_blocks(const char* op, at::TensorList blocks) 
 
 at::Tensor column_sums(at::TensorList blocks) {
   const auto [rows, columns] = check_blocks("column_sums", blocks);
-  at::Tensor sums = at::empty({columns}, at::kDouble);
+  at::Tensor sums = blocks[0].new_empty({columns}, at::kDouble);
   auto* next = sums.mutable_data_ptr<double>();
   for (const at::Tensor& block : blocks) {
     block.scalar_type() == at::kDouble ? sum_columns<double>(block, next) : sum_columns<float>(block, next);
@@ -72,7 +71,7 @@ at::Tensor squared_distances(at::TensorList blocks, const at::Tensor& center) {
   const auto [rows, columns] = check_blocks(op, blocks);
   check_shape(op, "center", center, blocks[0].scalar_type(), {columns});
   const at::Tensor own = center.contiguous();
-  at::Tensor squares = at::empty({rows}, at::kDouble);
+  at::Tensor squares = blocks[0].new_empty({rows}, at::kDouble);
   auto* next = squares.mutable_data_ptr<double>();
   int64_t column = 0;
   for (const at::Tensor& block : blocks) {

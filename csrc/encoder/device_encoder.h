@@ -4,7 +4,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <memory>
 #include <vector>
@@ -59,9 +58,8 @@ struct BlockPlaces {
 };
 
 // Memory that all devices reuse, as a tensor [devices, *shape].
-inline at::Tensor shared_by_devices(int64_t devices, std::vector<int64_t> shape,
-                                    const at::TensorOptions& options) {
-  const at::Tensor memory = at::empty(shape, options);
+inline at::Tensor shared_by_devices(int64_t devices, std::vector<int64_t> shape, const at::Tensor& like) {
+  const at::Tensor memory = like.new_empty(shape);
   std::vector<int64_t> strides = memory.strides().vec();
   shape.insert(shape.begin(), devices), strides.insert(strides.begin(), 0);
   return memory.as_strided(shape, strides);
@@ -145,7 +143,7 @@ class DeviceEncoder {
  private:
   static at::Tensor memory(const at::Tensor& block, int64_t samples, std::vector<int64_t> shape) {
     shape.insert(shape.begin(), samples);
-    return shared_by_devices(block.size(0), shape, block.options());
+    return shared_by_devices(block.size(0), shape, block);
   }
 
   void add_linear(const LayerPlace& layer, const at::Tensor& block, int64_t samples) {

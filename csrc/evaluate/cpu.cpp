@@ -3,7 +3,6 @@
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <memory>
@@ -146,8 +145,8 @@ std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given) 
   given.check(op);
   const DeviceBlocks blocks(op, given, given.num_devices);
   const int64_t shape[] = {static_cast<int64_t>(given.modalities()) + 1, given.num_devices};
-  const auto options = at::TensorOptions(at::kLong);
-  const Evaluation evaluation{given, blocks, at::zeros(shape, options), at::zeros(shape, options)};
+  const at::Tensor& labels = given.labels;  // int64, as the counts are
+  const Evaluation evaluation{given, blocks, labels.new_zeros(shape), labels.new_zeros(shape)};
   if (given.judged() > 0)
     given.type() == at::kDouble ? judge_all<double>(evaluation) : judge_all<float>(evaluation);
   return {evaluation.right, evaluation.counted};

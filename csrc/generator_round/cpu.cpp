@@ -2,7 +2,6 @@
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cmath>
@@ -191,8 +190,7 @@ at::Tensor generate_features(const at::Tensor& parameters, const at::Tensor& giv
   check_shape(op, "noise", given, type, given.sizes());
   const at::Tensor noise = given.contiguous();
   const at::Tensor theta = rows_are_contiguous(parameters) ? parameters : parameters.contiguous();
-  const at::Tensor features =
-      at::empty({theta.size(0), shape.classes, noise.size(1), width}, parameters.options());
+  const at::Tensor features = parameters.new_empty({theta.size(0), shape.classes, noise.size(1), width});
   if (type == at::kDouble)
     generate<double>(shape, theta, noise, features);
   else

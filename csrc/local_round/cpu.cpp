@@ -2,7 +2,6 @@
 #include "cpu.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/zeros.h>
 
 #include "device_training.h"
 
@@ -24,8 +23,8 @@ std::pair<at::Tensor, at::Tensor> local_round(const RoundArguments& given) {
   given.check(op);
   const DeviceBlocks blocks(op, given, given.num_devices());
   const LocalRound round{given, blocks,
-                         at::zeros({loss_terms, given.num_devices()}, at::TensorOptions(at::kDouble)),
-                         at::zeros({given.num_devices()}, at::TensorOptions(at::kLong))};
+                         given.labels.new_zeros({loss_terms, given.num_devices()}, at::kDouble),
+                         given.labels.new_zeros({given.num_devices()})};
   given.type() == at::kDouble ? train<double>(round) : train<float>(round);
   return {round.losses, round.trained};
 }

@@ -5,11 +5,7 @@
 // H^T S, and also <H H^T, S S^T>, B x B. Whichever form costs less is taken, for the loss and for
 //     d/dH = 2 S (H^T S)^T = 2 (S S^T) H,    d/dS = 2 H (H^T S) = 2 (H H^T) S.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/util/SmallVector.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
@@ -17,6 +13,7 @@
 #include "../check.h"
 #include "../simd/kernels.h"
 #include "../simd/scratch.h"
+#include "cpu.h"
 #include "form.h"
 
 namespace dmmlkd {
@@ -107,15 +104,17 @@ at::Tensor reduced(const Losses& losses, int64_t reduction, at::IntArrayRef lead
   return result;
 }
 
-LossAndGradients forward_cpu(const at::Tensor& common, const at::Tensor& specific,
-                             const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction,
-                             bool with_common, bool with_specific) {
+}  // namespace
+
+LossAndGradients orthogonality_cpu(const at::Tensor& common, const at::Tensor& specific,
+                                   const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction,
+                                   bool with_common, bool with_specific) {
   check_orthogonality(common, specific, mask, reduction);
   const auto type = common.scalar_type();
   if (type != at::kFloat && type != at::kDouble) {  // half precisions accumulate in float32
     auto [loss, common_gradient, specific_gradient] =
-        forward_cpu(common.to(at::kFloat), specific.to(at::kFloat), mask, normalize, reduction, with_common,
-                    with_specific);
+        orthogonality_cpu(common.to(at::kFloat), specific.to(at::kFloat), mask, normalize, reduction,
+                          with_common, with_specific);
     return {loss.to(type), common_gradient.to(type), specific_gradient.to(type)};
   }
   const auto leading = common.sizes().slice(0, common.dim() - 2);
@@ -124,9 +123,9 @@ LossAndGradients forward_cpu(const at::Tensor& common, const at::Tensor& specifi
     return orthogonality_by_library(common, specific, mask, normalize, reduction, with_common, with_specific);
   if (common.numel() == 0) {
     const bool whole = reduction != reduction_none;
-    return {at::zeros(whole ? at::IntArrayRef{} : leading, options),
-            with_common ? at::zeros_like(common) : at::empty({0}, options),
-            with_specific ? at::zeros_like(specific) : at::empty({0}, options)};
+    return {common.new_zeros(whole ? at::IntArrayRef{} : leading),
+            with_common ? common.new_zeros(common.sizes()) : common.new_empty({0}),
+            with_specific ? specific.new_zeros(specific.sizes()) : common.new_empty({0})};
   }
   const at::Tensor h = common.contiguous(), s = specific.contiguous();
   const at::Tensor present =
@@ -138,11 +137,9 @@ LossAndGradients forward_cpu(const at::Tensor& common, const at::Tensor& specifi
   const Losses losses = type == at::kDouble
                             ? compute_all<double>(h, s, present, normalize, scale, h_gradient, s_gradient)
                             : compute_all<float>(h, s, present, normalize, scale, h_gradient, s_gradient);
-  return {reduced(losses, reduction, leading, options), with_common ? h_gradient : at::empty({0}, options),
-          with_specific ? s_gradient : at::empty({0}, options)};
+  return {reduced(losses, reduction, leading, options), with_common ? h_gradient : common.new_empty({0}),
+          with_specific ? s_gradient : common.new_empty({0})};
 }
-
-}  // namespace
 
 bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize) {
   const bool by_samples = native_by_samples(b, d, e);
@@ -155,7 +152,5 @@ bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize) {
 #endif
   return (by_samples ? b : std::max(d, e)) <= largest;
 }
-
-TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("orthogonality_forward", forward_cpu); }
 
 }  // namespace dmmlkd

@@ -1,11 +1,8 @@
 // pairwise_kl_forward on CPU tensors: lays the samples out as runs of constant stride and shares them out.
+#include "cpu.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/util/SmallVector.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
@@ -119,36 +116,36 @@ at::Tensor scalar(double value, const at::TensorOptions& options) {
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& logits,
-                                               const std::optional<at::Tensor>& mask, int64_t reduction,
-                                               bool with_gradient) {
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> pairwise_kl_cpu(const at::Tensor& logits,
+                                                   const std::optional<at::Tensor>& mask, int64_t reduction,
+                                                   bool with_gradient) {
   check_pairwise_kl(logits, mask, reduction);
   const auto type = logits.scalar_type();
   if (type != at::kFloat && type != at::kDouble) {  // half precisions accumulate in float32
-    auto [loss, gradient] = forward_cpu(logits.to(at::kFloat), mask, reduction, with_gradient);
+    auto [loss, gradient] = pairwise_kl_cpu(logits.to(at::kFloat), mask, reduction, with_gradient);
     return {loss.to(type), gradient.to(type)};
   }
   const auto leading = logits.sizes().slice(0, logits.dim() - 2);
   const int64_t modalities = logits.size(-2), classes = logits.size(-1);
   const int64_t samples = logits.numel() / (modalities * classes);
   if (samples == 0 || modalities == 1) {
-    at::Tensor loss =
-        reduction == reduction_none ? at::zeros(leading, logits.options()) : scalar(0, logits.options());
-    return {loss, with_gradient ? at::zeros_like(logits) : at::empty({0}, logits.options())};
+    at::Tensor loss = reduction == reduction_none ? logits.new_zeros(leading) : scalar(0, logits.options());
+    return {loss, with_gradient ? recycled_empty_like(
+                                      logits.stride(-1) == 1 || classes == 1 ? logits : logits.contiguous())
+                                      .zero_()
+                                : logits.new_empty({0})};
   }
   const at::Tensor rows = logits.stride(-1) == 1 || classes == 1 ? logits : logits.contiguous();
   const at::Tensor gradient = with_gradient ? recycled_empty_like(rows) : at::Tensor();
-  at::Tensor loss = reduction == reduction_none ? at::empty(leading, logits.options()) : at::Tensor();
+  at::Tensor loss = reduction == reduction_none ? logits.new_empty(leading) : at::Tensor();
   const at::Tensor present = mask ? mask->expand(logits.sizes().slice(0, logits.dim() - 1)) : at::Tensor();
   const double scale = reduction == reduction_mean ? 1.0 / static_cast<double>(samples) : 1.0;
   const double sum = type == at::kDouble ? compute<double>(rows, present, loss, gradient, scale)
                                          : compute<float>(rows, present, loss, gradient, scale);
   if (!loss.defined()) loss = scalar(sum * scale, logits.options());
-  return {loss, with_gradient ? gradient : at::empty({0}, logits.options())};
+  return {loss, with_gradient ? gradient : logits.new_empty({0})};
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(dmmlkd, CPU, m) { m.impl("pairwise_kl_forward", forward_cpu); }
 
 }  // namespace dmmlkd
