@@ -68,7 +68,7 @@ def _parse(arguments: list[str]) -> Command:
         SweepCommand,
         UserError,
     )
-    from dmmlkd_ext.experiments.presets import preset
+    from dmmlkd_ext.experiments.config.presets import preset
     from dmmlkd_ext.plugins import import_modules
 
     arguments, modules = _gather_modules(arguments)

@@ -12,9 +12,9 @@ import pytest
 
 from dmmlkd_ext import cli
 from dmmlkd_ext.experiments import build as world
-from dmmlkd_ext.experiments.loading import load_config
-from dmmlkd_ext.experiments.presets import preset
-from dmmlkd_ext.experiments.settings import override_settings
+from dmmlkd_ext.experiments.config.loading import load_config
+from dmmlkd_ext.experiments.config.presets import preset
+from dmmlkd_ext.experiments.config.settings import override_settings
 
 sys.path.insert(0, str(Path(__file__).parent / "experiments"))
 

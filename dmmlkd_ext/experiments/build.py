@@ -42,7 +42,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         DataUnavailableError: the dataset is neither cached nor can be fetched.
 
     Example:
-        >>> from dmmlkd_ext.experiments.presets import preset
+        >>> from dmmlkd_ext.experiments.config.presets import preset
         >>> simulation = build_simulation(preset("mfeat", "dmml-kd", seed=1))
         >>> simulation.population.num_devices, simulation.round, simulation.total_rounds
         (20, 0, 40)

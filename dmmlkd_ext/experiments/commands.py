@@ -17,10 +17,10 @@ import tyro
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
 from dmmlkd_ext.data.sources.fetch import data_folders
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.presets import PRESETS, preset
+from dmmlkd_ext.experiments.config.presets import PRESETS, preset
+from dmmlkd_ext.experiments.config.settings import override_settings, read_loader_options
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunChangedError, RunLockedError, run_experiment
-from dmmlkd_ext.experiments.settings import override_settings, read_loader_options
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
 from dmmlkd_ext.ops import backend, build_info
 from dmmlkd_ext.plugins import import_modules

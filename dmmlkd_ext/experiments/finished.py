@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.inputs import require_same_data
-from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.training.keep.files import RunChangedError
 
 

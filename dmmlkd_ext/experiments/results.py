@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config.own_parameter import get_own_parameter
 from dmmlkd_ext.experiments.finished import read_certified, read_json
-from dmmlkd_ext.experiments.own_parameter import get_own_parameter
 
 PROVENANCE = (
     "run",

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.determinism import deterministic
 from dmmlkd_ext.experiments.finished import is_finished, read_json, require_unchanged, summarize
 from dmmlkd_ext.experiments.inputs import hash_files_read, other_data
-from dmmlkd_ext.experiments.loading import load_config
 from dmmlkd_ext.experiments.provenance import code_version, describe_environment
 from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training.exchange.ranks import Ranks, UnlikeRanksError

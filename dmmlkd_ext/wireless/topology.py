@@ -1,4 +1,4 @@
-"""Graphs of device-to-device links, their mixing matrices and spectral gaps (METHOD 1, 4, 6)."""
+"""Graphs of device-to-device links (METHOD 1, 6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse, spatial
 from scipy.sparse import csgraph
-from scipy.sparse import linalg as sparse_linalg
 
 from dmmlkd_ext.registry import Registry
 from dmmlkd_ext.wireless.lines import place, read_lines
@@ -21,7 +20,6 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-_DENSE_LIMIT = 400  # devices up to which all eigenvalues take less time than a few by a sparse solver
 _TRIES = 100  # draws of a random graph until one is connected
 
 
@@ -46,7 +44,7 @@ class Topology:
     positions_m: FloatArray
 
     def __post_init__(self) -> None:
-        _check_edges(self.edges, self.num_devices)
+        check_edges(self.edges, self.num_devices)
         if not np.array_equal(self.edges, _canonical(self.edges)):
             raise ValueError("edges must be unique and sorted with i < j in each row")
         if self.positions_m.shape != (self.num_devices, 2):
@@ -62,7 +60,7 @@ class Topology:
     @property
     def degrees(self) -> IntArray:
         """Number of neighbours of each device, int64 [devices]."""
-        return _degrees(self.edges, self.num_devices)
+        return count_degrees(self.edges, self.num_devices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +132,8 @@ def build_topology(
     alone = num_devices == 1 and name != "edge_list"
     edges = np.zeros((0, 2), dtype=np.int64) if alone else _canonical(build(request))
     if not _BUILDERS.is_builtin(name):
-        _check_edges(edges, num_devices)
-        parts, _ = _components(edges, num_devices)
+        check_edges(edges, num_devices)
+        parts, _ = find_components(edges, num_devices)
         if parts > 1:
             raise ValueError(f"topology {name!r} must connect all {num_devices} devices, got {parts} parts")
     return Topology(name, int(num_devices), edges, positions)
@@ -150,7 +148,8 @@ def _canonical(edges: npt.ArrayLike) -> IntArray:
     return np.stack([low, high], axis=1)
 
 
-def _degrees(edges: IntArray, num_devices: int) -> IntArray:
+def count_degrees(edges: IntArray, num_devices: int) -> IntArray:
+    """Return the number of neighbours of each device, int64 [devices]."""
     return np.bincount(edges.ravel(), minlength=num_devices).astype(np.int64)
 
 
@@ -160,7 +159,8 @@ def _adjacency(edges: IntArray, values: FloatArray, num_devices: int) -> sparse.
     return sparse.csr_array((values, (i, j)), shape=(num_devices, num_devices))
 
 
-def _components(edges: IntArray, num_devices: int) -> tuple[int, npt.NDArray[np.int32]]:
+def find_components(edges: IntArray, num_devices: int) -> tuple[int, npt.NDArray[np.int32]]:
+    """Return in how many parts a graph falls, and the part of each device, int32 [devices]."""
     adjacency = _adjacency(edges, np.ones(len(edges)), num_devices)
     count, label = csgraph.connected_components(adjacency, directed=False)
     return int(count), label
@@ -208,7 +208,7 @@ def _erdos_renyi(request: TopologyRequest) -> IntArray:
     for _ in range(_TRIES):
         graph = nx.fast_gnp_random_graph(request.num_devices, request.probability, seed=request.seed())
         edges = _edges_of(graph)
-        if _components(edges, request.num_devices)[0] == 1:
+        if find_components(edges, request.num_devices)[0] == 1:
             return edges
     threshold = math.log(request.num_devices) / request.num_devices
     raise ValueError(
@@ -240,7 +240,7 @@ def _random_geometric(request: TopologyRequest) -> IntArray:
     tree = spatial.cKDTree(request.positions_m)
     reach = request.radius_m
     near = edges = tree.query_pairs(reach, output_type="ndarray").astype(np.int64)
-    while _components(edges, request.num_devices)[0] > 1:
+    while find_components(edges, request.num_devices)[0] > 1:
         reach *= 1.5
         edges = tree.query_pairs(reach, output_type="ndarray").astype(np.int64)
     if len(edges) == len(near):
@@ -264,7 +264,7 @@ def _edge_list(request: TopologyRequest) -> IntArray:
         if words:
             edges.append(_parse_edge(words, request.num_devices, place("path", number, request.path)))
     array = np.array(edges, dtype=np.int64).reshape(-1, 2)
-    parts, label = _components(array, request.num_devices)
+    parts, label = find_components(array, request.num_devices)
     if parts > 1:
         apart = int(np.flatnonzero(label != label[0])[0])
         raise ValueError(
@@ -325,60 +325,8 @@ def register_topology(name: str, builder: TopologyBuilder) -> None:
     _BUILDERS.add(name, builder)
 
 
-def metropolis_hastings(
-    edges: npt.ArrayLike, num_devices: int, members: npt.ArrayLike | None = None
-) -> sparse.csr_array:
-    """Return the Metropolis-Hastings mixing matrix of a graph, or of the subgraph of some devices.
-
-    W_ij = 1 / (1 + max(degree_i, degree_j)) for each link, and W_ii = 1 - sum_j W_ij: symmetric and doubly stochastic
-    (METHOD 4 [C]; Xiao, Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007). Degrees
-    are those of the subgraph.
-
-    Args:
-        edges: int [edges, 2], each link once, in either direction.
-        num_devices: devices of the whole graph.
-        members: bool [devices], which devices take part; None is all. One without a neighbour among them has weight 1
-            for itself.
-
-    Returns:
-        float64 CSR [members, members] by increasing device number, with sorted indices and a positive diagonal.
-
-    Raises:
-        ValueError: a link is not a pair of two different devices or occurs twice, or `members` is no mask.
-
-    Example:
-        >>> metropolis_hastings([[0, 1], [1, 2]], 3).toarray().round(2).tolist()
-        [[0.67, 0.33, 0.0], [0.33, 0.33, 0.33], [0.0, 0.33, 0.67]]
-        >>> metropolis_hastings([[0, 1], [1, 2]], 3, np.array([True, False, True])).toarray().tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-    """
-    links = np.asarray(edges)
-    _check_edges(links, num_devices)
-    links = links.astype(np.int64)
-    if members is not None:
-        mask = np.asarray(members)
-        if mask.dtype != np.bool_ or mask.shape != (num_devices,):
-            got = f"{mask.dtype} of the shape {list(mask.shape)}"
-            raise ValueError(f"members must be bool of the shape [{num_devices}], got {got}")
-        number = np.cumsum(mask) - 1
-        links = number[links[mask[links].all(axis=1)]]
-        num_devices = int(mask.sum())
-    degrees = _degrees(links, num_devices)
-    i, j = links[:, 0], links[:, 1]
-    weight = 1.0 / (1.0 + np.maximum(degrees[i], degrees[j]))
-    received = np.bincount(np.r_[i, j], weights=np.r_[weight, weight], minlength=num_devices)
-    itself = np.arange(num_devices)
-    matrix = sparse.csr_array(
-        (np.r_[weight, weight, 1.0 - received], (np.r_[i, j, itself], np.r_[j, i, itself])),
-        shape=(num_devices, num_devices),
-    )
-    if matrix.nnz != 2 * len(links) + num_devices:
-        raise ValueError("edges must hold each link once, got one twice")
-    matrix.sort_indices()
-    return matrix
-
-
-def _check_edges(edges: npt.NDArray, num_devices: int) -> None:
+def check_edges(edges: npt.NDArray, num_devices: int) -> None:
+    """Raise ValueError unless edges are pairs of two different devices each."""
     integers = np.issubdtype(edges.dtype, np.integer) or edges.size == 0
     if edges.ndim != 2 or edges.shape[1] != 2 or not integers:
         raise ValueError(f"edges must be integers [edges, 2], got {edges.dtype} {list(edges.shape)}")
@@ -386,70 +334,3 @@ def _check_edges(edges: npt.NDArray, num_devices: int) -> None:
     if bad.any():
         wrong = edges[bad][0].tolist()
         raise ValueError(f"edges must be pairs of different devices from 0 to {num_devices - 1}, got {wrong}")
-
-
-def spectral_gap(mixing_matrix: sparse.csr_array | FloatArray) -> float:
-    """Return 1 - the second largest absolute eigenvalue of a symmetric, doubly stochastic matrix.
-
-    The distance to the mean shrinks by at least this fraction per mixing: 0 for a disconnected graph, 1 for a single
-    device or a complete graph.
-
-    Args:
-        mixing_matrix: sparse or dense [devices, devices].
-
-    Raises:
-        ValueError: `mixing_matrix` is not square, or not symmetric with rows that sum to one.
-
-    Example:
-        >>> round(spectral_gap(np.full((4, 4), 0.25)), 12)
-        1.0
-        >>> round(spectral_gap(metropolis_hastings([[0, 1], [1, 2], [2, 3], [0, 3]], 4)), 12)
-        0.666666666667
-    """
-    shape = np.shape(mixing_matrix)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise ValueError(f"mixing_matrix must be square and not empty, got the shape {list(shape)}")
-    matrix = sparse.csr_array(mixing_matrix)
-    count = shape[0]
-    if abs(matrix - matrix.T).max() > 1e-9 or np.abs(matrix.sum(axis=1) - 1.0).max() > 1e-9:
-        raise ValueError("mixing_matrix must be symmetric with rows that sum to one")
-    if count == 1:
-        return 1.0
-    if _components(np.stack(matrix.nonzero(), axis=1).astype(np.int64), count)[0] > 1:
-        return 0.0
-    if count <= _DENSE_LIMIT:
-        values = np.linalg.eigvalsh(matrix.toarray())
-        second = max(values[-2], -values[0])
-    else:
-        second = _second_eigenvalue(matrix)
-    return float(np.clip(1.0 - second, 0.0, 1.0))
-
-
-def _second_eigenvalue(matrix: sparse.csr_array) -> float:
-    """Return the second largest absolute eigenvalue of a large connected mixing matrix.
-
-    Lanczos steps on the matrix without its constant eigenvector are fast on graphs that mix well. They may not converge
-    on graphs that mix slowly, but these are nearly planar, so shift-invert near 1 and -1 is cheap.
-    """
-    count = matrix.shape[0]
-    start = np.cos(np.arange(count) ** 2)  # any fixed vector, so that the same matrix gives the same bits
-
-    def deflated(vector: FloatArray) -> FloatArray:
-        return np.asarray(matrix @ vector - vector.mean())
-
-    operator = sparse_linalg.LinearOperator((count, count), matvec=deflated, dtype=np.float64)
-    try:
-        value = sparse_linalg.eigsh(
-            operator, k=1, which="LM", v0=start, ncv=40, maxiter=25, tol=1e-10, return_eigenvectors=False
-        )
-        return float(abs(value[0]))
-    except sparse_linalg.ArpackNoConvergence:
-        columns = sparse.csc_array(matrix)
-        near_one = sparse_linalg.eigsh(columns, k=2, sigma=1.0 + 1e-8, v0=start, return_eigenvectors=False)
-        high = float(near_one.min())
-        # Gershgorin: no eigenvalue is below this, which for Metropolis weights is far from -1.
-        diagonal = matrix.diagonal()
-        if (diagonal - (abs(matrix).sum(axis=1) - abs(diagonal))).min() >= -high:
-            return high
-        low = sparse_linalg.eigsh(columns, k=1, sigma=-1.0 - 1e-8, v0=start, return_eigenvectors=False)
-        return max(high, -float(low[0]))

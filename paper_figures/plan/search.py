@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.own_parameter import set_own_parameter
-from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.config.own_parameter import set_own_parameter
+from dmmlkd_ext.experiments.config.presets import preset
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from dmmlkd_ext.training.methods import get_method
 from paper_figures.plan.tuned import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.own_parameter import scale_losses, set_own_parameter
+from dmmlkd_ext.experiments.config.own_parameter import scale_losses, set_own_parameter
 from dmmlkd_ext.training.keep.files import write_text
 from dmmlkd_ext.training.methods import METHODS, MethodConfig, get_method
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
-from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.config.presets import preset
 from dmmlkd_ext.wireless.energy import EnergyConfig
 
 DATASETS = ("watch", "mfeat", "avdigits")

@@ -7,7 +7,8 @@ import torch
 
 from dmmlkd_ext.ops import GossipWeights, gossip_mix, gossip_mix_reference
 from dmmlkd_ext.seeding import numpy_generator
-from dmmlkd_ext.wireless.topology import build_topology, metropolis_hastings
+from dmmlkd_ext.wireless.mixing import metropolis_hastings
+from dmmlkd_ext.wireless.topology import build_topology
 from tests.benchmarks.conftest import require_free_cores
 from tests.benchmarks.paired import interleave
 

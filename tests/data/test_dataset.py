@@ -9,7 +9,7 @@ import torch
 from dmmlkd_ext.data import MultiModalDataset, Split
 from dmmlkd_ext.data.dataset import RESERVED_MODALITIES
 from dmmlkd_ext.experiments.build import build_simulation
-from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.config.presets import preset
 
 
 def make_split(samples: int = 4, width: int = 3) -> Split:

@@ -12,7 +12,8 @@ from dmmlkd_ext.training.exchange.mix import divide_weights
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.exchange.slices import slice_devices
 from dmmlkd_ext.training.learn import local
-from dmmlkd_ext.wireless.topology import build_topology, metropolis_hastings
+from dmmlkd_ext.wireless.mixing import metropolis_hastings
+from dmmlkd_ext.wireless.topology import build_topology
 from paper_figures.figures.scaling import over_ranks
 from tests.benchmarks.distributed.projection import Assumptions, boundary, project, read, tables
 from tests.benchmarks.distributed.rank import least_bytes, measure

@@ -11,7 +11,7 @@ import torch
 
 from dmmlkd_ext.experiments import build as world
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
-from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.config.presets import preset
 from dmmlkd_ext.training.methods import get_method
 from tests.training.synthetic import TINY_SHAPES, divide, make_dataset
 

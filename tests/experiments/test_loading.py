@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
-from dmmlkd_ext.experiments.loading import from_dict, load_config
+from dmmlkd_ext.experiments.config.loading import from_dict, load_config
 from dmmlkd_ext.training.methods import METHODS
 
 

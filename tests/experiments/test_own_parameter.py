@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from dmmlkd_ext.experiments.own_parameter import (
+from dmmlkd_ext.experiments.config.own_parameter import (
     get_own_parameter,
     loss_scale,
     scale_losses,

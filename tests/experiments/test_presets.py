@@ -4,7 +4,7 @@ import pytest
 
 from dmmlkd_ext.data import register_dataset
 from dmmlkd_ext.data.registry import _LOADERS
-from dmmlkd_ext.experiments.presets import PRESETS, preset
+from dmmlkd_ext.experiments.config.presets import PRESETS, preset
 from dmmlkd_ext.training.methods import METHODS
 
 

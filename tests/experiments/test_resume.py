@@ -13,7 +13,7 @@ import pytest
 
 from dmmlkd_ext.data import DataUnavailableError, load_dataset
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.config.presets import preset
 from dmmlkd_ext.experiments.run import run_experiment
 from dmmlkd_ext.training.keep.callbacks import Callback
 from dmmlkd_ext.wireless.energy import EnergyConfig

@@ -255,7 +255,7 @@ def make_features(size: Size = FULL) -> pd.DataFrame:
 
 def make_settings(size: Size = FULL) -> pd.DataFrame:
     """Return the settings of two experiments as the real configurations have them."""
-    from dmmlkd_ext.experiments.presets import preset
+    from dmmlkd_ext.experiments.config.presets import preset
 
     rows = []
     for experiment, methods, levels in (("comparison", COMPARED, (NAN,)), ("balance", BALANCE, (0.15, 0.3))):

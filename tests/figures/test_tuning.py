@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.own_parameter import get_own_parameter, loss_scale
+from dmmlkd_ext.experiments.config.own_parameter import get_own_parameter, loss_scale
 from dmmlkd_ext.experiments.run import run_name
 from dmmlkd_ext.training.methods import METHODS
 from paper_figures import tune

@@ -17,7 +17,7 @@ from dmmlkd_ext.ops import (
     gossip_mix,
     gossip_mix_reference,
 )
-from dmmlkd_ext.wireless.topology import metropolis_hastings
+from dmmlkd_ext.wireless.mixing import metropolis_hastings
 from tests.ops.instruction_sets import instruction_sets, kernels_of
 from tests.ops.oracles import gossip_oracle
 

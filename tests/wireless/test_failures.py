@@ -16,7 +16,8 @@ from dmmlkd_ext.wireless.failures import (
     ScheduledFailure,
     read_schedule,
 )
-from dmmlkd_ext.wireless.topology import build_topology, metropolis_hastings
+from dmmlkd_ext.wireless.mixing import metropolis_hastings
+from dmmlkd_ext.wireless.topology import build_topology
 
 
 def graph(name="ring", count=6):

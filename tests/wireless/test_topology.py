@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import sparse, spatial
 
 import dmmlkd_ext.wireless.topology as topology_module
-from dmmlkd_ext.wireless.topology import Topology, build_topology, metropolis_hastings, spectral_gap
+from dmmlkd_ext.wireless.mixing import metropolis_hastings, spectral_gap
+from dmmlkd_ext.wireless.topology import Topology, build_topology
 
 RANDOM_SIZES = [
     "ring",

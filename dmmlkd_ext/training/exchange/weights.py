@@ -11,7 +11,7 @@ import torch
 from dmmlkd_ext.ops import GossipWeights
 from dmmlkd_ext.training.exchange.mix import Route, divide_weights
 from dmmlkd_ext.training.exchange.ranks import Slice
-from dmmlkd_ext.wireless.topology import metropolis_hastings, spectral_gap
+from dmmlkd_ext.wireless.mixing import metropolis_hastings, spectral_gap
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -68,7 +68,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
     `spectral_gap` that of the mixing of all devices on the working links (METHOD 4 to 6 define the rest).
 
     Example:
-        >>> from dmmlkd_ext.experiments.presets import preset
+        >>> from dmmlkd_ext.experiments.config.presets import preset
         >>> from dmmlkd_ext.experiments.build import build_simulation
         >>> record = build_simulation(preset("mfeat", "dmml")).run_round()  # a round ends with its record
         >>> len(record["energy_spent_joule"]), sorted(record["loss"])[:3]

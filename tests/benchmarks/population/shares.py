@@ -42,7 +42,7 @@ def clock(owner: Any, name: str, part: str, seconds: dict[str, float]) -> None:
 
 def run_clocked(method: str, dataset: str) -> None:
     """Run one method in this process, and print as JSON what took how many seconds."""
-    from dmmlkd_ext.experiments.presets import preset
+    from dmmlkd_ext.experiments.config.presets import preset
     from dmmlkd_ext.experiments.run import run_experiment
     from dmmlkd_ext.training import round as simulation
     from dmmlkd_ext.training.keep import callbacks

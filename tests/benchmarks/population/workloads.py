@@ -13,7 +13,7 @@ import torch
 
 from dmmlkd_ext.data.partition import assign_modalities
 from dmmlkd_ext.experiments.build import slice_population
-from dmmlkd_ext.experiments.presets import preset
+from dmmlkd_ext.experiments.config.presets import preset
 from dmmlkd_ext.model.network import MultiModalNetwork
 from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig

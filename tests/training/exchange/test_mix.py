@@ -13,7 +13,7 @@ from dmmlkd_ext.ops import GossipWeights, gossip_mix
 from dmmlkd_ext.training.exchange.mix import Route, divide_weights, mix, with_halo
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice, alone
 from dmmlkd_ext.training.population import Population
-from dmmlkd_ext.wireless.topology import metropolis_hastings
+from dmmlkd_ext.wireless.mixing import metropolis_hastings
 from tests.distributed.threads import Numbered, on_threads
 from tests.training.synthetic import identity_weights
 

@@ -16,7 +16,7 @@ from dmmlkd_ext.training.guide.base import GuidanceRound
 from dmmlkd_ext.training.learn import LocalTask, train
 from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.round import Simulation
-from dmmlkd_ext.wireless.topology import metropolis_hastings
+from dmmlkd_ext.wireless.mixing import metropolis_hastings
 from tests.training.plain_loop import make_devices, module_columns
 from tests.training.synthetic import UNEVEN_HOLDS, make_dataset, make_simulation
 

@@ -11,7 +11,7 @@ from dmmlkd_ext.training.methods import get_method
 from dmmlkd_ext.training.round import Simulation
 from dmmlkd_ext.wireless.energy import EnergyAccount, EnergyConfig
 from dmmlkd_ext.wireless.failures import FailureConfig
-from dmmlkd_ext.wireless.topology import metropolis_hastings, spectral_gap
+from dmmlkd_ext.wireless.mixing import metropolis_hastings, spectral_gap
 from tests.training.synthetic import MIXED_SHAPES, SMALL_TRAINING, UNEVEN_HOLDS, make_dataset, make_simulation
 
 KEYS = {

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from dmmlkd_ext.data.registry import read_options
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.loading import from_dict
+from dmmlkd_ext.experiments.config.loading import from_dict
 from dmmlkd_ext.values import read_value
 
 _OPTIONS = ["data", "options"]
