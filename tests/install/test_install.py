@@ -122,7 +122,7 @@ def sdist(tmp_path_factory):
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("*.so", "__pycache__", "_not_built.txt")
+            ignored = shutil.ignore_patterns("*.so", "__pycache__", "*_not_built.txt")
             shutil.copytree(source, copy / name, ignore=ignored)
         else:
             shutil.copy(source, copy)
