@@ -57,9 +57,8 @@ def extensions() -> list:
     compile_flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
     compile_flags += os.environ.get("DMMLKD_CXXFLAGS", "").split()
     link_flags = os.environ.get("DMMLKD_LDFLAGS", "").split()
-    sources = sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cpp") if "cuda" not in path.parts
-    )
+    found = (path.relative_to(ROOT) for path in (ROOT / "csrc").glob("**/*.cpp"))
+    sources = sorted(str(path) for path in found if "cuda" not in path.parts)
     return [
         CppExtension("dmmlkd_ext._C", sources, extra_compile_args={"cxx": compile_flags}, extra_link_args=link_flags)
     ]
