@@ -2,7 +2,8 @@
 
 auto (default): what the machine has: the CPU extension with a C++ compiler, the CUDA one as well with nvcc and a
                 CUDA build of torch. A build that fails leaves the package pure Python; it says so here and, because
-                pip hides what is printed here, when it is imported.
+                pip hides what is printed here, when it is imported. A CUDA build that fails takes the CUDA kernels
+                away and nothing else; it says so here and in `dmmlkd_ext.build_info()`.
 cpu, cuda:      that extension (cuda builds both), or an error.
 none:           no extension.
 """
@@ -18,7 +19,8 @@ from setuptools.command.build_ext import build_ext as plain_build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-UNBUILT = "_not_built.txt"  # in the package: why there is no extension, for dmmlkd_ext/ops/native.py
+# In the package, for dmmlkd_ext/ops/native.py: why there is no extension, and why none for CUDA.
+UNBUILT, UNBUILT_CUDA = "_not_built.txt", "_cuda_not_built.txt"
 WANTED = os.environ.get("DMMLKD_BUILD", "auto")
 CHOICES = ("auto", "cpu", "cuda", "none")
 if WANTED not in CHOICES:
@@ -47,13 +49,16 @@ def notice(package: Path, reason: str) -> None:
     )
 
 
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def extensions() -> list:
     compile_flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
     compile_flags += os.environ.get("DMMLKD_CXXFLAGS", "").split()
     link_flags = os.environ.get("DMMLKD_LDFLAGS", "").split()
-    sources = sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cpp") if "cuda" not in path.parts
-    )
+    found = (path.relative_to(ROOT) for path in (ROOT / "csrc").glob("**/*.cpp"))
+    sources = sorted(str(path) for path in found if "cuda" not in path.parts)
     return [
         CppExtension("dmmlkd_ext._C", sources, extra_compile_args={"cxx": compile_flags}, extra_link_args=link_flags)
     ]
@@ -68,26 +73,30 @@ def build_command() -> type:
         def run(self) -> None:
             extension = Path(self.get_ext_fullpath("dmmlkd_ext._C"))
             package = extension.parent
-            (package / UNBUILT).unlink(missing_ok=True)
+            for left_by_another_build in (UNBUILT, UNBUILT_CUDA, "_C_cuda.so"):
+                (package / left_by_another_build).unlink(missing_ok=True)
             try:
                 super().run()
-                self.build_cuda()
             except Exception as error:
                 if WANTED != "auto":
                     raise
                 package.mkdir(parents=True, exist_ok=True)
                 extension.unlink(missing_ok=True)  # of older sources
-                notice(package, f"the build failed ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+                notice(package, f"the build failed ({type(error).__name__}: {first_line(error)})")
+                return
+            if WANTED == "cuda" or (WANTED == "auto" and torch.version.cuda is not None):
+                self.build_cuda(package)
 
-        def build_cuda(self) -> None:
-            if WANTED == "cpu" or (WANTED == "auto" and torch.version.cuda is None):
-                return
-            script = ROOT / "csrc" / "cuda" / "build.py"
-            cuda = runpy.run_path(str(script))
-            if WANTED == "auto" and not cuda["nvcc_available"]():
-                return
-            target = Path(self.get_ext_fullpath("dmmlkd_ext._C")).parent / "_C_cuda.so"
-            cuda["build_extension"](target)
+        def build_cuda(self, package: Path) -> None:
+            cuda = runpy.run_path(str(ROOT / "csrc" / "cuda" / "build.py"))
+            try:
+                cuda["build_extension"](package / "_C_cuda.so")
+            except Exception as error:
+                if WANTED == "cuda":
+                    raise
+                (package / "_C_cuda.so").unlink(missing_ok=True)
+                (package / UNBUILT_CUDA).write_text(first_line(error) + "\n", encoding="utf-8")
+                print(f"\ndmmlkd_ext: no CUDA kernels: {error}\n", file=sys.stderr)
 
     return Build
 

@@ -1,7 +1,10 @@
 // Every operator's schema, and the function that computes it on a CPU. torch/library.h takes longer to
 // compile than an operator's file, so it is included here alone.
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/enum_tag.h>
 #include <torch/library.h>
+
+#include <vector>
 
 #include "arguments.h"
 #include "check.h"
@@ -10,6 +13,10 @@
 #include "gossip_mix/cpu.h"
 #include "orthogonality/cpu.h"
 #include "pairwise_kl/cpu.h"
+
+// On CUDA tensors the gossip operators check weights on the host when they see them first, which a CUDA graph
+// cannot hold: torch.compile must leave them out of its graphs.
+static const std::vector<at::Tag> waits_for_the_device = {at::Tag::cudagraph_unsafe};
 
 TORCH_LIBRARY(dmmlkd, m) {
   // The loss of each sample in the leading dimensions, or reduced (0 none, 1 mean, 2 sum), and its gradient
@@ -28,17 +35,20 @@ TORCH_LIBRARY(dmmlkd, m) {
   // rows as `transposed` says.
   m.def(
       "gossip_mix(Tensor local, Tensor row_pointers, Tensor columns, Tensor values, SymInt? transposed=None) "
-      "-> Tensor");
+      "-> Tensor",
+      waits_for_the_device);
   // Writes the columns [column_begin, column_end) of out. With measure, out holds the rows at the round's
   // start, and the result is float64 [2, rows]: ||local - start||^2 and ||start||^2 over those columns; else
   // it is empty.
   m.def(
       "gossip_mix_(Tensor local, Tensor row_pointers, Tensor columns, Tensor values, Tensor(a!) out, "
-      "int column_begin, int column_end, bool measure) -> Tensor");
+      "int column_begin, int column_end, bool measure) -> Tensor",
+      waits_for_the_device);
   // In place, with a scratch of one tile of columns, to save memory.
   m.def(
       "gossip_mix_inplace_(Tensor(a!) local, Tensor row_pointers, Tensor columns, Tensor values, "
-      "int column_begin, int column_end) -> ()");
+      "int column_begin, int column_end) -> ()",
+      waits_for_the_device);
 
   // Of blocks [rows, columns], all of one type: the sums of all columns, one block after the other, in
   // float64; and the squared Euclidean distance of all rows from the center [all columns], likewise.

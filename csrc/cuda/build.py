@@ -6,8 +6,9 @@ torch, so a machine with nvcc alone, no GPU and no CUDA torch, compiles and link
     python csrc/cuda/build.py            # build, load beside torch, print what each kernel takes
     python csrc/cuda/build.py --output dmmlkd_ext/_C_cuda.so
 
-setup.py loads this file by its path and calls `build_extension`. Environment: CUDA_HOME (else nvcc of PATH), CXX,
-DMMLKD_CUDA_ARCHITECTURES (machine code to embed, "80;90;100" unless set; PTX of 7.5 is always there for the others).
+setup.py loads this file by its path and calls `build_extension`. Environment: CUDA_HOME (else nvcc of PATH, else that
+of CUDA's own folder), CXX, DMMLKD_CUDA_ARCHITECTURES (machine code to embed; unless set, what nvcc knows of 80, 90,
+100 and 120; given as "80;90"). PTX of 7.5, or of the least that nvcc knows, is always there for the others.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ HERE = Path(__file__).resolve().parent
 BUILD_DIR = HERE.parents[1] / "build" / "cuda"
 CSRC = HERE.parent
 SOURCES = ("pairwise_kl", "gossip_mix")  # each folder holds a cuda.cu and its kernel.cuh
-ARCHITECTURES = "80;90;100"
-PTX_ARCHITECTURE = "75"
+ARCHITECTURES = (80, 90, 100, 120)
+PTX_ARCHITECTURE = 75
+CUDA_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-[0-9]*", "/opt/cuda")  # where its installers put it
 OPERATORS = ("pairwise_kl_forward", "gossip_mix_", "gossip_mix_inplace_")
 
 
@@ -45,17 +47,40 @@ class Kernel:
 
 
 def nvcc_path() -> Path | None:
-    """Returns nvcc of CUDA_HOME, else of PATH, else None."""
+    """Returns nvcc of CUDA_HOME, else of PATH, else of CUDA's own folder, else None."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home and (Path(home) / "bin" / "nvcc").exists():
-        return Path(home) / "bin" / "nvcc"
-    found = shutil.which("nvcc")
-    return Path(found) if found else None
+    if home:
+        nvcc = Path(home) / "bin" / "nvcc"
+        return nvcc if nvcc.exists() else None
+    if found := shutil.which("nvcc"):
+        return Path(found)
+    root = Path("/")
+    installed = [nvcc for folder in CUDA_FOLDERS for nvcc in sorted(root.glob(f"{folder[1:]}/bin/nvcc"))]
+    return installed[0] if installed else None
+
+
+def why_not() -> str:
+    """Returns why the CUDA operators cannot be compiled here, or an empty text."""
+    if not sys.platform.startswith("linux"):
+        return f"the CUDA kernels are built on Linux, this is {sys.platform}"
+    nvcc = nvcc_path()
+    if nvcc is None:
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        where = f"{home}/bin (CUDA_HOME)" if home else f"PATH, {', '.join(CUDA_FOLDERS)}"
+        return f"nvcc was not found in {where}: set CUDA_HOME to CUDA's folder"
+    wanted = _torch_cuda_major()
+    release, _ = _nvcc_release()
+    if wanted is not None and release > wanted:
+        return (
+            f"{nvcc} is of CUDA {release}, torch was built for CUDA {wanted}, whose driver may not know it: set "
+            f"CUDA_HOME to a CUDA {wanted}"
+        )
+    return ""
 
 
 def nvcc_available() -> bool:
     """Whether the CUDA operators can be compiled here."""
-    return sys.platform.startswith("linux") and nvcc_path() is not None
+    return not why_not()
 
 
 def compile_objects(build_dir: Path) -> list[Path]:
@@ -68,14 +93,14 @@ def compile_objects(build_dir: Path) -> list[Path]:
         The objects, to be linked with the static CUDA runtime.
     """
     flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas=-v"]
-    version = _run([*_nvcc(), "--version"])
-    release = re.search(r"release (\d+)", version)
-    if release and int(release[1]) >= 13:  # a quarter of the size; every driver that can run CUDA 13 knows it
+    release, version = _nvcc_release()
+    if release >= 13:  # a quarter of the size; every driver that can run CUDA 13 knows it
         flags += ["--compress-mode=size"]
     flags += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unknown-pragmas"]
-    for architecture in _architectures():
+    machine_code, ptx = _architectures()
+    for architecture in machine_code:
         flags += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
-    flags += ["-gencode", f"arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}"]
+    flags += ["-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
     flags += ["--threads", str(max(1, (os.cpu_count() or 1) // len(SOURCES)))]
     inputs = [*CSRC.glob("*/*.cu"), *CSRC.glob("*/*.cuh"), HERE / "launchers.h", CSRC / "interface.h"]
     jobs = [([*_nvcc(), *flags, "-c", str(CSRC / source / "cuda.cu")], build_dir / f"{source}.o") for source in SOURCES]
@@ -92,7 +117,12 @@ def build_extension(output_path: Path, build_dir: Path | None = None) -> Path:
 
     Returns:
         `output_path`.
+
+    Raises:
+        RuntimeError: nvcc is missing, does not fit torch, or fails; the first line says which.
     """
+    if reason := why_not():
+        raise RuntimeError(reason)
     build_dir = BUILD_DIR if build_dir is None else build_dir
     build_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
@@ -113,8 +143,10 @@ def check(build_dir: Path) -> list[Kernel]:
         What each kernel takes on each architecture.
     """
     library = build_extension(build_dir / "_C_cuda.so", build_dir)
-    schemas = build_dir / "schemas.so"
-    _link([*_compiler(), "-shared"], [_compile_host(CSRC / "ops.cpp", build_dir / "ops.o")], schemas)
+    # The schemas are the CPU extension's.
+    schemas = next((CSRC.parent / "dmmlkd_ext").glob("_C.*.so"), None)
+    if schemas is None:
+        raise RuntimeError("the CPU extension is not built, beside which the CUDA kernels load: make build")
     program = (
         "import ctypes, sys, torch\n"
         "for library in sys.argv[1:3]: torch.ops.load_library(library)\n"
@@ -127,15 +159,46 @@ def check(build_dir: Path) -> list[Kernel]:
     return sorted(kernels, key=lambda kernel: (kernel.name, int(kernel.architecture)))
 
 
-def _architectures() -> list[str]:
-    return (os.environ.get("DMMLKD_CUDA_ARCHITECTURES") or ARCHITECTURES).split(";")
+def _architectures() -> tuple[list[int], int]:
+    """Returns the architectures to embed machine code for, and the one of the PTX: all of them known to nvcc."""
+    known = {int(number) for number in re.findall(r"compute_(\d+)\b", _run([*_nvcc(), "--list-gpu-arch"]))}
+    if not known:
+        raise RuntimeError(f"{nvcc_path()} --list-gpu-arch names no architecture")
+    ptx = PTX_ARCHITECTURE if PTX_ARCHITECTURE in known else min(known)
+    asked = os.environ.get("DMMLKD_CUDA_ARCHITECTURES")
+    if not asked:
+        return [architecture for architecture in ARCHITECTURES if architecture in known], ptx
+    listed = ", ".join(map(str, sorted(known)))
+    if not re.fullmatch(r"\d+(;\d+)*", asked) or not known.issuperset(map(int, asked.split(";"))):
+        raise RuntimeError(
+            f"DMMLKD_CUDA_ARCHITECTURES must be numbers that nvcc knows ({listed}) with ; between, got {asked!r}"
+        )
+    return [int(number) for number in asked.split(";")], ptx
+
+
+def _nvcc_release() -> tuple[int, str]:
+    """Returns nvcc's major version, and all that it says of itself."""
+    said = _run([*_nvcc(), "--version"])
+    release = re.search(r"release (\d+)", said)
+    if release is None:
+        raise RuntimeError(f"{nvcc_path()} --version names no release")
+    return int(release[1]), said
+
+
+def _torch_cuda_major() -> int | None:
+    """Returns the major version of the CUDA that torch was built for; None: torch has none."""
+    import torch
+
+    return int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
 
 
 def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     if done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)}\n{said}")
+        error = re.search(r"^.*(?:error|fatal).*$", said, re.MULTILINE | re.IGNORECASE)
+        summary = error[0] if error else f"exit status {done.returncode}"
+        raise RuntimeError(f"{command[0]} failed: {summary}\n{shlex.join(command)}\n{said}")
     return said
 
 
@@ -156,7 +219,7 @@ def _compile(command: list[str], output: Path, inputs: list[Path], compiler: str
 def _nvcc() -> list[str]:
     nvcc = nvcc_path()
     if nvcc is None:
-        raise RuntimeError("nvcc was not found: set CUDA_HOME or put it on PATH")
+        raise RuntimeError(why_not())
     host = ["-ccbin", _compiler()[-1]] if os.environ.get("CXX") else []
     return [str(nvcc), *host]
 

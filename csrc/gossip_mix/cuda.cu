@@ -1,4 +1,4 @@
-// Plans and starts the kernel of gossip_mix_kernel.cuh.
+// Plans and starts the kernel of kernel.cuh.
 #include "kernel.cuh"
 
 namespace dmmlkd::cuda {
@@ -10,7 +10,8 @@ constexpr int64_t kEdgeBytes = 16 * 1024;
 constexpr int64_t kWidestRow = 512;
 constexpr int64_t kNarrowestRow = 32;  // a sector of DRAM: less would be read in vain
 constexpr int64_t kFewTiles = 512;
-constexpr int64_t kChunksPerProcessor = 32;
+// Each chunk leaves two partial norms a row: no more of them than keep a processor busy.
+constexpr int64_t kChunksPerProcessor = 8;
 constexpr int64_t kMostTilesPerChunk = 16;
 
 template <typename scalar>
@@ -51,7 +52,8 @@ const char* make_plan(const GossipMixArguments& a, bool measure, const DeviceLim
   while ((bytes_per_access << plan.tile_shift) < row_bytes) ++plan.tile_shift;
   plan.lanes = 1 << (plan.tile_shift < 5 ? plan.tile_shift : 5);
   plan.tiles = tiles_of(row_bytes);
-  int64_t tiles_per_chunk = plan.tiles / (kChunksPerProcessor * limits.processors);
+  const int64_t wanted_chunks = kChunksPerProcessor * limits.processors;
+  int64_t tiles_per_chunk = (plan.tiles + wanted_chunks - 1) / wanted_chunks;
   if (tiles_per_chunk > kMostTilesPerChunk) tiles_per_chunk = kMostTilesPerChunk;
   if (tiles_per_chunk < 1 || !plan.staged) tiles_per_chunk = 1;
   plan.tiles_per_chunk = static_cast<int>(tiles_per_chunk);

@@ -84,6 +84,36 @@ __device__ __forceinline__ void store_access(scalar* row, int64_t column, int64_
   *reinterpret_cast<Access<scalar, kWidth>*>(row + column) = access;
 }
 
+// Sums of squares of a thread: in the type of the sums, and in float64 those that float32 cannot hold.
+template <typename compute>
+struct Squares {
+  compute usual = 0;
+  double unusual = 0;
+
+  template <int kWidth>
+  __device__ __forceinline__ void add(const compute (&values)[kWidth]) {
+    compute sum = 0;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum = fma(values[j], values[j], sum);
+    // Above the least no square that counts was lost below the smallest number, and below the most the sum
+    // over a row of a tile cannot overflow. Zeros, of a row that did not change, cost no float64.
+    const bool kept =
+        std::is_same_v<compute, double> || (sum >= compute(0x1p-100) && sum <= compute(0x1p100));
+    if (kept) {
+      usual += sum;
+      return;
+    }
+    bool zeros = true;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) zeros = zeros && values[j] == compute(0);
+    if (zeros) return;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      unusual = fma(static_cast<double>(values[j]), static_cast<double>(values[j]), unusual);
+  }
+  __device__ __forceinline__ double total() const { return static_cast<double>(usual) + unusual; }
+};
+
 // `local` and `out` are not declared restrict: in the in-place form they are one.
 template <typename scalar, int kWidth, bool kStaged>
 __global__ void __launch_bounds__(kGossipThreads)
@@ -150,7 +180,7 @@ __global__ void __launch_bounds__(kGossipThreads)
     // All threads walk equally often, for the sake of the sums over lanes.
     for (int first_row = 0; first_row < rows_out; first_row += groups) {
       const int row = first_row + group;
-      compute variation = 0, magnitude = 0;
+      Squares<compute> variation, magnitude;
       for (int i = lane; row < rows_out && i < accesses; i += plan.lanes) {
         const int64_t column = tile_column + i * kWidth;
         if (column >= a.column_end) break;
@@ -186,13 +216,14 @@ __global__ void __launch_bounds__(kGossipThreads)
 
         if (measure) {
           const access_type own = source(row);
+          compute before[kWidth], change[kWidth];
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) {
-            const compute before = to_compute(start.values[j]);
-            const compute change = to_compute(own.values[j]) - before;
-            variation = fma(change, change, variation);
-            magnitude = fma(before, before, magnitude);
+            before[j] = to_compute(start.values[j]);
+            change[j] = to_compute(own.values[j]) - before[j];
           }
+          variation.add(change);
+          magnitude.add(before);
         }
         access_type result;
 #pragma unroll
@@ -200,7 +231,7 @@ __global__ void __launch_bounds__(kGossipThreads)
         store_access<scalar, kWidth>(out_row, column, a.column_begin, a.column_end, result);
       }
       if (measure) {
-        double norms[2] = {static_cast<double>(variation), static_cast<double>(magnitude)};
+        double norms[2] = {variation.total(), magnitude.total()};
         combine_group(norms, plan.lanes, static_cast<double*>(nullptr), Add{});
         if (lane == 0 && row < rows_out) {
           if (accumulate) {

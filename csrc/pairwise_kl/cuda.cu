@@ -1,4 +1,4 @@
-// Plans and starts the kernels of pairwise_kl_kernel.cuh.
+// Plans and starts the kernels of kernel.cuh.
 #include "kernel.cuh"
 
 namespace dmmlkd::cuda {
@@ -34,27 +34,10 @@ TransferPlan plan_transfer(const void* data, const PairwiseKlArguments& a, const
   return plan;
 }
 
-// False if a sample does not fit into the registers of a block.
+// A block's layout for so many samples, or a few more, so that its warps are full.
 template <typename scalar, int kModalities>
-bool plan_resident(const PairwiseKlArguments& a, const DeviceLimits& limits, ResidentPlan& plan) {
-  constexpr int64_t kComputeBytes = sizeof(compute_t<scalar>);
-  int64_t lanes = 1;
-  while (lanes * kClassesPerThread<scalar, kModalities> < a.classes) lanes *= 2;
-  // Offsets in a row are counted in 32 bits, in bytes.
-  const int64_t widest = a.logits_strides.classes > a.gradient_strides.classes ? a.logits_strides.classes
-                                                                               : a.gradient_strides.classes;
-  if (lanes > kMaxResidentThreads ||
-      widest > 0x7fffffff / (a.classes * static_cast<int64_t>(sizeof(scalar)))) {
-    return false;
-  }
-  // A batch that one block can take is taken by one, which needs no second launch to sum the loss.
-  const int64_t wanted = a.samples * lanes <= kMaxResidentThreads ? kMaxResidentThreads
-                                                                  : kThreadsPerProcessor * limits.processors;
-  while (2 * a.samples * lanes <= wanted && 2 * lanes <= kMaxResidentThreads && lanes < a.classes) lanes *= 2;
-
-  int64_t samples = lanes < kTargetThreads ? kTargetThreads / lanes : 1;
-  if (a.samples * lanes <= kMaxResidentThreads) samples = a.samples;
-  // Groups that fill up the last warp have no sample, but room for one.
+void plan_block(const PairwiseKlArguments& a, const DeviceLimits& limits, int64_t samples, int64_t lanes,
+                ResidentPlan& plan) {
   const int64_t threads = (samples * lanes + kWarpSize - 1) / kWarpSize * kWarpSize;
   samples = threads / lanes;
 
@@ -81,8 +64,35 @@ bool plan_resident(const PairwiseKlArguments& a, const DeviceLimits& limits, Res
   }
   plan.shared_bytes = ResidentShared(staged ? plan.samples * plan.pitch : 0,
                                      described ? static_cast<int>(samples * a.modalities) : 0, plan.lanes,
-                                     plan.threads, kModalities, static_cast<int>(kComputeBytes))
+                                     plan.threads, kModalities, static_cast<int>(sizeof(compute_t<scalar>)))
                           .end;
+}
+
+// False if a sample does not fit into the registers of a block, or a warp's samples into shared memory.
+template <typename scalar, int kModalities>
+bool plan_resident(const PairwiseKlArguments& a, const DeviceLimits& limits, ResidentPlan& plan) {
+  int64_t lanes = 1;
+  while (lanes * kClassesPerThread<scalar, kModalities> < a.classes) lanes *= 2;
+  // Offsets in a row are counted in 32 bits, in bytes.
+  const int64_t widest = a.logits_strides.classes > a.gradient_strides.classes ? a.logits_strides.classes
+                                                                               : a.gradient_strides.classes;
+  if (lanes > kMaxResidentThreads ||
+      widest > 0x7fffffff / (a.classes * static_cast<int64_t>(sizeof(scalar)))) {
+    return false;
+  }
+  // A batch that one block can take is taken by one, which needs no second launch to sum the loss.
+  const int64_t wanted = a.samples * lanes <= kMaxResidentThreads ? kMaxResidentThreads
+                                                                  : kThreadsPerProcessor * limits.processors;
+  while (2 * a.samples * lanes <= wanted && 2 * lanes <= kMaxResidentThreads && lanes < a.classes) lanes *= 2;
+
+  int64_t samples = lanes < kTargetThreads ? kTargetThreads / lanes : 1;
+  if (a.samples * lanes <= kMaxResidentThreads) samples = a.samples;
+  plan_block<scalar, kModalities>(a, limits, samples, lanes, plan);
+  // The largest batch of one block may need just more than the 64 KB of compute capability 7.5.
+  while (plan.shared_bytes > limits.max_shared && samples * lanes > kWarpSize) {
+    samples = (samples + 1) / 2;
+    plan_block<scalar, kModalities>(a, limits, samples, lanes, plan);
+  }
   return plan.shared_bytes <= limits.max_shared;
 }
 

@@ -1,11 +1,15 @@
 // Pairwise KL similarity and its gradient, one pass over memory. With row maxima mx_m, p_m = softmax(z_m), r
 // the first modality present, n their number, means (bars) over those present, and
-//   u_m,i = (z_m,i - z_r,i) - (mx_m - mx_r),  d_m = u_m - ubar,  A_m = sum_i p_m,i d_m,i :
-//   loss = 1/(n-1) sum_i sum_m (p_m,i - pbar_i) d_m,i,   gradient_m = 1/(n-1) (p_m (d_m - A_m) + p_m - pbar).
+//   u_m,i = (z_m,i - z_r,i) - (mx_m - mx_r),  d_m = u_m - ubar,  A_m = sum_i p_m,i d_m,i,
+//   R_m = sum_i (p_m,i - pbar_i), zero but for the rounding of p :
+//   loss = 1/(n-1) sum_m (sum_i (p_m,i - pbar_i) d_m,i - A_m R_m),
+//   gradient_m = 1/(n-1) (p_m (d_m - A_m - R_m) + p_m - pbar).
 // Both differences in u are exact when the modalities nearly agree, so nothing cancels; and no logarithm is
-// needed, because the log-sum-exps are constant over i and fall out. An element that is not finite makes the
-// loss NaN (0 * inf in A, inf - inf in d), and through it every gradient of its sample. README.md has the
-// limits that shaped the layout.
+// needed, because the log-sum-exps are constant over i and fall out. Rows that lie far apart by a constant
+// are moved together first (row_move). Where all modalities present exclude a class by -inf, u is set to 0:
+// p is 0, and the class counts nothing. Any other element that is not finite makes the loss NaN (0 * inf in
+// A, inf - inf in d), and through it every gradient of its sample. ../cuda/README.md has the limits that
+// shaped the layout; kernel.inl beside this file computes the same on a CPU.
 #pragma once
 
 #include <type_traits>
@@ -75,9 +79,27 @@ struct ResidentShared {
     totals = rows + tile_rows * static_cast<int>(sizeof(Row));
     scratch = totals + warps * static_cast<int>(sizeof(double));
     // Three combinations per tile, each with separate scratch, so that one barrier per combination is enough.
-    end = scratch + (lanes > kWarpSize ? warps * (3 * modalities + 1) * compute_bytes : 0);
+    end = scratch + (lanes > kWarpSize ? warps * (4 * modalities + 1) * compute_bytes : 0);
   }
 };
+
+// Peaks of two rows may differ by so much: the rounding of z_m - z_r is then that of a log-softmax.
+constexpr int kFarApart = 4;
+
+// What is taken off a row that is far from the one whose peak is the smallest number. The difference of a row
+// and this constant is exact wherever p counts.
+template <typename compute>
+__device__ __forceinline__ compute row_move(compute peak, compute smallest) {
+  const compute move = peak - smallest;
+  return fabs(move) > compute(kFarApart) ? move : compute(0);
+}
+
+// Never negative; NaN unless it is finite.
+template <typename compute>
+__device__ __forceinline__ compute finite_loss(compute loss) {
+  loss = loss < compute(0) ? compute(0) : loss;
+  return loss < static_cast<compute>(INFINITY) ? loss : loss - loss;
+}
 
 // Where a sample begins. Not unrolled: more than one leading dimension is rare, and its divisions are long.
 __device__ __forceinline__ int64_t batch_offset(int64_t sample, const PairwiseKlArguments& a,
@@ -399,13 +421,35 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
     }
     combine_group(sums, lanes, scratch + warps * kModalities, Add{});
 
-    // From here on z holds p d + (p - pbar). `moments` are A_m of every row, and the loss.
-    compute moments[kModalities + 1], row_losses[kModalities];
+    compute smallest = maximum[0];
+    bool far_apart = false;
+#pragma unroll
+    for (int m = 1; m < kModalities; ++m) {
+      smallest = fabs(maximum[m]) < fabs(smallest) ? maximum[m] : smallest;
+      far_apart = far_apart || fabs(maximum[m] - maximum[0]) > compute(kFarApart);
+    }
+    if (far_apart) {
+#pragma unroll
+      for (int m = 0; m < kModalities; ++m) {
+        const compute move = row_move(maximum[m], smallest);
+        maximum[m] -= move;
+#pragma unroll
+        for (int k = 0; k < kClasses; ++k) {
+          if (k * lanes >= classes) break;
+          z[m][k] -= move;
+        }
+      }
+    }
+
+    // From here on z holds p d + (p - pbar). `moments` are A_m of every row, their R_m, and the loss.
+    compute moments[2 * kModalities + 1], reference_loss = 0;
 #pragma unroll
     for (int m = 0; m < kModalities; ++m) {
       sums[m] = compute(1) / sums[m];
-      moments[m] = row_losses[m] = 0;
+      moments[m] = moments[kModalities + m] = 0;
     }
+    compute& raw_loss = moments[2 * kModalities];
+    raw_loss = 0;
     compute counted[kModalities], shift[kModalities];
 #pragma unroll
     for (int m = 0; m < kModalities; ++m) {
@@ -416,7 +460,13 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
 #pragma unroll
     for (int k = 0; k < kClasses; ++k) {
       if (k * lanes >= classes) break;
-      const compute reference = z[0][k];
+      compute reference = z[0][k];
+      if (reference == -static_cast<compute>(INFINITY)) {  // excluded, if all the others say so
+#pragma unroll
+        for (int m = 0; m < kModalities; ++m)
+          z[m][k] = z[m][k] == reference ? compute(0) : static_cast<compute>(INFINITY);
+        reference = 0;
+      }
       compute mean_p = 0, mean_u = 0;
 #pragma unroll
       for (int m = 0; m < kModalities; ++m) {
@@ -432,20 +482,24 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
         const compute d = z[m][k] - mean_u;
         const compute distance = p[m][k] - mean_p;
         moments[m] = fma(p[m][k], d, moments[m]);
-        row_losses[m] = fma(distance, d, row_losses[m]);
+        moments[kModalities + m] += distance;
+        raw_loss = fma(distance, d, raw_loss);
+        if (m == 0) reference_loss = fma(distance, d, reference_loss);
         z[m][k] = fma(p[m][k], d, distance);
       }
     }
-    moments[kModalities] = 0;
-#pragma unroll
-    for (int m = 0; m < kModalities; ++m)
-      moments[kModalities] = fma(counted[m], row_losses[m], moments[kModalities]);
+    // The rows of absent modalities are copies of row 0.
+    raw_loss = fma(static_cast<compute>(count - kModalities), reference_loss, raw_loss);
     combine_group(moments, lanes, scratch + 2 * warps * kModalities, Add{});
+#pragma unroll
+    for (int m = 0; m < kModalities; ++m) {
+      raw_loss = fma(-counted[m] * moments[m], moments[kModalities + m], raw_loss);
+      moments[m] += moments[kModalities + m];
+    }
 
     const compute inverse_pairs = compute(1) / static_cast<compute>(count - 1);
-    compute loss = present != 0 ? moments[kModalities] * inverse_pairs : compute(0);
+    const compute loss = present != 0 ? finite_loss(raw_loss) * inverse_pairs : compute(0);
     const compute scale = fma(loss, compute(0), weight * inverse_pairs);  // NaN if the loss is
-    loss = loss < compute(0) ? compute(0) : loss;                         // keeps NaN
     if (active && lane == 0) {
       if (a.reduction == Reduction::kNone) {
         static_cast<scalar*>(a.loss)[sample] = from_compute<scalar>(loss);
@@ -528,13 +582,15 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
 
 // Byte offsets into a block's shared memory for the kernel below.
 struct StreamedShared {
-  int64_t maximum, inverse_sum, moment, row_loss, mean_p, mean_u, tile, present, end;
+  int64_t maximum, inverse_sum, move, moment, rest, row_loss, mean_p, mean_u, tile, present, end;
 
   __host__ __device__ StreamedShared(int64_t modalities, int64_t staged_elements, int compute_bytes) {
     maximum = 0;
     inverse_sum = maximum + modalities * compute_bytes;
-    moment = inverse_sum + modalities * compute_bytes;
-    row_loss = moment + modalities * compute_bytes;
+    move = inverse_sum + modalities * compute_bytes;
+    moment = move + modalities * compute_bytes;
+    rest = moment + modalities * compute_bytes;
+    row_loss = rest + modalities * compute_bytes;
     mean_p = row_loss + modalities * compute_bytes;
     mean_u = mean_p + kStreamedChunk * compute_bytes;
     tile = mean_u + kStreamedChunk * compute_bytes;
@@ -547,14 +603,16 @@ struct StreamedShared {
 // if it can, and else reads again in each pass (from the L2 cache, where it fits). Any number of modalities
 // and classes.
 template <typename scalar>
-__global__ void __launch_bounds__(kStreamedThreads)
+__global__ void __launch_bounds__(kStreamedThreads, 1)  // without the 1 it spills on 10.0
     pairwise_kl_streamed(const __grid_constant__ PairwiseKlArguments a, bool staged) {
   using compute = compute_t<scalar>;
   DMMLKD_DYNAMIC_SHARED(shared);
   const StreamedShared layout(a.modalities, staged ? a.modalities * a.classes : 0, sizeof(compute));
   compute* maximum = reinterpret_cast<compute*>(shared + layout.maximum);
   compute* inverse_sum = reinterpret_cast<compute*>(shared + layout.inverse_sum);
+  compute* move = reinterpret_cast<compute*>(shared + layout.move);
   compute* moment = reinterpret_cast<compute*>(shared + layout.moment);
+  compute* rest = reinterpret_cast<compute*>(shared + layout.rest);
   compute* row_loss = reinterpret_cast<compute*>(shared + layout.row_loss);
   compute* mean_p = reinterpret_cast<compute*>(shared + layout.mean_p);
   compute* mean_u = reinterpret_cast<compute*>(shared + layout.mean_u);
@@ -612,22 +670,34 @@ __global__ void __launch_bounds__(kStreamedThreads)
       combine_group(row_maximum, kWarpSize, static_cast<compute*>(nullptr), Maximum{});
       compute sum[1] = {0};
       for (int64_t c = lane; c < a.classes; c += kWarpSize) {
-        const compute z = value(m, c);
-        sum[0] = fma(z, compute(0), sum[0] + exponential(z - row_maximum[0]));
+        sum[0] += exponential(value(m, c) - row_maximum[0]);
       }
       combine_group(sum, kWarpSize, static_cast<compute*>(nullptr), Add{});
       if (lane == 0) {
         maximum[m] = row_maximum[0];
         inverse_sum[m] = compute(1) / sum[0];
-        moment[m] = 0;
-        row_loss[m] = 0;
+        moment[m] = rest[m] = row_loss[m] = 0;
       }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0 && pairs) {
+      compute smallest = maximum[first];
+      bool far_apart = false;
+      for (int m = 0; m < modalities; ++m) {
+        if (present[m] == 0) continue;
+        smallest = fabs(maximum[m]) < fabs(smallest) ? maximum[m] : smallest;
+        far_apart = far_apart || fabs(maximum[m] - maximum[first]) > compute(kFarApart);
+      }
+      for (int m = 0; m < modalities; ++m)
+        if (present[m] != 0) move[m] = far_apart ? row_move(maximum[m], smallest) : compute(0);
     }
     __syncthreads();
 
     const auto probability = [&](int m, compute z) { return exponential(z - maximum[m]) * inverse_sum[m]; };
     const auto shifted = [&](int m, compute z, compute reference) {
-      return (z - reference) - (maximum[m] - maximum[first]);
+      const compute peaks = (maximum[m] - move[m]) - (maximum[first] - move[first]);
+      const bool excluded = z == reference && z == -static_cast<compute>(INFINITY);
+      return excluded ? -peaks : ((z - move[m]) - (reference - move[first])) - peaks;
     };
     // One thread per class: the means over the modalities of one chunk of classes.
     const auto means = [&](int64_t chunk, int size) {
@@ -652,26 +722,36 @@ __global__ void __launch_bounds__(kStreamedThreads)
       __syncthreads();
       for (int m = warp; m < modalities; m += kWarps) {
         if (present[m] == 0) continue;
-        compute sums[2] = {0, 0};
+        compute sums[3] = {0, 0, 0};
         for (int i = lane; i < size; i += kWarpSize) {
           const compute z = value(m, chunk + i);
           const compute p = probability(m, z);
           const compute d = shifted(m, z, value(first, chunk + i)) - mean_u[i];
           sums[0] = fma(p, d, sums[0]);
           sums[1] = fma(p - mean_p[i], d, sums[1]);
+          sums[2] += p - mean_p[i];
         }
         combine_group(sums, kWarpSize, static_cast<compute*>(nullptr), Add{});
         if (lane == 0) {
           moment[m] += sums[0];
           row_loss[m] += sums[1];
+          rest[m] += sums[2];
         }
       }
       __syncthreads();
     }
 
+    compute loss = 0;
+    if (pairs) {
+      for (int m = 0; m < modalities; ++m)
+        if (present[m] != 0) loss += fma(-moment[m], rest[m], row_loss[m]);
+      loss = finite_loss(loss) / static_cast<compute>(count - 1);
+    }
     if (a.gradient != nullptr) {
       scalar* gradient = static_cast<scalar*>(a.gradient) + batch_offset(sample, a, a.gradient_strides);
-      const compute scale = pairs ? weight / static_cast<compute>(count - 1) : compute(0);
+      // NaN if the loss is.
+      const compute scale =
+          pairs ? fma(loss, compute(0), weight / static_cast<compute>(count - 1)) : compute(0);
       for (int64_t chunk = 0; chunk < a.classes; chunk += kStreamedChunk) {
         const int size = static_cast<int>(min(static_cast<int64_t>(kStreamedChunk), a.classes - chunk));
         // The means of a single chunk are still there.
@@ -684,7 +764,7 @@ __global__ void __launch_bounds__(kStreamedThreads)
               const compute z = value(m, chunk + i);
               const compute p = probability(m, z);
               const compute d = shifted(m, z, value(first, chunk + i)) - mean_u[i];
-              slope = scale * fma(p, d - moment[m], p - mean_p[i]);
+              slope = scale * fma(p, d - (moment[m] + rest[m]), p - mean_p[i]);
             }
             gradient[m * a.gradient_strides.modality + (chunk + i) * a.gradient_strides.classes] =
                 from_compute<scalar>(slope);
@@ -695,14 +775,6 @@ __global__ void __launch_bounds__(kStreamedThreads)
     }
 
     if (threadIdx.x == 0) {
-      compute loss = 0;
-      if (pairs) {
-        for (int m = 0; m < modalities; ++m) {
-          if (present[m] != 0) loss += row_loss[m];
-        }
-        loss /= static_cast<compute>(count - 1);
-        loss = loss < compute(0) ? compute(0) : loss;
-      }
       if (a.reduction == Reduction::kNone) static_cast<scalar*>(a.loss)[sample] = from_compute<scalar>(loss);
       block_total += static_cast<double>(loss);
     }

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from dmmlkd_ext.ops import native as _native
 from dmmlkd_ext.ops.arguments import check_floating
 from dmmlkd_ext.ops.gossip_weights import GossipWeights
+from dmmlkd_ext.ops.transposed import kept_transpose
 
 
 class GossipMixing(NamedTuple):
@@ -282,17 +283,6 @@ class _TransformedMix(torch.autograd.Function):
         return _mix(batched.flatten(1), *rest).unflatten(1, batched.shape[1:]), 1
 
 
-def _transpose(
-    row_pointers: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, rows: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the compressed rows of the transposed weights, without synchronizing with the host."""
-    order = torch.argsort(columns, stable=True)
-    row = torch.repeat_interleave(row_pointers.diff(), output_size=columns.shape[0])
-    pointers = row_pointers.new_zeros(rows + 1)
-    pointers[1:].index_add_(0, columns, torch.ones_like(columns)).cumsum_(0)
-    return pointers, row[order], values[order]
-
-
 def _register() -> None:
     """Register the operators' shapes (fake tensors) and the form that makes new rows on a GPU."""
 
@@ -316,7 +306,7 @@ def _register() -> None:
     ) -> torch.Tensor:
         weights = row_pointers, columns, values
         if transposed is not None:
-            weights = _transpose(*weights, transposed)
+            weights = kept_transpose(*weights, transposed)
         rows = local if local.stride(1) == 1 else local.clone(memory_format=torch.contiguous_format)
         mixed = local.new_empty(weights[0].shape[0] - 1, local.shape[1])
         torch.ops.dmmlkd.gossip_mix_(rows, *weights, mixed, 0, local.shape[1], False)

@@ -87,6 +87,9 @@ def _load_cuda() -> str:
     if _module is None:
         return _reason
     if not CUDA_LIBRARY.exists():
+        unbuilt = CUDA_LIBRARY.with_name("_cuda_not_built.txt")  # written by setup.py
+        if unbuilt.exists():
+            return f"the CUDA kernels were not built: {unbuilt.read_text(encoding='utf-8').strip()}"
         return "built without CUDA"
     try:
         torch.ops.load_library(str(CUDA_LIBRARY))

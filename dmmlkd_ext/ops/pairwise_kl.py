@@ -315,10 +315,14 @@ def _register() -> None:
     def _(
         logits: torch.Tensor, mask: torch.Tensor | None, reduction: int, with_gradient: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if mask is not None and mask.device != logits.device:
+            raise ValueError(f"{_OPERATOR}: mask must be on {logits.device} like logits, got {mask.device}")
         loss = logits.new_empty(logits.shape[:-2] if reduction == 0 else ())
         if not with_gradient:
             return loss, logits.new_empty(0)
-        dense = logits if logits.stride(-1) == 1 else logits.contiguous()
+        if logits.shape[-2] == 1:  # nothing to compare
+            return loss, torch.zeros_like(logits)
+        dense = logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
         return loss, torch.empty_like(dense)
 
 

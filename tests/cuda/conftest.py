@@ -86,25 +86,25 @@ class Kernels:
         if self.emulated:
             torch.ops.dmmlkd_emulated.set_device(processors, max_shared, SHUFFLED)
 
-    def _ops(self):
+    def ops(self):
         return torch.ops.dmmlkd_emulated if self.emulated else torch.ops.dmmlkd
 
     def pairwise_kl(self, logits, mask=None, reduction=1, with_gradient=True):
         mask = None if mask is None else mask.to(self.device)
-        loss, gradient = self._ops().pairwise_kl_forward(logits.to(self.device), mask, reduction, with_gradient)
+        loss, gradient = self.ops().pairwise_kl_forward(logits.to(self.device), mask, reduction, with_gradient)
         return loss.cpu(), gradient.cpu()
 
     def gossip_mix(self, local, weights, out, begin, end, measure):
         weights = [part.to(self.device) for part in weights]
         target = out.to(self.device)
-        norms = self._ops().gossip_mix_(local.to(self.device), *weights, target, begin, end, measure)
+        norms = self.ops().gossip_mix_(local.to(self.device), *weights, target, begin, end, measure)
         out.copy_(target)
         return norms.cpu()
 
     def gossip_mix_inplace(self, local, weights, begin, end):
         weights = [part.to(self.device) for part in weights]
         target = local.to(self.device)
-        self._ops().gossip_mix_inplace_(target, *weights, begin, end)
+        self.ops().gossip_mix_inplace_(target, *weights, begin, end)
         local.copy_(target)
 
 

@@ -234,6 +234,41 @@ void check_gossip_mix(int64_t rows_out, int64_t rows_in, int64_t columns, int64_
   }
 }
 
+// The partial norms of many rows must not outweigh the matrix: written and read, they are its bytes / 8 at
+// most, where they were half of it.
+void check_partial_norms() {
+  GossipMixArguments a{};
+  a.dtype = Dtype::kFloat32;
+  a.rows_in = a.rows_out = 1000, a.nonzeros = 3000;
+  a.local_stride = a.out_stride = a.column_end = 100000;
+  int64_t count = 0;
+  bool staged = false;
+  require_success(dmmlkd_cuda_gossip_mix_partials(&a, 0, &count, &staged));
+  require(staged, "1000 rows fit into shared memory");
+  const int64_t matrix_bytes = a.rows_in * a.column_end * static_cast<int64_t>(sizeof(float));
+  require(8 * 2 * count * static_cast<int64_t>(sizeof(double)) <= matrix_bytes, "few partial norms");
+}
+
+// One block's batch that needs just more than 64 KB, the shared memory of compute capability 7.5: in smaller
+// blocks it is in registers still, and leaves a partial sum a block.
+void check_a_batch_of_just_one_block() {
+  const int64_t samples = 512, modalities = 2, classes = 16;
+  Array<float> logits(samples * modalities * classes), loss(1);
+  Array<double> partials(samples);
+  for (int64_t i = 0; i < samples; ++i) partials.data()[i] = -1;
+  PairwiseKlArguments a{};
+  a.logits = logits.data(), a.loss = loss.data(), a.partials = partials.data();
+  a.dtype = Dtype::kFloat32, a.reduction = Reduction::kSum;
+  a.samples = samples, a.modalities = modalities, a.classes = classes;
+  a.batch_dims = 1, a.batch_sizes[0] = samples;
+  a.logits_strides = a.gradient_strides = {{modalities * classes}, classes, 1};
+  require_success(dmmlkd_cuda_pairwise_kl(&a, 0, nullptr));
+  const double* end = partials.data() + samples;
+  const int64_t blocks =
+      std::count_if(partials.data(), const_cast<double*>(end), [](double x) { return x != -1; });
+  require(blocks >= 2 && blocks <= 4, "a batch of just more than a block's shared memory takes a few blocks");
+}
+
 template <typename scalar>
 void check_dtype() {
   const auto reductions = {Reduction::kNone, Reduction::kMean, Reduction::kSum};
@@ -338,6 +373,9 @@ int main() {
   resize(Order::kDescending, 132, 227 * 1024);
   check_dtype<float>();
   check_dtype<__half>();
+  check_partial_norms();
+  resize(Order::kDescending, 40, 64 * 1024);
+  check_a_batch_of_just_one_block();
   resize(Order::kShuffled, 1, 20 * 1024);
   check_dtype<float>();
   check_dtype<__nv_bfloat16>();

@@ -14,17 +14,17 @@ def test_everything_compiles_and_loads(cuda_build):
     kernels = cuda_build.check(cuda_build.BUILD_DIR)
     architectures = {kernel.architecture for kernel in kernels}
     if not os.environ.get("DMMLKD_CUDA_ARCHITECTURES"):
-        assert architectures == {"80", "90", "100"}
+        assert architectures == {str(number) for number in cuda_build._architectures()[0]}
     for operator in ("pairwise_kl_resident<float, 2>", "pairwise_kl_streamed<__half>", "gossip_mix<double, 2, true>"):
         assert {kernel.architecture for kernel in kernels if kernel.name == operator} == architectures, operator
     # What speed is promised for keeps its arrays in registers.
-    promised = ("pairwise_kl_resident", "gossip_mix")
+    promised = ("pairwise_kl_resident", "pairwise_kl_streamed", "gossip_mix")
     spills = {
         f"{kernel.name} sm_{kernel.architecture}": kernel.spill_bytes
         for kernel in kernels
         if kernel.name.startswith(promised) and "double" not in kernel.name
     }
-    assert max(spills.values()) <= 64, spills
+    assert max(spills.values()) <= 40, spills
 
 
 def test_setup_can_load_the_build_by_its_path(cuda_build):

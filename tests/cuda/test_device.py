@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+import dmmlkd_ext
+from dmmlkd_ext.ops.gossip_mix import gossip_mix_reference
+from dmmlkd_ext.ops.orthogonality import orthogonality_difference_reference
+from dmmlkd_ext.ops.pairwise_kl import pairwise_kl_similarity_reference
+
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cuda_operators")]
 
 
@@ -121,3 +126,117 @@ def test_more_elements_than_32_bits_count():
     norms = torch.ops.dmmlkd.gossip_mix_(local, *(part.cuda() for part in ring(rows)), out, 0, columns, True)
     assert torch.equal(out, local)
     assert torch.equal(norms, torch.tensor([[columns] * rows, [0] * rows], dtype=torch.float64, device="cuda"))
+
+
+def leaf(*shape, seed=0, dtype=torch.float32):
+    return random_logits(*shape, seed=seed, dtype=dtype).cuda().requires_grad_()
+
+
+def losses():
+    """Each loss as a function of leaves on a GPU, with these leaves."""
+    mask = (torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) < 0.8).cuda()
+    weights = dmmlkd_ext.ops.GossipWeights(*(part.cuda() for part in ring(6)))
+    return {
+        "pairwise_kl": (lambda z: dmmlkd_ext.pairwise_kl_similarity(z, mask), [(300, 3, 10)]),
+        "orthogonality": (dmmlkd_ext.orthogonality_difference, [(4, 32, 16), (4, 32, 16)]),
+        "normalized": (
+            lambda h, s: dmmlkd_ext.orthogonality_difference(h, s, normalize=True),
+            [(4, 32, 16), (4, 32, 16)],
+        ),
+        "gossip_mix": (lambda x: dmmlkd_ext.gossip_mix(x, weights).square().sum(), [(6, 100)]),
+    }
+
+
+LOSSES = ["pairwise_kl", "orthogonality", "normalized", "gossip_mix"]
+
+
+def on_the_cpu(name, leaves):
+    """Loss and gradients by the reference, in float64 on the CPU."""
+    wide = [x.detach().cpu().double().requires_grad_() for x in leaves]
+    mask = torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    weights = dmmlkd_ext.ops.GossipWeights(*ring(6, torch.float64))
+    loss = {
+        "pairwise_kl": lambda z: pairwise_kl_similarity_reference(z, mask),
+        "orthogonality": orthogonality_difference_reference,
+        "normalized": lambda h, s: orthogonality_difference_reference(h, s, normalize=True),
+        "gossip_mix": lambda x: gossip_mix_reference(x, weights).square().sum(),
+    }[name](*wide)
+    return loss.detach(), torch.autograd.grad(loss, wide)
+
+
+def check_against_the_cpu(name, loss, gradients, leaves, tolerance=1e-4):
+    expected, slopes = on_the_cpu(name, leaves)
+    torch.testing.assert_close(loss.detach().cpu().double(), expected, rtol=tolerance, atol=0)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        atol = tolerance * slope.abs().max().item()
+        torch.testing.assert_close(gradient.cpu().double(), slope, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_autograd(name, compiled):
+    function, shapes = losses()[name]
+    leaves = [leaf(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    if compiled:
+        function = torch.compile(function, fullgraph=True)
+    loss = function(*leaves)
+    check_against_the_cpu(name, loss, torch.autograd.grad(loss, leaves), leaves)
+
+
+@pytest.mark.parametrize("name", ["pairwise_kl", "orthogonality", "normalized"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_computes_in_float32(name, dtype):
+    function, shapes = losses()[name]
+    leaves = [leaf(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    with torch.autocast("cuda", dtype):
+        loss = function(*leaves)
+    assert loss.dtype == torch.float32
+    check_against_the_cpu(name, loss, torch.autograd.grad(loss, leaves), leaves)
+
+
+def test_mixing_compiles_for_reduced_overhead():
+    function, shapes = losses()["gossip_mix"]
+    leaves = [leaf(*shape) for shape in shapes]
+    compiled = torch.compile(function, mode="reduce-overhead")
+    for _ in range(4):  # warm-up, capture, replays
+        loss = compiled(*leaves)
+        check_against_the_cpu("gossip_mix", loss.clone(), torch.autograd.grad(loss, leaves), leaves)
+
+
+@pytest.mark.parametrize("name", ["pairwise_kl_forward", "gossip_mix", "gossip_mix_", "orthogonality_forward"])
+def test_opcheck(name):
+    weights = [part.cuda() for part in ring(6)]
+    local = random_logits(6, 100).cuda()
+    arguments = {
+        "pairwise_kl_forward": (random_logits(40, 3, 10).cuda(), None, 1, True),
+        "gossip_mix": (local, *weights, None),
+        "gossip_mix_": (local, *weights, torch.zeros_like(local), 0, 100, True),
+        "orthogonality_forward": (local.view(6, 10, 10), local.view(6, 10, 10), None, False, 1, True, True),
+    }[name]
+    operator = getattr(torch.ops.dmmlkd, name).default
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dmmlkd::{name}", "CUDA"):
+        pytest.skip("this operator runs by its reference on CUDA")
+    torch.library.opcheck(operator, arguments)
+
+
+def test_the_loss_and_its_gradient_wait_for_nothing():
+    logits = leaf(300, 3, 10)
+    dmmlkd_ext.pairwise_kl_similarity(logits).backward()  # whatever the first call sets up
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        dmmlkd_ext.pairwise_kl_similarity(logits).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_mixing_and_its_gradient_wait_once_a_matrix():
+    function, shapes = losses()["gossip_mix"]
+    local = leaf(*shapes[0])
+    function(local).backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function(local).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -211,9 +211,37 @@ def test_weights_are_checked_again_after_a_write(kernels):
         kernels.gossip_mix(local, weights, out, 0, 8, False)
 
 
-def test_overlap_is_refused(kernels):
-    weights = random_weights(4, 4)
-    local = torch.randn(4, 8, device=kernels.device)
-    ops = torch.ops.dmmlkd_emulated if kernels.emulated else torch.ops.dmmlkd
-    with pytest.raises(RuntimeError, match=r"overlap|memory location"):
-        ops.gossip_mix_(local, *(part.to(kernels.device) for part in weights), local, 0, 8, False)
+def overlaps():
+    """Pairs of views (local, out) of one matrix [8, 300]: what shares memory, and what does not."""
+    return {
+        "the same": (lambda base: (base[:4], base[:4]), True),
+        "some rows": (lambda base: (base[:4], base[2:6]), True),
+        "some columns": (lambda base: (base[:4, :100], base[:4, 50:150]), True),
+        "the last column": (lambda base: (base[:4, :100], base[:4, 99:199]), True),
+        "rows at another distance": (lambda base: (base[:4, :100], base.as_strided((4, 100), (400, 1), 20)), True),
+        "other rows": (lambda base: (base[:4], base[4:]), False),
+        "other columns": (lambda base: (base[:4, :100], base[:4, 100:200]), False),
+        "columns on the left": (lambda base: (base[:4, 100:200], base[:4, :100]), False),
+    }
+
+
+@pytest.mark.parametrize("name", overlaps())
+@pytest.mark.parametrize("cpu", [False, True], ids=["cuda", "cpu"])
+def test_overlap_is_refused_alike_on_both_processors(kernels, name, cpu):
+    views, shared = overlaps()[name]
+    ops, device = kernels.ops(), kernels.device
+    if cpu:
+        pytest.importorskip("dmmlkd_ext._C")
+        ops, device = torch.ops.dmmlkd, torch.device("cpu")
+    weights = [part.to(device) for part in random_weights(4, 4)]
+    base = torch.randn(8, 300, generator=torch.Generator().manual_seed(0)).to(device)
+    before = base.clone()
+    local, out = views(base)
+    expected = dense_of([part.cpu() for part in weights], 4) @ local.cpu().double()
+    if not shared:
+        ops.gossip_mix_(local, *weights, out, 0, out.shape[1], False)
+        torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-6, atol=4e-6)
+        return
+    with pytest.raises(ValueError, match="out must not share memory with local"):
+        ops.gossip_mix_(local, *weights, out, 0, out.shape[1], False)
+    assert torch.equal(base, before)

@@ -122,7 +122,7 @@ def sdist(tmp_path_factory):
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("*.so", "__pycache__", "_not_built.txt")
+            ignored = shutil.ignore_patterns("*.so", "__pycache__", "*_not_built.txt")
             shutil.copytree(source, copy / name, ignore=ignored)
         else:
             shutil.copy(source, copy)
@@ -194,7 +194,7 @@ def build_wheel(sdist: Path, folder: Path) -> tuple[Path, bool]:
         isolated = False
     if kept:  # every source was asked for, for the torch of this environment
         asked = notes.read_text().splitlines()
-        assert len(asked) == len([path for path in (ROOT / "csrc").rglob("*.cpp") if "cuda" not in path.parts])
+        assert len(asked) == len([path for path in (ROOT / "csrc").rglob("*.cpp") if path.parent.name != "cuda"])
         assert all(f"-I{target.packages}/torch/include" in line for line in asked)
     [wheel] = (folder / "wheels").iterdir()
     return wheel, isolated
