@@ -41,8 +41,11 @@ def read_certified(folder: Path) -> bytes:
         OSError: a file is not there or cannot be read.
         ValueError: the records are not those that the run finished with.
     """
-    content = (folder / "metrics.jsonl").read_bytes()
-    if hashlib.sha256(content).hexdigest() != read_json(folder / "result.json").get("metrics_sha256"):
+    content, path = (folder / "metrics.jsonl").read_bytes(), folder / "result.json"
+    certified = read_json(path).get("metrics_sha256")
+    if certified is None:
+        raise ValueError(f"{path} lacks the hash of the records")
+    if hashlib.sha256(content).hexdigest() != certified:
         raise ValueError(f"run {folder.name} has other records in metrics.jsonl than it finished with")
     return content
 
