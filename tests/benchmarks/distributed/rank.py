@@ -36,7 +36,7 @@ STAGES = ("training", "mixing", "replicated")
 
 _NARROW = Workload({"first": (1,), "second": (1,)}, 2, TrainingConfig(feature_width=2, hidden_width=2))
 _WORKLOADS = {**WORKLOADS, "narrow": _NARROW}
-_REPLICATED = ("_plan", "_weights", "_account")
+_REPLICATED = ("_plan", "_account")
 
 
 def boundary_rows(
@@ -99,6 +99,7 @@ class Stopwatch:
         watched = [("training", round_module, "train"), ("mixing", exchange, "mix")]
         watched += [("replicated", round_module, "make_record"), ("replicated", simulation.world, "draw")]
         watched += [("replicated", simulation, name) for name in _REPLICATED]
+        watched += [("replicated", simulation.weights, "of")]
         watched += [("shared", simulation, "consensus_distance")]  # a record asks for it, but each rank does its part
         with ExitStack() as patches:
             for stage, owner, name in watched:
@@ -137,7 +138,7 @@ def measure(
         `overlap_ratios`.
     """
     simulation, _ = build(_WORKLOADS[workload], losses, devices, ranks, local_iterations=iterations)
-    routes = simulation._weights(simulation.world.topology.edges)
+    routes = simulation.weights.of(simulation.world.topology.edges)
     simulation.run_round()
     stopwatch = Stopwatch(ranks)
     bytes_before = np.array([ranks.sent_bytes, ranks.collective_bytes])
