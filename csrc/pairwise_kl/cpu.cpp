@@ -132,10 +132,7 @@ std::tuple<at::Tensor, at::Tensor> pairwise_kl_cpu(const at::Tensor& logits,
   const int64_t samples = logits.numel() / (modalities * classes);
   if (samples == 0 || modalities == 1) {
     at::Tensor loss = reduction == reduction_none ? logits.new_zeros(leading) : scalar(0, logits.options());
-    return {loss, with_gradient ? recycled_empty_like(
-                                      logits.stride(-1) == 1 || classes == 1 ? logits : logits.contiguous())
-                                      .zero_()
-                                : logits.new_empty({0})};
+    return {loss, with_gradient ? recycled_empty_like(logits).zero_() : logits.new_empty({0})};
   }
   const at::Tensor rows = logits.stride(-1) == 1 || classes == 1 ? logits : logits.contiguous();
   const at::Tensor gradient = with_gradient ? recycled_empty_like(rows) : at::Tensor();

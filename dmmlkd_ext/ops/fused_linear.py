@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from dmmlkd_ext.ops.arguments import check_floating, check_mask
 from dmmlkd_ext.ops.derivative import loss_dtype, widened
@@ -60,17 +61,58 @@ def fused_linear_pairwise_kl(
     held = held.expand(features.shape[:-1]).reshape(-1, modalities)
     at_once = max(1, chunk // (modalities * head_weight.shape[0]))
 
-    def losses(part: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
-        logits = torch.nn.functional.linear(part, head_weight, bias)
-        return pairwise_kl_similarity(widened(logits), present, "none")
-
-    parts = [widened(samples.new_zeros(0))]
-    for start in range(0, len(samples), at_once):
-        chosen = slice(start, start + at_once)
-        arguments = samples[chosen], None if mask is None else held[chosen]
-        parts.append(checkpoint(losses, *arguments, use_reentrant=False, preserve_rng_state=False))
-    each, counts = torch.cat(parts).reshape(leading), (held.sum(-1) > 1).reshape(leading)
+    each = _Chunks.apply(samples, head_weight, bias, None if mask is None else held, at_once).reshape(leading)
+    counts = (held.sum(-1) > 1).reshape(leading)
     return reduced(each, counts, reduction).to(loss_dtype(features))
+
+
+def _losses(
+    part: torch.Tensor, head_weight: torch.Tensor, bias: torch.Tensor | None, present: torch.Tensor | None
+) -> torch.Tensor:
+    logits = torch.nn.functional.linear(part, head_weight, bias)
+    return pairwise_kl_similarity(widened(logits), present, "none")
+
+
+class _Chunks(torch.autograd.Function):
+    """The loss of each sample, chunk by chunk, of whose logits nothing is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        samples: torch.Tensor,
+        head_weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        held: torch.Tensor | None,
+        at_once: int,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(samples, head_weight, bias, held)
+        ctx.at_once = at_once
+        losses = widened(samples.new_empty(0)).new_empty(len(samples))
+        for start in range(0, len(samples), at_once):
+            chosen = slice(start, start + at_once)
+            losses[chosen] = _losses(samples[chosen], head_weight, bias, None if held is None else held[chosen])
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        samples, head_weight, bias, held = ctx.saved_tensors
+        leaves = [head_weight.detach().requires_grad_()] + ([] if bias is None else [bias.detach().requires_grad_()])
+        totals = [torch.zeros_like(widened(leaf.detach())) for leaf in leaves]
+        gradients = torch.empty_like(samples)
+        for start in range(0, len(samples), ctx.at_once):
+            chosen = slice(start, start + ctx.at_once)
+            part = samples[chosen].detach().requires_grad_()
+            with torch.enable_grad():
+                losses = _losses(
+                    part, leaves[0], leaves[1] if bias is not None else None, None if held is None else held[chosen]
+                )
+            to_part, *to_leaves = torch.autograd.grad(losses, (part, *leaves), upstream[chosen])
+            gradients[chosen] = to_part
+            for total, gradient in zip(totals, to_leaves, strict=True):
+                total.add_(gradient)
+        to_head, to_bias = totals[0].to(head_weight.dtype), None if bias is None else totals[1].to(bias.dtype)
+        return gradients, to_head, to_bias, None, None
 
 
 def _check(

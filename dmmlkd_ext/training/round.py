@@ -107,9 +107,9 @@ class Simulation:
     def _find_blind(self, device_samples: Sequence[npt.NDArray[np.int64]]) -> BoolArray:
         """Return which devices hold no modality that any of their samples has: they have no loss."""
         present = self.dataset.train.present.cpu().numpy()
-        mine = [(present[device_samples[k]] & self.holds[k]).any() for k in self.part.devices.tolist()]
-        sees: FloatArray = self.part.gather({"sees": np.array(mine)})["sees"]
-        return np.asarray(sees == 0)
+        return np.array(
+            [not (present[mine] & held).any() for mine, held in zip(device_samples, self.holds, strict=True)]
+        )
 
     def _make_room(self) -> None:
         """Allocate the largest halo that each block can need."""

@@ -150,13 +150,13 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     pipeline.draw("figure_scaling", measured(tmp_path), tmp_path / "out")
     caption = (tmp_path / "out" / "figure_scaling.md").read_text()
     assert "Not drawn, because it was not measured: distributed_scaling.json." in caption
-    assert "- 100 devices: 1 s a round, peak of 2 MiB" in caption
+    assert "- 100 devices: 1 s per round, peak of 2 MiB" in caption
     (tmp_path / scaling.POPULATION).unlink()
     write_scaling(tmp_path)
     (tmp_path / scaling.POPULATION).unlink()
     pipeline.draw("figure_scaling", measured(tmp_path), tmp_path / "ranks")
     caption = (tmp_path / "ranks" / "figure_scaling.md").read_text()
     assert "not measured: population_scale.json." in caption
-    assert "- weak scaling, 2 ranks, 200 devices: 2.5 s a round, speed-up 1.60" in caption
+    assert "- weak scaling, 2 ranks, 200 devices: 2.5 s per round, speed-up 1.60" in caption
     assert "- Machine: Q, ? cores" in caption
     assert "- Command: `measure ranks`" in caption

@@ -23,20 +23,23 @@ def test_the_methods_of_the_comparison_are_what_they_are_called():
     assert replace(local, name="dmml", exchange=True) == dmml
     assert dmml.losses == LossWeights()
     assert min(kd.losses.classification, kd.losses.similarity, kd.losses.difference) > 0
-    assert replace(tb, name="dmml-kd", balance=kd.balance) == kd
+    assert replace(tb, name="dmml-kd", balance=kd.balance, base=None, tunes=kd.tunes) == kd
+    assert (tb.base, tb.tunes, kd.tunes) == ("dmml-kd", "exponent", "loss_scale")
     assert (kd.balance.policy, tb.balance.policy) == ("uniform", "balanced")
 
 
 @pytest.mark.parametrize("term", ["classification", "similarity", "difference"])
 def test_an_ablation_differs_in_one_term(term):
     whole, part = get_method("dmml-kd"), get_method(f"dmml-kd-no-{term}")
-    assert part == replace(whole, name=part.name, losses=replace(whole.losses, **{term: 0.0}))
+    losses = replace(whole.losses, **{term: 0.0})
+    assert part == replace(whole, name=part.name, losses=losses, base="dmml-kd")
 
 
 def test_the_ablation_of_the_generator_has_neither_its_losses_nor_its_network():
     whole, part = get_method("dmml-kd"), get_method("dmml-kd-no-generator")
     losses = replace(whole.losses, generator=0.0, rehearsal=0.0)
-    assert part == replace(whole, name=part.name, losses=losses, generator=GeneratorConfig(kind="none"))
+    none = GeneratorConfig(kind="none")
+    assert part == replace(whole, name=part.name, losses=losses, generator=none, base="dmml-kd")
 
 
 def test_the_starting_values_are_those_of_the_method():
@@ -68,7 +71,7 @@ def test_an_unknown_method_is_refused_with_the_list_of_those_there_are(name):
 
 
 def test_one_modality_alone_is_a_method_of_its_own():
-    assert get_method("unimodal:audio") == MethodConfig("unimodal:audio", only="audio")
+    assert get_method("unimodal:audio") == MethodConfig("unimodal:audio", only="audio", base="dmml")
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.inf, math.nan])

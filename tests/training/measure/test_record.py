@@ -105,7 +105,7 @@ def test_the_spectral_gap_is_that_of_the_links_that_work():
     failing = make_simulation(failures=FailureConfig(link_probability=0.4))
     gaps = [failing.run_round()["spectral_gap"] for _ in range(failing.total_rounds)]
     expected = [
-        spectral_gap(metropolis_hastings(failing.network.draw(index).edges, 5)) for index in range(failing.total_rounds)
+        spectral_gap(metropolis_hastings(failing.world.draw(index).edges, 5)) for index in range(failing.total_rounds)
     ]
     assert gaps == pytest.approx(expected)
     assert len(set(gaps)) > 1
@@ -156,7 +156,7 @@ def test_what_does_not_learn_takes_no_time():
     idle, learning = (timed_simulation(method=get_method("dmml-kd")) for _ in range(2))
     idle.overhead = np.full(5, 1e9)
     idle.energy = EnergyAccount(np.full(5, 100.0))
-    cost = idle.network.draw(0).cost
+    cost = idle.world.draw(0).cost
     assert idle.run_round()["simulated_time_s"] == pytest.approx(cost.time_s.max())
     assert learning.run_round()["simulated_time_s"] > cost.time_s.max()
 
