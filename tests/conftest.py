@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tests.ops.instruction_sets import instruction_sets
 
@@ -16,6 +17,11 @@ def _repeats_a_reference(parameters: dict[str, Any]) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop the tests that would say the same again; let those that take minutes begin, so that none is left alone."""
+    if " " in torch.__file__:
+        reason = f"torch.compile's C++ compiler cannot read a path with a space, as that of torch: {torch.__file__}"
+        for item in items:
+            if item.get_closest_marker("compile") is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("install") is None)
     repeated = [item for item in items if _repeats_a_reference(getattr(getattr(item, "callspec", None), "params", {}))]
     if repeated:
