@@ -31,7 +31,7 @@ CSRC = HERE.parent
 SOURCES = ("pairwise_kl", "gossip_mix")  # each folder holds a cuda.cu and its kernel.cuh
 ARCHITECTURES = (80, 90, 100, 120)
 PTX_ARCHITECTURE = 75
-CUDA_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-[0-9]*", "/opt/cuda")  # where its installers put it
+CUDA_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-[0-9]*")  # where its installers put it
 OPERATORS = ("pairwise_kl_forward", "gossip_mix_", "gossip_mix_inplace_")
 
 
