@@ -182,7 +182,8 @@ def build_wheel(sdist: Path, folder: Path) -> tuple[Path, bool]:
     target.link("torch")
     kept = keep_compiled(target.python.parent, notes)
     command = ["wheel", "--no-deps", "--wheel-dir", folder / "wheels", sdist]
-    settings = {"DMMLKD_BUILD": "cpu"} | ({} if kept else {"DMMLKD_CXXFLAGS": "-O1"})  # to compile, not to run
+    # A compiler cache would ask the compiler that keeps twice, first for the preprocessed source.
+    settings = {"DMMLKD_BUILD": "cpu"} | ({"CCACHE_DISABLE": "1"} if kept else {"DMMLKD_CXXFLAGS": "-O1"})
     try:
         target.pip(*command, **settings)
         isolated = True
