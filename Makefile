@@ -22,7 +22,7 @@ CPP_SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.in
 BUILD_INPUTS = setup.py $(CPP_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% table-% cuda-check cuda-sanitize sanitize clean FORCE
+.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% table-% cuda-check cuda-sanitize sanitize docs clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ cuda-sanitize: $(VENV)/.built ## run the tests of the CUDA kernels under compute
 sanitize: $(VENV)/.installed ## test the CPU operators built with AddressSanitizer and UndefinedBehaviorSanitizer
 	tests/sanitize.sh $(RUN)
 
+docs: $(VENV)/.docs ## build the documentation site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean: ## remove what was built and installed, not the results of runs
 	rm -rf $(VENV) build dist *.egg-info dmmlkd_ext/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -95,6 +98,10 @@ $(VENV)/.torch: $(VENV)/bin/python FORCE
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 	$(PIP) install "setuptools>=77" "ninja>=1.11,<2" "pybind11>=2.13,<4" wheel
 	DMMLKD_BUILD=none $(PIP) install --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.installed
+	DMMLKD_BUILD=none $(PIP) install --no-build-isolation --editable ".[docs]"
 	touch $@
 
 $(VENV)/.built: $(BUILD_INPUTS) $(VENV)/.torch | $(VENV)/.installed
