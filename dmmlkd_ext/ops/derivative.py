@@ -58,15 +58,13 @@ def scaled(gradient: torch.Tensor, upstream: torch.Tensor, dtype: torch.dtype) -
         >>> scaled(torch.ones(2, 1, 1), torch.tensor([1.0, 2.0]), torch.float32).flatten()
         tensor([1., 2.])
     """
-    if _is_one(upstream):
-        return gradient.to(dtype)
-    return (gradient * (upstream[..., None, None] if upstream.dim() else upstream)).to(dtype)
+    if not is_one(upstream):
+        gradient = gradient * (upstream[..., None, None] if upstream.dim() else upstream)
+    return gradient if gradient.dtype is dtype else gradient.to(dtype)
 
 
-def _is_one(upstream: torch.Tensor) -> bool:
+def is_one(upstream: torch.Tensor) -> bool:
     """Return whether a pass over memory can be saved; False where reading the value costs time or is impossible."""
-    if upstream.dim() or torch.compiler.is_compiling() or type(upstream) is not torch.Tensor:
+    if type(upstream) is not torch.Tensor or upstream.dim() or not upstream.is_cpu or torch.compiler.is_compiling():
         return False
-    if upstream.device.type != "cpu" or torch._C._are_functorch_transforms_active():
-        return False
-    return upstream.item() == 1
+    return not torch._C._are_functorch_transforms_active() and upstream.item() == 1

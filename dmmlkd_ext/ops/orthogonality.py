@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from dmmlkd_ext.ops import native as _native
-from dmmlkd_ext.ops.arguments import check_floating, check_mask, reduce, reduction_code
+from dmmlkd_ext.ops.arguments import REDUCTIONS, check_floating, check_mask, reduce, reduction_code
 from dmmlkd_ext.ops.derivative import (
     differentiated_again,
     full_precision,
+    is_one,
     loss_dtype,
     needs_formula,
     scaled,
@@ -91,7 +92,7 @@ def orthogonality_difference(
     if center:
         h, s = _centered(widened(h), mask), _centered(widened(s), mask)
     if torch.is_grad_enabled() and (h.requires_grad or s.requires_grad):
-        loss: torch.Tensor = _Orthogonality.apply(h, s, mask, normalize, reduction)
+        loss: torch.Tensor = _Orthogonality.apply(h, s, mask, normalize, code)
     else:
         loss = torch.ops.dmmlkd.orthogonality_forward.default(
             widened(h), widened(s), mask, normalize, code, False, False
@@ -114,33 +115,31 @@ class _Orthogonality(torch.autograd.Function):
         specific: torch.Tensor,
         mask: torch.Tensor | None,
         normalize: bool,
-        reduction: str,
+        reduction: int,
     ) -> torch.Tensor:
-        wanted = ctx.needs_input_grad[:2]
-        loss, *gradients = torch.ops.dmmlkd.orthogonality_forward.default(
-            widened(common), widened(specific), mask, normalize, reduction_code(_OPERATOR, reduction), *wanted
+        first, second = ctx.needs_input_grad[:2]
+        loss, of_common, of_specific = torch.ops.dmmlkd.orthogonality_forward.default(
+            widened(common), widened(specific), mask, normalize, reduction, first, second
         )
-        ctx.save_for_backward(common, specific, mask, *gradients)
+        ctx.save_for_backward(common, specific, mask, of_common, of_specific)
         ctx.settings = normalize, reduction
         result: torch.Tensor = loss
         return result
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
-        common, specific, mask, *gradients = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
+        common, specific, mask, of_common, of_specific = ctx.saved_tensors
+        first, second = ctx.needs_input_grad[:2]
         if differentiated_again():
             normalize, reduction = ctx.settings
-            inputs = [x for x, asked in zip((common, specific), wanted, strict=True) if asked]
-            loss = _formula(common, specific, mask, normalize, "fro", reduction)
+            inputs = [x for x, asked in ((common, first), (specific, second)) if asked]
+            loss = _formula(common, specific, mask, normalize, "fro", list(REDUCTIONS)[reduction])
             found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
-            results = [next(found) if asked else None for asked in wanted]
-        else:
-            dtype = common.dtype
-            results = [
-                scaled(g, upstream, dtype) if asked else None for g, asked in zip(gradients, wanted, strict=True)
-            ]
-        return *results, None, None, None
+            return next(found) if first else None, next(found) if second else None, None, None, None
+        if common.dtype is not of_common.dtype or not is_one(upstream):
+            of_common = scaled(of_common, upstream, common.dtype) if first else None
+            of_specific = scaled(of_specific, upstream, common.dtype) if second else None
+        return of_common if first else None, of_specific if second else None, None, None, None
 
 
 def orthogonality_difference_reference(
