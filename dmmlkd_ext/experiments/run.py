@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,8 @@ _log = logging.getLogger(__name__)
 
 # A run may be resumed at another commit with the same code; any other difference starts it anew.
 _NO_MATTER = ("commit", "dirty")
+_SEEN_WITHIN_S = 5.0
+"""How late a file may appear on another host of a shared file system."""
 
 
 class ResumableSimulation(RunningSimulation, Protocol):
@@ -123,7 +126,7 @@ def run_experiment(
         RunLockedError: another process runs the same configuration, and `wait` is False.
         RunChangedError: the data or the run's files changed since the run started.
         OSError: a file cannot be read or written.
-        UnlikeRanksError: this rank has another configuration, environment or dataset than the first rank.
+        UnlikeRanksError: this rank has another configuration, environment, dataset or folder than the first rank.
         FailedElsewhereError: another rank raised.
     """
     ranks = ranks or Ranks()
@@ -150,6 +153,7 @@ def run_experiment(
             records.may_write = lock.enter_context(run_lock(path, name, wait=wait))
 
         ranks.first(take_lock)
+        _require_shared(Path(runs_folder) / ".locks" / name, ranks)
         if ranks.first(lambda: _is_reusable(folder, config)):  # by a process that held the lock until now
             return folder
         ranks.first(lambda: _prepare(folder, config, environment))
@@ -210,6 +214,28 @@ def _require_alike(ranks: Ranks, settings: dict[str, Any]) -> None:
         differing = list(_differences(first, settings))
         if differing:
             raise UnlikeRanksError(f"rank {ranks.rank} must be started like rank 0, got another {', '.join(differing)}")
+
+    ranks.together(check)
+
+
+def _require_shared(lock: Path, ranks: Ranks) -> None:
+    """Refuse ranks that do not see the file of the run's lock, in which the first rank wrote its process id.
+
+    Raises:
+        UnlikeRanksError: this rank does not see it.
+        FailedElsewhereError: another rank does not.
+    """
+    holder = ranks.first(os.getpid)
+
+    def check() -> None:
+        deadline = time.monotonic() + _SEEN_WITHIN_S
+        while not (lock.exists() and lock.read_text(encoding="utf-8").strip() == str(holder)):
+            if time.monotonic() > deadline:
+                runs = lock.parent.parent.absolute()
+                raise UnlikeRanksError(
+                    f"--runs must name a folder that all ranks see, got {runs}, which rank 0 does not share"
+                )
+            time.sleep(0.1)
 
     ranks.together(check)
 

@@ -44,7 +44,10 @@ def test_torchrun_goes_on_after_a_kill_to_the_same_bits(tmp_path: Path, whole: d
     done = torchrun(3, MODULE, *arguments, options=("--max-restarts=1",))
     assert done.returncode == 0, done.stdout
     for rank in (0, 2):
-        assert f"rank {rank} of 3, round 5: rank 1 is lost: killed or stopped, last heard in round 5" in done.stdout
+        assert (
+            f"rank {rank} of 3, round 5: rank 1 is lost: killed, stopped or cut off, last heard in round 5"
+            in done.stdout
+        )
     assert results(tmp_path) == whole
     rounds = [line.split(",")[1:3] for line in (tmp_path / "timings.csv").read_text().splitlines()[1:]]
     assert rounds == [["0", "4"], ["4", "8"]]
@@ -59,7 +62,7 @@ def say_farewell(process: subprocess.Popen, deadline: float) -> str:
 @pytest.mark.parametrize(
     ("ranks", "how", "said"),
     [
-        (3, "SIGSTOP", "rank 1 is lost: killed or stopped, last heard in round 3"),
+        (3, "SIGSTOP", "rank 1 is lost: killed, stopped or cut off, last heard in round 3"),
         (2, "SIGTERM", "rank 1 was told to end by SIGTERM in round 3"),
         (2, "sleep", "rank 1 hangs in round 3"),
         (2, "memory", "rank 1 failed in round 3: MemoryError: no memory left for 4 GiB"),

@@ -3,7 +3,7 @@
 A backend reports a closed connection or a timeout, seldom the rank that caused it. So a thread of every rank writes a
 heartbeat to the store of the process group, twice per second: the round, the number of collective operations entered,
 and a count. A rank that fails also writes its error. When an operation fails, a rank reads all heartbeats twice: a rank
-whose count stands still was killed or stopped; one that counts on but lags by operations hangs or is too slow.
+whose count stands still was killed, stopped or cut off; one that counts on but lags by operations hangs or is too slow.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Liveness:
             f"rank {rank} failed in round {sign.round}: {sign.failure}" for rank, sign in peers.items() if sign.failure
         ]
         lost = [
-            f"rank {rank} is lost: killed or stopped, last heard in round {sign.round}"
+            f"rank {rank} is lost: killed, stopped or cut off, last heard in round {sign.round}"
             for rank, sign in peers.items()
             if not sign.left and sign == before.get(rank)
         ]

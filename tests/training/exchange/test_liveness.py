@@ -42,7 +42,7 @@ def join(stack: ExitStack, store: dist.Store, size: int, rounds: list[int]) -> l
 
 
 def fall_silent(rank: Liveness) -> None:
-    """Let a rank beat no more, as one that was killed or stopped."""
+    """Let a rank beat no more, as one that was killed, stopped or cut off."""
     rank._stop.set()
     rank._thread.join()
 
@@ -52,7 +52,7 @@ def test_a_rank_that_beats_no_more_is_named_and_its_round(store, stack) -> None:
     fall_silent(ranks[1])
     error = ranks[0].explain("Connection closed by peer")
     assert isinstance(error, RankLostError)
-    assert str(error) == "rank 0 of 3, round 5: rank 1 is lost: killed or stopped, last heard in round 4"
+    assert str(error) == "rank 0 of 3, round 5: rank 1 is lost: killed, stopped or cut off, last heard in round 4"
 
 
 def test_a_rank_that_beats_and_is_behind_hangs(store, stack) -> None:
@@ -147,7 +147,7 @@ def test_where_all_are_told_to_end_because_one_was_lost_that_one_is_named(store,
     ranks = join(stack, store, 3, [4, 4, 4])
     fall_silent(ranks[1])
     told = "it was told to end by SIGTERM"
-    lost = "round 4: rank 1 is lost: killed or stopped, last heard in round 4"
+    lost = "round 4: rank 1 is lost: killed, stopped or cut off, last heard in round 4"
     assert lost in str(ranks[2].explain(told, told_to_end=True))
     assert lost in str(ranks[0].explain(told, told_to_end=True))
 
