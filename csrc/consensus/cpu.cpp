@@ -70,15 +70,15 @@ at::Tensor squared_distances(at::TensorList blocks, const at::Tensor& center) {
   const char* op = "squared_distances";
   const auto [rows, columns] = check_blocks(op, blocks);
   check_shape(op, "center", center, blocks[0].scalar_type(), {columns});
-  const at::Tensor own = center.contiguous();
+  const at::Tensor dense_center = center.contiguous();
   at::Tensor squares = blocks[0].new_empty({rows}, at::kDouble);
   auto* next = squares.mutable_data_ptr<double>();
   int64_t column = 0;
   for (const at::Tensor& block : blocks) {
     if (block.scalar_type() == at::kDouble)
-      measure_rows<double>(block, own.const_data_ptr<double>() + column, next);
+      measure_rows<double>(block, dense_center.const_data_ptr<double>() + column, next);
     else
-      measure_rows<float>(block, own.const_data_ptr<float>() + column, next);
+      measure_rows<float>(block, dense_center.const_data_ptr<float>() + column, next);
     next += block.size(0), column += block.size(1);
   }
   return squares;

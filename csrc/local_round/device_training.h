@@ -87,9 +87,9 @@ class DeviceTraining {
   // The device's parameters at the round's start, which the first iteration then reads from the cache.
   void begin_round(int64_t device) const {
     for (size_t block = 0; block < given_.blocks(); ++block)
-      if (const int64_t own = row(device, block); own >= 0)
-        std::copy_n(row_of<T>(given_.starts[block], own), given_.parameters[block].size(1),
-                    written_row<T>(given_.parameters[block], own));
+      if (const int64_t row_index = row(device, block); row_index >= 0)
+        std::copy_n(row_of<T>(given_.starts[block], row_index), given_.parameters[block].size(1),
+                    written_row<T>(given_.parameters[block], row_index));
   }
 
   // Returns whether any modality trains; stores which ones.
@@ -183,9 +183,9 @@ class DeviceTraining {
     copy_samples(
         0, batch_, size, [&](int64_t i) { return source + index[i] * size; },
         [&](int64_t i) { return noise ? noise + i * size : nullptr; }, encoder.inputs());
-    const int64_t own = row(device, m + 1);
-    encoder.forward(own);
-    outputs_[m] = {encoder.features(), row_of<T>(given_.parameters[m + 1], own) + places.head,
+    const int64_t row_index = row(device, m + 1);
+    encoder.forward(row_index);
+    outputs_[m] = {encoder.features(), row_of<T>(given_.parameters[m + 1], row_index) + places.head,
                    feature_gradients_[m]->data(), gradients_[m]->data() + places.head};
   }
 
@@ -234,16 +234,17 @@ class DeviceTraining {
   }
 
   void step(int64_t device) {
-    own_.clear();
+    trained_.clear();
     for (size_t block = 0; block < given_.parameters.size(); ++block) {
       if (block && !outputs_[block - 1].features) continue;
       const at::Tensor& parameters = given_.parameters[block];
-      const int64_t own = row(device, block);
-      own_.push_back({written_row<T>(parameters, own), written_row<T>(given_.momenta[block], own),
-                      block ? gradients_[block - 1]->data() : shared_gradient_.data(), parameters.size(1),
-                      row_of<T>(given_.starts[block], own)});
+      const int64_t row_index = row(device, block);
+      trained_.push_back({written_row<T>(parameters, row_index),
+                          written_row<T>(given_.momenta[block], row_index),
+                          block ? gradients_[block - 1]->data() : shared_gradient_.data(), parameters.size(1),
+                          row_of<T>(given_.starts[block], row_index)});
     }
-    run(SgdDevice<T>{own_.data(), static_cast<int64_t>(own_.size()), given_.clip_norm,
+    run(SgdDevice<T>{trained_.data(), static_cast<int64_t>(trained_.size()), given_.clip_norm,
                      static_cast<T>(given_.learning_rate), static_cast<T>(given_.momentum_factor),
                      static_cast<T>(given_.weight_decay), static_cast<T>(given_.proximal)});
   }
@@ -263,7 +264,7 @@ class DeviceTraining {
   Scratch<bool> known_, rehearsal_known_;
   std::unique_ptr<Scratch<T>> target_, rehearsal_, scratch_;
   std::unique_ptr<GradientModulation<T>> modulation_;
-  std::vector<SgdRow<T>> own_;
+  std::vector<SgdRow<T>> trained_;
   DeviceObjective<T> objective_{};
 };
 

@@ -79,14 +79,14 @@ class GradientModulation {
   // Scores, and the gradients of the unimodal losses. One sum serves for all the losses: no modality's
   // block sees another's.
   void judge_modalities(const DeviceObjective<T>& joint) {
-    DeviceObjective<T> own = joint;
-    own.target = own.rehearsal = nullptr, own.difference = 0;
+    DeviceObjective<T> alone = joint;
+    alone.target = alone.rehearsal = nullptr, alone.difference = 0;
     for (size_t m = 0; m < outputs_.size(); ++m) {
       outputs_[m] = joint.modalities[m];
       outputs_[m].head_gradient = merges_ ? alone_[m]->data() + blocks_.places[m].head : nullptr;
     }
-    own.modalities = outputs_.data(), own.shared_head_gradient = shared_gradient_.data();
-    run_modalities(own, scores_.data(), merges_);
+    alone.modalities = outputs_.data(), alone.shared_head_gradient = shared_gradient_.data();
+    run_modalities(alone, scores_.data(), merges_);
   }
 
   void merge(int64_t device, size_t m, DeviceEncoder<T>& encoder, T* gradient) const {

@@ -190,13 +190,13 @@ struct Objective {
     }
     V divergence{};
     for (int64_t i = 0; i < o.classes; ++i) {
-      V own = o.classification * share * less_label(powers[i], i);
+      V pull = o.classification * share * less_label(powers[i], i);
       if (targets) {
         divergence += probabilities[i] * ((teacher_logits[i] - teacher_sum) - (logits[i] - sum));
         const V drawn = o.generator * taught_share * (powers[i] - probabilities[i]);
-        own += pupil ? drawn : V{};
+        pull += pupil ? drawn : V{};
       }
-      store(gradient + i * lanes, load(gradient + i * lanes) + (where ? own : V{}));
+      store(gradient + i * lanes, load(gradient + i * lanes) + (where ? pull : V{}));
     }
     const V loss = pupil ? taught_share * divergence : V{};
     o.losses[4] += sum_lanes<T>(loss);
