@@ -51,8 +51,8 @@ class DeviceTraining {
         active_(given_.modalities()),
         outputs_(given_.modalities()),
         rehearsal_labels_(static_cast<size_t>(batch_)),
-        known_(batch_),
-        rehearsal_known_(batch_) {
+        kntrained_(batch_),
+        rehearsal_kntrained_(batch_) {
     for (size_t m = 0; m < given_.modalities(); ++m) {
       const at::Tensor& block = given_.parameters[m + 1];
       gradients_.push_back(std::make_unique<Scratch<T>>(block.size(1)));
@@ -123,12 +123,12 @@ class DeviceTraining {
     o.labels = labels_.data(), o.present = present_.data();
     if (given_.pool.defined()) {
       target_ = std::make_unique<Scratch<T>>(batch_ * o.width);
-      o.target = target_->data(), o.known = known_.data();
+      o.target = target_->data(), o.known = kntrained_.data();
       if (!o.by_distance) {
         rehearsal_ = std::make_unique<Scratch<T>>(batch_ * o.width);
         o.rehearsal = rehearsal_->data(), o.rehearsed = batch_;
         o.rehearsal_labels = rehearsal_labels_.data();
-        o.rehearsal_known = rehearsal_known_.data();
+        o.rehearsal_known = rehearsal_kntrained_.data();
       }
     }
     scratch_ = std::make_unique<Scratch<T>>(
@@ -204,11 +204,11 @@ class DeviceTraining {
     for (int64_t i = 0; i < batch_; ++i) {
       const auto sample = static_cast<size_t>(i);
       take_feature(device, labels_[sample], copies[i], target_->data() + i * objective_.width);
-      known_.data()[i] = known[labels_[sample]];
+      kntrained_.data()[i] = known[labels_[sample]];
       if (!rehearsal_) continue;
       const int64_t label = rehearsal_labels_[sample] = copies[all + i];
       take_feature(device, label, copies[2 * all + i], rehearsal_->data() + i * objective_.width);
-      rehearsal_known_.data()[i] = known[label];
+      rehearsal_kntrained_.data()[i] = known[label];
     }
   }
 
@@ -261,7 +261,7 @@ class DeviceTraining {
   std::vector<char> active_;                // modalities in the iteration that runs
   std::vector<ModalityOutputs<T>> outputs_;
   std::vector<int64_t> rehearsal_labels_;
-  Scratch<bool> known_, rehearsal_known_;
+  Scratch<bool> kntrained_, rehearsal_kntrained_;
   std::unique_ptr<Scratch<T>> target_, rehearsal_, scratch_;
   std::unique_ptr<GradientModulation<T>> modulation_;
   std::vector<SgdRow<T>> trained_;
