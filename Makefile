@@ -58,7 +58,7 @@ figure-%: $(VENV)/.built ## draw one figure, e.g. figure-convergence
 table-%: $(VENV)/.built ## draw one table, e.g. table-accuracy
 	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only table_$(subst -,_,$*)
 
-tune: $(VENV)/.built ## search every method's settings on validation data; writes paper_figures/plan/tuned.json
+tune: $(VENV)/.built ## search every method's settings on validation data; writes dmmlkd_ext/experiments/config/tuned.json
 	$(RUN) -m paper_figures.tune
 
 cuda-check: $(VENV)/.built ## compile the CUDA kernels; needs nvcc, neither a GPU nor a CUDA build of torch

@@ -14,13 +14,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from dmmlkd_ext.experiments.run import is_finished, run_name
+from dmmlkd_ext.experiments.show import files
+from dmmlkd_ext.experiments.show.style import style
 from dmmlkd_ext.experiments.sweep import SweepReport, run_sweep
 from paper_figures import figures, tables
 from paper_figures.collect import gather, kept
 from paper_figures.collect.availability import can_load
 from paper_figures.collect.inputs import MissingResultsError, Results
-from paper_figures.draw import captions, files
-from paper_figures.draw.style import style
+from paper_figures.draw import captions
 from paper_figures.judge.claims import shown_in
 from paper_figures.plan.experiments import EXPERIMENTS, Case, Profile, make_cases
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search and write; return 0, 1 if something failed, 2 if asked for wrongly, 130 if interrupted."""
     # Here and not above: each run's process imports this file.
-    from paper_figures.plan.tuned import PATH, TUNED_METHODS
-    from paper_figures.plan.worlds import DATASETS
+    from dmmlkd_ext.experiments.config.tuned import PATH, TUNED_METHODS
+    from dmmlkd_ext.experiments.config.worlds import DATASETS
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.tune", description=__doc__)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="whose settings")
@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def search(options: argparse.Namespace) -> int:
     """Run what is missing of the search and write the choices; those that were not asked for stay in the file."""
     from dmmlkd_ext.experiments.config import ExperimentConfig
+    from dmmlkd_ext.experiments.config.tuned import read_choices, write_choices
     from dmmlkd_ext.experiments.provenance import identity
     from dmmlkd_ext.experiments.sweep import run_sweep
     from paper_figures.collect.availability import can_load
     from paper_figures.plan import search as searching
-    from paper_figures.plan.tuned import read_choices, write_choices
 
     def run(configs: Sequence[ExperimentConfig]) -> None:
         report = run_sweep(configs, options.runs, workers=options.workers)

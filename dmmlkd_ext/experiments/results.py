@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -56,28 +57,46 @@ def last_round(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["round"] == last]
 
 
-def flatten_record(record: dict[str, Any]) -> Iterator[tuple[str, str, int | None, float]]:
-    """Yield metric, part, device and value of every number of a record; null yields nothing.
+def pick(
+    table: pd.DataFrame,
+    metric: str,
+    parts: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    of_devices: bool | None = None,
+) -> pd.DataFrame:
+    """Return the rows of a metric, names as plain strings.
+
+    Args:
+        table: columns metric, part, device, value and, to choose by them, method.
+        metric: its name.
+        parts: the parts to keep; empty keeps all.
+        methods: the methods to keep; empty keeps all.
+        of_devices: True keeps numbers of single devices, False those of the whole population, None both.
+    """
+    chosen = table["metric"] == metric
+    if parts:
+        chosen &= table["part"].isin(parts)
+    if methods:
+        chosen &= table["method"].isin(methods)
+    if of_devices is not None:
+        chosen &= table["device"].notna() == of_devices
+    rows = table[chosen & table["value"].notna()]
+    names = [name for name in rows.columns if isinstance(rows[name].dtype, pd.CategoricalDtype)]
+    return rows.assign(**{name: rows[name].astype(object).where(rows[name].notna(), "").astype(str) for name in names})
+
+
+def flatten_options(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every option of a configuration, a path such as `data.dataset`, with its value.
 
     Example:
-        >>> list(flatten_record({"round": 1, "accuracy": {"test": [0.5, None]}, "loss": {"task": 2.0}}))
-        [('accuracy', 'test', 0, 0.5), ('loss', 'task', None, 2.0)]
+        >>> list(flatten_options({"seed": 0, "data": {"dataset": "watch", "pair": (2, 4)}}))
+        [('seed', 0), ('data.dataset', 'watch'), ('data.pair', (2, 4))]
     """
-    for metric, content in record.items():
-        if metric == "round":
-            continue
-        parts = content.items() if isinstance(content, dict) else [("", content)]
-        for part, value in parts:
-            if isinstance(value, list):
-                yield from (
-                    (metric, part, device, float(item)) for device, item in enumerate(value) if _is_number(item)
-                )
-            elif _is_number(value):
-                yield metric, part, None, float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from flatten_options(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
@@ -119,3 +138,88 @@ def describe_run(run: str, config: ExperimentConfig, commit: str | None) -> dict
         commit,
     )
     return dict(zip(PROVENANCE, values, strict=True))
+
+
+class Number(NamedTuple):
+    """One number of a run."""
+
+    round: int
+    metric: str
+    part: str
+    device: int | None
+    """None where the number is of the whole population."""
+    value: float
+
+
+def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_device: bool = False) -> Iterator[Number]:
+    """Yield what is kept of a run's records (see `dmmlkd_ext.training.measure.record`).
+
+    In evaluated rounds: `accuracy` by device; means over devices of `modality_accuracy`, `imbalance`,
+    `cumulative_energy_joule` and `cumulative_bits`; `cumulative_time_s`, `consensus_distance` by block, and the total
+    `loss`. In the last round: `modality_accuracy` and `probe_accuracy` by device, `modalities_held`, the
+    mean of `spectral_gap` over rounds, and means of `generator_quality`.
+
+    Args:
+        records: of the rounds, in order.
+        limited: keep the means of `local_iterations` and `balance_metric` by modality of every round.
+        by_device: keep `local_iterations` and `energy_left_joule` of every device and round.
+    """
+    time_s, bits, gaps, last = 0.0, 0.0, [], None
+    for last in records:
+        index = last["round"]
+        time_s += last.get("simulated_time_s") or 0.0
+        bits += _mean(last.get("sent_bits") or []) or 0.0
+        gaps.append(last.get("spectral_gap"))
+        if last["accuracy"] is not None:
+            yield from _evaluated(last, time_s, bits)
+        if limited:
+            for metric in ("local_iterations", "balance_metric"):
+                yield from _means(index, metric, last.get(metric))
+        if by_device:
+            yield from _devices(index, "local_iterations", last["local_iterations"])
+            yield from _devices(index, "energy_left_joule", {"": last["energy_left_joule"]})
+    if last is not None:
+        yield from _final(last)
+        yield from _means(last["round"], "spectral_gap", {"": gaps})
+
+
+def _evaluated(record: Mapping[str, Any], time_s: float, bits: float) -> Iterator[Number]:
+    index = record["round"]
+    yield from _devices(index, "accuracy", record["accuracy"])
+    yield from _means(index, "modality_accuracy", record["modality_accuracy"])
+    yield from _means(index, "imbalance", {"": record["imbalance"]})
+    yield from _means(index, "cumulative_energy_joule", {"": record["energy_spent_joule"]})
+    yield Number(index, "cumulative_bits", "", None, bits)
+    yield Number(index, "cumulative_time_s", "", None, time_s)
+    for block, distance in record["consensus_distance"].items():
+        yield Number(index, "consensus_distance", block, None, distance)
+    if record["loss"]["total"] is not None:
+        yield Number(index, "loss", "total", None, record["loss"]["total"])
+
+
+def _final(record: Mapping[str, Any]) -> Iterator[Number]:
+    index = record["round"]
+    yield from _devices(index, "modality_accuracy", record["modality_accuracy"])
+    yield from _devices(index, "probe_accuracy", record.get("probe_accuracy"))
+    yield from _means(index, "generator_quality", record.get("generator_quality"))
+    for device, held in enumerate(zip(*record["local_iterations"].values(), strict=True)):
+        yield Number(index, "modalities_held", "", device, float(sum(value is not None for value in held)))
+
+
+def _devices(index: int, metric: str, parts: Mapping[str, Sequence[float | None]] | None) -> Iterator[Number]:
+    for part, values in (parts or {}).items():
+        for device, value in enumerate(values):
+            if value is not None:
+                yield Number(index, metric, part, device, float(value))
+
+
+def _means(index: int, metric: str, parts: Mapping[str, Sequence[float | None]] | None) -> Iterator[Number]:
+    for part, values in (parts or {}).items():
+        mean = _mean(values)
+        if mean is not None:
+            yield Number(index, metric, part, None, mean)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return math.fsum(present) / len(present) if present else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,12 @@ class PairedDifference(Interval):
     """
 
     p_value: float
+
+
+NOTHING = PairedDifference(math.nan, math.nan, math.nan, 0, math.nan)
+"""The difference where there is no pair."""
+LEAST_SEEDS = 5
+"""With fewer, a difference has a direction and no verdict: an interval of two or three seeds says nothing."""
 
 
 def mean_interval(values: Sequence[float] | npt.NDArray[np.float64], level: float = 0.95) -> Interval:
@@ -91,6 +97,76 @@ def paired_difference(values: pd.Series, reference: pd.Series, level: float = 0.
     return PairedDifference(interval.mean, interval.low, interval.high, interval.count, p_value)
 
 
+def difference_of(values: pd.Series, base: pd.Series, margin: float = 0.0) -> PairedDifference:
+    """Compare over the seeds that both have; a run that failed must not silence the others.
+
+    Args:
+        values: one per seed, indexed by the seed.
+        base: likewise.
+        margin: p is that of the difference being minus the margin; the difference and its interval stay.
+    """
+    common = values.index.intersection(base.index)
+    if common.empty:
+        return NOTHING
+    difference = paired_difference(values.loc[common], base.loc[common])
+    if margin:
+        shifted = paired_difference(values.loc[common] + margin, base.loc[common])
+        return replace(difference, p_value=shifted.p_value)
+    return difference
+
+
+def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> pd.DataFrame:
+    """Return the mean over seeds of a column with its 95% Student interval.
+
+    Args:
+        rows: a row per repetition.
+        keys: columns that are held fixed.
+        value: the column that is averaged.
+
+    Returns:
+        Columns `keys`, mean, low, high, seeds.
+    """
+    found = []
+    for key, group in rows.groupby(list(keys), dropna=False):
+        interval = mean_interval(group[value].to_numpy())
+        found.append((*key, interval.mean, interval.low, interval.high, interval.count))
+    return pd.DataFrame(found, columns=[*keys, "mean", "low", "high", "seeds"])
+
+
+def compare(
+    rows: pd.DataFrame,
+    keys: Sequence[str],
+    reference: str,
+    values: Sequence[str] = ("mean", "worst"),
+    column: str = "method",
+) -> pd.DataFrame:
+    """Return each method's values and the difference of the first one to a reference over the same seeds.
+
+    Args:
+        rows: a row per run.
+        keys: columns that are held fixed when methods are compared.
+        reference: the method that the others are compared with; where it has no runs, differences are missing.
+        values: columns that are averaged; the first one is compared.
+        column: what is compared, if it is not methods.
+
+    Returns:
+        A row for each of `keys` and method: each of `values` with `_low`, `_high` of its 95% interval over seeds;
+        `difference` with `_low`, `_high` and `p`; `seeds` and `pairs`, how many were used.
+    """
+    found = []
+    for key, setting in rows.groupby(list(keys), dropna=False):
+        base = setting[setting[column] == reference].set_index("seed")[values[0]]
+        for name, group in setting.groupby(column):
+            row = {**dict(zip(keys, key, strict=True)), column: name, "seeds": len(group)}
+            for value in values:
+                row |= _columns(value, mean_interval(group[value].to_numpy()))
+            ours = group.set_index("seed")[values[0]]
+            difference = NOTHING if name == reference else difference_of(ours, base)
+            row |= _columns("difference", difference)
+            found.append(row | {"p": difference.p_value, "pairs": difference.count})
+    return pd.DataFrame(found)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p values of a family of tests; a NaN is no test and stays.
 
@@ -133,3 +209,7 @@ def _are_equal(data: npt.NDArray[np.float64]) -> bool:
 
 def _repeated(series: pd.Series) -> list[object]:
     return list(series.index[series.index.duplicated()].unique())
+
+
+def _columns(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}

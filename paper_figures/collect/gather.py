@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.results import MEASUREMENT, describe_run, read_commit, read_records
+from dmmlkd_ext.experiments.results import (
+    MEASUREMENT,
+    describe_run,
+    extract,
+    flatten_options,
+    read_commit,
+    read_records,
+)
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from paper_figures.collect.embedding import FEATURE_COLUMNS, embed_run
-from paper_figures.collect.extract import extract
 from paper_figures.collect.kept import RUN_COLUMNS, Gathered, decode, encode
 from paper_figures.plan.experiments import BUDGETS, Case
 
@@ -56,7 +62,11 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
             place = {"experiment": experiment, "setting": case.setting, "level": case.level}
             about = describe_run(run, case.config, finished.get(run))
             rows.append({**place, **about, "seconds": seconds.get(run), "finished": run in finished})
-    options = [(run, *option) for run, config in configs.items() for option in flatten(config.to_dict())]
+    options = [
+        (run, option, str(value))
+        for run, config in configs.items()
+        for option, value in flatten_options(config.to_dict())
+    ]
     shown = [case.config for case in cases.get("features", ()) if run_name(case.config) in finished]
     features, lost = _embed(shown, runs_folder)
     tables = Gathered(
@@ -83,20 +93,6 @@ def read_seconds(path: Path) -> dict[str, float]:
                 except (KeyError, TypeError, ValueError) as error:
                     raise ValueError(f"{path} is damaged: a line has no run and seconds, got {row}") from error
     return total
-
-
-def flatten(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every option of a configuration with its value as text.
-
-    Example:
-        >>> list(flatten({"seed": 0, "data": {"dataset": "watch", "pair": (2, 4)}}))
-        [('seed', '0'), ('data.dataset', 'watch'), ('data.pair', '(2, 4)')]
-    """
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", str(value)
 
 
 def _detailed(cases: Cases) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,31 +33,3 @@ class Results:
 
 class MissingResultsError(ValueError):
     """A figure cannot be drawn, because the results lack what it shows."""
-
-
-def pick(
-    table: pd.DataFrame,
-    metric: str,
-    parts: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    of_devices: bool | None = None,
-) -> pd.DataFrame:
-    """Return the rows of a metric, names as plain strings.
-
-    Args:
-        table: of `Results`.
-        metric: its name.
-        parts: the parts to keep; empty keeps all.
-        methods: the methods to keep; empty keeps all.
-        of_devices: True keeps numbers of single devices, False those of the whole population, None both.
-    """
-    chosen = table["metric"] == metric
-    if parts:
-        chosen &= table["part"].isin(parts)
-    if methods:
-        chosen &= table["method"].isin(methods)
-    if of_devices is not None:
-        chosen &= table["device"].notna() == of_devices
-    rows = table[chosen & table["value"].notna()]
-    names = [name for name in rows.columns if isinstance(rows[name].dtype, pd.CategoricalDtype)]
-    return rows.assign(**{name: rows[name].astype(object).where(rows[name].notna(), "").astype(str) for name in names})

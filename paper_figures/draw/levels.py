@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from paper_figures.draw import style
+from dmmlkd_ext.experiments.show import style
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, in_order, label
 from paper_figures.judge.transforms import by_method
-from paper_figures.plan.labels import REFERENCE_METHOD, in_order, label
 
 
 def draw_accuracy(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:

@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dmmlkd_ext.experiments.results import pick
+from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures.collect.inputs import Results, pick
-from paper_figures.draw import captions, style
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import REFERENCE_METHOD
 
 EXPERIMENTS = ("comparison",)
 NEEDS = "test accuracy of the experiment comparison"
@@ -57,7 +59,7 @@ def draw(curves: pd.DataFrame) -> Figure:
         axis = axes[row, column]
         chosen = curves[(curves["dataset"] == dataset) & (curves["setting"] == setting)].dropna(subset=[x])
         label, unit = AXES[x]
-        factor, prefix = captions.prefix_of(curves[x].max()) if unit else (1.0, "")
+        factor, prefix = words.prefix_of(curves[x].max()) if unit else (1.0, "")
         _draw_panel(axis, chosen.assign(**{x: chosen[x] / factor}), x)
         style.label_panel(axis, captions.where({"dataset": dataset, "setting": setting}))
         axis.set_xlabel(f"{label} ({prefix}{unit})" if unit else label)

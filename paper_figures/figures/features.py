@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dmmlkd_ext.experiments.show import style
+from dmmlkd_ext.experiments.show.labels import in_order, label
 from paper_figures.collect.inputs import Results
-from paper_figures.draw import captions, style
+from paper_figures.draw import captions
 from paper_figures.judge import measures
-from paper_figures.plan.labels import in_order, label
 
 EXPERIMENTS = ("features",)
 NEEDS = "features of any method in two dimensions"

@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dmmlkd_ext.experiments.results import pick
+from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.show.labels import label
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures.collect.inputs import Results, pick
-from paper_figures.draw import captions, style
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions
 from paper_figures.judge import measures, transforms
-from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("imbalance",)
 NEEDS = "probe_accuracy, modality_accuracy or balance_metric of the experiment imbalance"
@@ -107,7 +109,7 @@ def caption(results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Sectio
     shown += captions.absent({"the under-training gap": len(gaps) > 0})
     lines = [
         f"- {row['dataset']}, {row['modality']}, {label(row['method'])}: "
-        f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"
+        f"{words.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"
         for row in gaps.to_dict("records")
     ]
     return shown, {"Under-training gap": lines}

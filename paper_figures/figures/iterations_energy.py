@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from paper_figures.collect.inputs import Results, pick
-from paper_figures.draw import captions, levels, style
+from dmmlkd_ext.experiments.results import pick
+from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.show.labels import label
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions, levels
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("balance",)
 NEEDS = "test accuracy of the experiment balance at a limited energy"
@@ -88,7 +90,7 @@ def draw(traces: pd.DataFrame, budgets: pd.DataFrame) -> Figure:
     below = len(metrics)  # the rows of budgets
     figure, axes = style.panels(below + 1 + compared, len(datasets), 1.65)
     energy = traces.loc[traces["metric"] == "energy_left_joule", "value"].max()
-    scale, prefix = captions.prefix_of(energy)
+    scale, prefix = words.prefix_of(energy)
     for column, dataset in enumerate(datasets):
         for row, metric in enumerate(metrics):
             factor = scale if metric == "energy_left_joule" else 1.0
@@ -145,8 +147,8 @@ def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:
 def _against_uniform(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["uniform_difference"]):
         return ""
-    gap = captions.signed(row["uniform_difference"], row["uniform_low"], row["uniform_high"])
-    return f"; against uniform {gap} points, p {captions.p_value(row['uniform_p'])}"
+    gap = words.signed(row["uniform_difference"], row["uniform_low"], row["uniform_high"])
+    return f"; against uniform {gap} points, p {words.p_value(row['uniform_p'])}"
 
 
 def caption(_results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> tuple[str, captions.Sections]:
@@ -165,7 +167,7 @@ def caption(_results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> t
     )
     lines = [
         f"- {captions.where(row, 'energy budget')}, {label(row['method'])}: "
-        f"{captions.with_interval(*captions.interval_of(row, 'mean'))} %{_against_uniform(row)}"
+        f"{words.with_interval(*words.interval_of(row, 'mean'))} %{_against_uniform(row)}"
         for row in budgets.to_dict("records")
     ]
     return shown, {"Accuracy in the last round": lines}

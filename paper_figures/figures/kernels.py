@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from dmmlkd_ext.experiments.show import style
 from paper_figures.collect import benchmarks
 from paper_figures.collect.inputs import Results
-from paper_figures.draw import captions, style
+from paper_figures.draw import captions
 
 EXPERIMENTS: tuple[str, ...] = ()
 NEEDS = benchmarks.KERNELS

@@ -6,11 +6,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, label
 from paper_figures.collect.inputs import Results
-from paper_figures.draw import captions, levels, style
+from paper_figures.draw import captions, levels
 from paper_figures.judge import measures, transforms
 from paper_figures.judge.comparisons import P_VALUES, over_levels
-from paper_figures.plan.labels import REFERENCE_METHOD, label
 
 EXPERIMENTS = ("missing",)
 NEEDS = "test accuracy of the experiment missing"
@@ -83,7 +84,7 @@ def caption(_results: Results, accuracy: pd.DataFrame, gains: pd.DataFrame) -> t
     )
     lines = [
         f"- {row['dataset']}, devices with {row['held']} modalit{'ies' if row['held'] > 1 else 'y'}: "
-        f"{captions.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"
+        f"{words.signed(row['mean'], row['low'], row['high'])} points over {row['seeds']} seeds"
         for row in gains.to_dict("records")
     ]
     differences = captions.describe_differences(accuracy, REFERENCE_METHOD, "missing rate")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dmmlkd_ext.experiments.show import style
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
 from paper_figures.collect.inputs import Results
-from paper_figures.draw import captions, levels, style
+from paper_figures.draw import captions, levels
 from paper_figures.judge.comparisons import P_VALUES, over_levels
-from paper_figures.plan.labels import REFERENCE_METHOD
 
 EXPERIMENTS = ("non_iid",)
 NEEDS = "test accuracy of the experiment non_iid"

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from dmmlkd_ext.experiments.show import style, words
 from paper_figures.collect import benchmarks
 from paper_figures.collect.inputs import Results
-from paper_figures.draw import captions, style
+from paper_figures.draw import captions
 
 EXPERIMENTS: tuple[str, ...] = ()
 TITLE = "Scale"
@@ -117,14 +118,14 @@ def caption(results: Results, devices: pd.DataFrame, ranks: pd.DataFrame) -> tup
     )
     shown += captions.absent({POPULATION: len(devices) > 0, DISTRIBUTED: len(ranks) > 0})
     lines = [
-        f"- {row['devices']:,} devices: {captions.quantity(row['seconds_per_round'], 's')} per round, peak of "
+        f"- {row['devices']:,} devices: {words.quantity(row['seconds_per_round'], 's')} per round, peak of "
         f"{row['memory_bytes'] / 2**20:,.0f} MiB"
         for row in devices.to_dict("records")
     ]
     lines += [
         f"- {row['mode']} scaling, {row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['devices']} devices: "
-        f"{captions.quantity(row['seconds_per_round'], 's')} per round, speed-up {row['speed_up']:.2f}, "
-        f"{captions.quantity(row['bytes_sent_per_round'], 'B')} sent per round, {row['communication_share']:.0%} of "
+        f"{words.quantity(row['seconds_per_round'], 's')} per round, speed-up {row['speed_up']:.2f}, "
+        f"{words.quantity(row['bytes_sent_per_round'], 'B')} sent per round, {row['communication_share']:.0%} of "
         "the time in communication"
         for row in ranks.to_dict("records")
     ]

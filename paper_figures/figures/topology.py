@@ -7,11 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dmmlkd_ext.experiments.results import last_round
-from paper_figures.collect.inputs import Results, pick
-from paper_figures.draw import captions, levels, style
+from dmmlkd_ext.experiments.results import last_round, pick
+from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.show.labels import label
+from paper_figures.collect.inputs import Results
+from paper_figures.draw import captions, levels
 from paper_figures.judge import transforms
-from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("topology",)
 NEEDS = "test accuracy of the experiment topology"
@@ -104,7 +105,7 @@ def caption(_results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Secti
         place = captions.where({"setting": row["topology"].replace("_", " ") or row["setting"], "level": row["level"]})
         place += f", {label(row['method'])}"
         if row["measure"] == "accuracy":
-            lines.append(f"- {place}: {captions.with_interval(row['mean'], row['low'], row['high'])} %")
+            lines.append(f"- {place}: {words.with_interval(row['mean'], row['low'], row['high'])} %")
         else:
             interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
             name = "consensus distance" if row["measure"] == "consensus" else "spectral gap"

@@ -14,12 +14,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval
+from dmmlkd_ext.experiments.show.labels import label
+from dmmlkd_ext.experiments.statistics import (
+    LEAST_SEEDS,
+    NOTHING,
+    Interval,
+    PairedDifference,
+    difference_of,
+    holm,
+    mean_interval,
+)
 from paper_figures.collect.inputs import Results
 from paper_figures.judge import measures
-from paper_figures.judge.comparisons import NOTHING, difference_of
 from paper_figures.judge.transforms import by_seed, final_accuracy
-from paper_figures.plan.labels import label
 
 RULE = (
     "A difference supports a claim if its paired 95% interval lies above zero, or above minus the margin where one "
@@ -29,8 +36,6 @@ RULE = (
     "where no difference has an interval. Where a difference has fewer than five seeds, the verdict is `too few seeds` "
     "and where all differences point."
 )
-LEAST_SEEDS = 5
-"""Of each difference; with fewer, a claim has a direction and no verdict."""
 GENTLE = 0.05
 """The most accuracy that the highest probability of link loss may cost, for the degradation to be called gentle."""
 SUPPORTS, UNDECIDED, CONTRADICTS, NO_INTERVAL = "supports", "undecided", "contradicts", "no interval"

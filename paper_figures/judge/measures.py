@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dmmlkd_ext.experiments.results import last_round
+from dmmlkd_ext.experiments.results import last_round, pick
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures.collect.inputs import pick
 from paper_figures.judge.transforms import RUN, device_accuracy
 
 DISTANCE = "distance"

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from dmmlkd_ext.experiments.results import last_round
-from dmmlkd_ext.experiments.statistics import mean_interval
-from paper_figures.collect.inputs import pick
-from paper_figures.plan.labels import SETTING_ORDER, in_order
+from dmmlkd_ext.experiments import statistics
+from dmmlkd_ext.experiments.results import last_round, pick
+from dmmlkd_ext.experiments.show.labels import in_order
+from paper_figures.plan.experiments import SETTING_ORDER
 
 RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
 """What tells one use of a run from another: a run may serve two experiments, or two settings of one."""
@@ -38,21 +38,8 @@ def device_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.Data
 
 
 def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> pd.DataFrame:
-    """Return the mean over seeds of a column with its 95% Student interval.
-
-    Args:
-        rows: a row per repetition.
-        keys: columns that are held fixed.
-        value: the column that is averaged.
-
-    Returns:
-        Columns `keys`, mean, low, high, seeds, in the order of figures.
-    """
-    found = []
-    for key, group in rows.groupby(list(keys), dropna=False):
-        interval = mean_interval(group[value].to_numpy())
-        found.append((*key, interval.mean, interval.low, interval.high, interval.count))
-    return in_figure_order(pd.DataFrame(found, columns=[*keys, "mean", "low", "high", "seeds"]))
+    """Return `dmmlkd_ext.experiments.statistics.summarize`, in the order of figures."""
+    return in_figure_order(statistics.summarize(rows, keys, value))
 
 
 def by_seed(rows: pd.DataFrame, value: str = "mean", **fixed: object) -> pd.Series:

@@ -11,13 +11,15 @@ from itertools import product
 from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from paper_figures.plan.labels import DEFAULT_SETTING
+from dmmlkd_ext.experiments.config.tuned import LIMITED_METHODS, Choices, apply_choices, read_choices
+from dmmlkd_ext.experiments.config.worlds import DATASETS, LEVELS, Level, dirichlet, world
 from paper_figures.plan.profiles import PROFILES, Profile
-from paper_figures.plan.tuned import LIMITED_METHODS, Choices, apply_choices, read_choices
-from paper_figures.plan.worlds import DATASETS, LEVELS, Level, dirichlet, world
 
 __all__ = ["EXPERIMENTS", "PROFILES", "Case", "Profile", "make_cases"]
 
+DEFAULT_SETTING = "default"
+"""The setting of a case whose experiment varies its level alone; it is not written."""
+SETTING_ORDER = (DEFAULT_SETTING, "moderate", "severe", "topology", "devices", "link loss")
 CONTROLS = ("dmml-reversed", "dmml-kd-reversed", "dmml-kd-separate", "dmml-kd-greedy")
 RIVALS = ("fedprox", "ogm-ge", "mmpareto", "fedgen", "fedproto")
 ABLATIONS = tuple(

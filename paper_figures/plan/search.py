@@ -17,9 +17,7 @@ from typing import NamedTuple
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.config.own_parameter import set_own_parameter
 from dmmlkd_ext.experiments.config.presets import preset
-from dmmlkd_ext.experiments.run import is_finished, run_name
-from dmmlkd_ext.training.methods import get_method
-from paper_figures.plan.tuned import (
+from dmmlkd_ext.experiments.config.tuned import (
     LIMITED_METHODS,
     TUNED_BUDGET,
     TUNED_METHODS,
@@ -28,7 +26,9 @@ from paper_figures.plan.tuned import (
     Trial,
     inherit_losses,
 )
-from paper_figures.plan.worlds import LEVELS, world
+from dmmlkd_ext.experiments.config.worlds import LEVELS, world
+from dmmlkd_ext.experiments.run import is_finished, run_name
+from dmmlkd_ext.training.methods import get_method
 
 ROUNDS = 20
 SEEDS = (100, 101)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from dmmlkd_ext.experiments.show.labels import label
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import label
 from paper_figures.tables.accuracy import show_comparison
 
 EXPERIMENTS = ("ablation",)

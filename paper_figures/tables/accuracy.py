@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from dmmlkd_ext.experiments.show import words
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, label
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import REFERENCE_METHOD, label
 
 EXPERIMENTS = ("comparison",)
 NEEDS = "test accuracy of the experiment comparison"
@@ -38,9 +39,9 @@ def show_comparison(
     rows = [
         {
             **{place.capitalize(): label(row[place]) for place in places},
-            **{HEADINGS[name]: captions.with_interval(*captions.interval_of(row, name)) for name in values},
-            f"Difference to {label(reference)}": captions.signed(*captions.interval_of(row, "difference")),
-            "p": captions.p_value(row["p"]),
+            **{HEADINGS[name]: words.with_interval(*words.interval_of(row, name)) for name in values},
+            f"Difference to {label(reference)}": words.signed(*words.interval_of(row, "difference")),
+            "p": words.p_value(row["p"]),
             "Seeds": row["seeds"],
         }
         for row in comparison.to_dict("records")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from dmmlkd_ext.experiments.show import words
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import claims
-from paper_figures.plan.labels import DEFAULT_SETTING
+from paper_figures.plan.experiments import DEFAULT_SETTING
 
 EXPERIMENTS = ("comparison", "ablation", "balance", "imbalance", "features", "non_iid", "missing", "topology")
 NEEDS = "finished run of any experiment"
@@ -62,13 +63,13 @@ def describe_difference(row: Mapping[Any, Any]) -> str:
     place = ", ".join(str(row[name]) for name in ("dataset", "setting") if row[name] not in ("", DEFAULT_SETTING))
     pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
     clearly = " clearly" if claims.is_clear(row["verdict"], row["p_holm"]) else ""
-    shown = f"{in_its_unit(row['difference'], row)} ({pairs}, p {captions.p_value(row['p'])})"
+    shown = f"{in_its_unit(row['difference'], row)} ({pairs}, p {words.p_value(row['p'])})"
     return f"{place}: {row['what']} {shown}: {row['verdict']}{clearly}"
 
 
 def in_its_unit(value: float, row: Mapping[Any, Any]) -> str:
     """Return a number of a claim or a difference with its interval, in the claim's unit."""
     if row["unit"] == "points":
-        shown = captions.signed(value, row["low"], row["high"])
+        shown = words.signed(value, row["low"], row["high"])
         return shown if shown == "-" else f"{shown} points"
-    return captions.signed(value, row["low"], row["high"], scale=1.0, digits=3)
+    return words.signed(value, row["low"], row["high"], scale=1.0, digits=3)

@@ -6,11 +6,13 @@ import math
 
 import pandas as pd
 
+from dmmlkd_ext.experiments.results import pick
+from dmmlkd_ext.experiments.show import words
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, label
 from dmmlkd_ext.experiments.statistics import mean_interval
-from paper_figures.collect.inputs import Results, pick
+from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import transforms
-from paper_figures.plan.labels import REFERENCE_METHOD, label
 
 EXPERIMENTS = ("balance", "comparison")
 NEEDS = "test accuracy of the experiments balance and comparison"
@@ -71,13 +73,13 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
             "Dataset": row["dataset"],
             "Setting": captions.where({"setting": row["setting"], "level": row["level"]}, "energy budget") or "-",
             "Method": label(row["method"]),
-            "Accuracy (%)": captions.with_interval(*captions.interval_of(row, "accuracy")),
-            "Target (%)": captions.percent(row["target"]),
+            "Accuracy (%)": words.with_interval(*words.interval_of(row, "accuracy")),
+            "Target (%)": words.percent(row["target"]),
             "Reached": f"{row['reached']} of {row['seeds']}",
             "Rounds": "-" if math.isnan(row["round"]) else f"{row['round']:.1f}",
-            "Time": captions.quantity(row["time_s"], "s"),
-            "Energy": captions.quantity(row["energy_joule"], "J"),
-            "Sent": captions.quantity(row["bits"], "bit"),
+            "Time": words.quantity(row["time_s"], "s"),
+            "Energy": words.quantity(row["energy_joule"], "J"),
+            "Sent": words.quantity(row["bits"], "bit"),
         }
         for row in rows.to_dict("records")
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dmmlkd_ext.experiments.show import words
+from dmmlkd_ext.experiments.show.labels import label
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
-from paper_figures.plan.labels import DEFAULT_SETTING, label
+from paper_figures.plan.experiments import DEFAULT_SETTING
 from paper_figures.tables.accuracy import show_comparison
 
 EXPERIMENTS = ("sensitivity",)
@@ -55,6 +57,6 @@ def describe(comparison: pd.DataFrame) -> list[str]:
     for row in known.to_dict("records"):
         word = "undecided" if np.isfinite(row["difference_low"]) else "no interval"
         word = "worse" if row["difference_high"] < 0 else "better" if row["difference_low"] > 0 else word
-        gap = captions.signed(*captions.interval_of(row, "difference"))
+        gap = words.signed(*words.interval_of(row, "difference"))
         lines.append(f"- {row['dataset']}, {label(row['method'])}, {row['choice']}: {gap} points: {word}")
     return lines or ["- No seed has both the default and a changed choice."]

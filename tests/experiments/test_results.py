@@ -8,9 +8,11 @@ from fake_simulation import build_fake
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
 from dmmlkd_ext.experiments.results import (
+    MEASUREMENT,
     PROVENANCE,
     describe_run,
-    flatten_record,
+    extract,
+    flatten_options,
     last_round,
     read_commit,
     read_records,
@@ -37,16 +39,20 @@ def test_a_run_is_described_by_the_columns_of_provenance(folder: Path) -> None:
 
 
 def test_a_finished_run_yields_one_row_per_number(folder: Path) -> None:
-    rows = [(record["round"], *row) for record in read_records(folder) for row in flatten_record(record)]
-    table = pd.DataFrame(rows, columns=["round", "metric", "part", "device", "value"])
+    table = pd.DataFrame(extract(read_records(folder), by_device=True), columns=list(MEASUREMENT))
     accuracy = table.query("metric == 'accuracy' and part == 'test'")
     assert accuracy["round"].tolist() == [5, 5, 5, 7, 7, 7]
     assert accuracy["device"].tolist() == [0, 1, 2, 0, 1, 2]
-    losses = table.query("metric == 'loss' and part == 'task'")
-    assert losses["value"].tolist() == pytest.approx([0.5 / index for index in range(1, 8)])
+    losses = table.query("metric == 'loss'")
+    assert losses["value"].tolist() == [1.0 / 5, 1.0 / 7]
     assert losses["device"].isna().all()
     assert set(table.query("metric == 'local_iterations' and part == 'gyr'")["device"]) == {1, 2}  # null has no row
     assert set(table.query("metric == 'consensus_distance'")["part"]) == {"shared", "acc"}
+
+
+def test_every_option_of_a_configuration_has_its_path() -> None:
+    options = dict(flatten_options(CONFIG.to_dict()))
+    assert (options["seed"], options["method.name"], options["training.rounds"]) == (5, "dmml", 7)
 
 
 def test_the_last_round_is_that_of_each_run() -> None:

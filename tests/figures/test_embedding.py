@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from dmmlkd_ext.experiments.config.worlds import world
 from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.training.keep.files import save_state
 from dmmlkd_ext.training.population import Population
 from paper_figures.collect import embedding
 from paper_figures.collect.embedding import Features, class_distance, compute_features, embed, pick_samples
-from paper_figures.plan.worlds import world
 from tests.training.synthetic import MIXED_SHAPES, UNEVEN_HOLDS, make_split
 
 

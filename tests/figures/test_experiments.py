@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
+from dmmlkd_ext.experiments.config.tuned import Choice, Trial, by_key
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
 from paper_figures.plan.experiments import ALONE, EXPERIMENTS, PROFILES, Case, configure, make_cases
-from paper_figures.plan.labels import REFERENCE_METHOD
 from paper_figures.plan.profiles import Profile, Scope
 from paper_figures.plan.search import SEEDS as TUNING_SEEDS
-from paper_figures.plan.tuned import Choice, Trial, by_key
 
 WHOLE = Profile("whole", rounds=3, evaluate_every=1, scopes={name: (Scope((0,)),) for name in EXPERIMENTS})
 

@@ -11,14 +11,15 @@ import pytest
 from rows import example_table
 from synthetic import MODALITIES, SMOKE, TINY, make_results, of
 
+from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.show.labels import LABELS, label
 from dmmlkd_ext.training.methods import METHODS, UNIMODAL
 from paper_figures.collect.inputs import MissingResultsError, Results
-from paper_figures.draw import captions, style
+from paper_figures.draw import captions
 from paper_figures.figures import convergence, non_iid
 from paper_figures.judge import comparisons, transforms
 from paper_figures.judge.comparisons import over_levels
 from paper_figures.pipeline import MODULES, draw
-from paper_figures.plan.labels import LABELS, label
 
 MEASURED = ("figure_kernels", "table_kernels", "figure_scaling")
 """Drawn from the results of benchmarks; see test_benchmarks.py."""
@@ -172,11 +173,11 @@ def test_every_method_looks_different() -> None:
 
 def test_numbers_as_text() -> None:
     nan = float("nan")
-    assert captions.with_interval(0.8, 0.75, 0.85) == "80.0 ± 5.0"
-    assert captions.with_interval(0.8, nan, nan) == "80.0"
-    assert captions.signed(-0.012, -0.03, 0.006) == "-1.2 [-3.0, +0.6]"
-    assert captions.signed(nan, nan, nan) == "-"
-    assert [captions.p_value(value) for value in (nan, 0.0001, 0.04)] == ["-", "<0.001", "0.040"]
+    assert words.with_interval(0.8, 0.75, 0.85) == "80.0 ± 5.0"
+    assert words.with_interval(0.8, nan, nan) == "80.0"
+    assert words.signed(-0.012, -0.03, 0.006) == "-1.2 [-3.0, +0.6]"
+    assert words.signed(nan, nan, nan) == "-"
+    assert [words.p_value(value) for value in (nan, 0.0001, 0.04)] == ["-", "<0.001", "0.040"]
     assert captions.where({"dataset": "mfeat", "setting": "default", "level": nan}) == "mfeat"
 
 

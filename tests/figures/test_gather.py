@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from fake_simulation import build_fake
 
+from dmmlkd_ext.experiments.config.worlds import world
 from dmmlkd_ext.experiments.results import describe_run, read_records
 from dmmlkd_ext.experiments.run import run_experiment, run_name
 from paper_figures.collect import gather, kept
 from paper_figures.collect.embedding import FEATURE_COLUMNS
 from paper_figures.collect.kept import TABLE_COLUMNS, Gathered
 from paper_figures.plan.experiments import Case
-from paper_figures.plan.worlds import world
 
 METHODS = ("dmml", "dmml-kd")
 

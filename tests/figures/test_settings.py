@@ -5,8 +5,8 @@ import pytest
 from synthetic import flatten
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.show import files
 from paper_figures.collect.inputs import Results
-from paper_figures.draw import files
 from paper_figures.judge.marks import MARKS, OURS, PAPER, mark_of
 from paper_figures.tables.settings import ELSEWHERE, EVERYWHERE, show, transform
 

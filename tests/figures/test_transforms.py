@@ -7,8 +7,8 @@ import pytest
 from rows import example_table, finals, make_table, table_of
 from scipy import stats
 
-from dmmlkd_ext.experiments.statistics import paired_difference
-from paper_figures.collect import inputs
+from dmmlkd_ext.experiments.results import pick
+from dmmlkd_ext.experiments.statistics import difference_of, paired_difference
 from paper_figures.judge import comparisons, transforms
 
 KEYS = ["dataset", "setting"]
@@ -33,10 +33,10 @@ def test_accuracy_is_the_mean_over_devices_not_the_median() -> None:
 
 def test_pairs_are_of_a_seed_in_whatever_order_they_come() -> None:
     ours, theirs = pd.Series({1: 0.7, 0: 0.5, 2: 0.9}), pd.Series({2: 0.8, 0: 0.4, 1: 0.5})
-    for difference in (comparisons.difference_of(ours, theirs), paired_difference(ours, theirs)):
+    for difference in (difference_of(ours, theirs), paired_difference(ours, theirs)):
         assert difference.mean == pytest.approx(0.4 / 3)
         assert difference.p_value == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.1], 0).pvalue)
-    lacking = comparisons.difference_of(ours, theirs.drop(0).rename({2: 5}))
+    lacking = difference_of(ours, theirs.drop(0).rename({2: 5}))
     assert (lacking.mean, lacking.count) == (pytest.approx(0.2), 1)
     rows = pd.DataFrame(
         {
@@ -52,7 +52,7 @@ def test_pairs_are_of_a_seed_in_whatever_order_they_come() -> None:
 
 def test_p_is_that_of_the_margin_on_the_side_of_a_loss() -> None:
     losses = pd.Series({0: -0.03, 1: -0.05, 2: -0.02})
-    found = comparisons.difference_of(losses + 0.8, pd.Series(0.8, index=losses.index), margin=0.05)
+    found = difference_of(losses + 0.8, pd.Series(0.8, index=losses.index), margin=0.05)
     assert found.p_value == pytest.approx(stats.ttest_1samp(losses, -0.05).pvalue)
     assert found.mean == pytest.approx(losses.mean())
 
@@ -131,6 +131,6 @@ def test_settings_are_compared_like_methods() -> None:
 
 def test_numbers_of_devices_and_of_the_population_are_told_apart() -> None:
     table = table_of([{"device": 0, "value": 1.0}, {"device": None, "value": 2.0}, {"value": float("nan")}])
-    assert inputs.pick(table, "accuracy", of_devices=True)["value"].tolist() == [1.0]
-    assert inputs.pick(table, "accuracy", of_devices=False)["value"].tolist() == [2.0]
-    assert inputs.pick(table, "accuracy", ["validation"]).empty
+    assert pick(table, "accuracy", of_devices=True)["value"].tolist() == [1.0]
+    assert pick(table, "accuracy", of_devices=False)["value"].tolist() == [2.0]
+    assert pick(table, "accuracy", ["validation"]).empty

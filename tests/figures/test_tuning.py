@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config import ExperimentConfig, tuned
 from dmmlkd_ext.experiments.config.own_parameter import get_own_parameter, loss_scale
+from dmmlkd_ext.experiments.config.tuned import TUNED_BUDGET, TUNED_METHODS, Choice, Trial
+from dmmlkd_ext.experiments.config.worlds import LEVELS, world
 from dmmlkd_ext.experiments.run import run_name
 from dmmlkd_ext.training.methods import METHODS
 from paper_figures import tune
 from paper_figures.plan import search as tuning
-from paper_figures.plan import tuned
-from paper_figures.plan.tuned import TUNED_BUDGET, TUNED_METHODS, Choice, Trial
-from paper_figures.plan.worlds import LEVELS, world
 
 Judge = Callable[[ExperimentConfig], float]
 

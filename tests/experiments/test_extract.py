@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from paper_figures.collect.extract import Number, extract
+from dmmlkd_ext.experiments.results import Number, extract
 
 FIRST = {
     "round": 1,

@@ -1,4 +1,4 @@
-"""What methods and settings are called, and the order in which they stand: the same in every figure and table."""
+"""What methods are called, and the order in which they stand: the same in every figure and table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from dmmlkd_ext.training.methods import UNIMODAL
 
 REFERENCE_METHOD = "dmml"
 """The method that others are compared with: the paper's starting point."""
-DEFAULT_SETTING = "default"
-"""The setting of a case whose experiment varies its level alone; it is not written."""
-SETTING_ORDER = (DEFAULT_SETTING, "moderate", "severe", "topology", "devices", "link loss")
 
 LABELS: dict[str, str] = {
     "local": "Local",

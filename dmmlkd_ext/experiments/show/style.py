@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dmmlkd_ext.experiments.show.labels import in_order, label
 from dmmlkd_ext.training.methods import UNIMODAL
-from paper_figures.plan.labels import in_order, label
 
 ONE_COLUMN = 3.5
 """Width of a figure in one column, in inches."""

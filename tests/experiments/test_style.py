@@ -4,7 +4,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from paper_figures.draw import style
+from dmmlkd_ext.experiments.show import style
 
 
 @pytest.mark.parametrize(
