@@ -68,18 +68,20 @@ def _parse(arguments: list[str]) -> Command:
         SweepCommand,
         UserError,
     )
+    from dmmlkd_ext.experiments.config.arguments import arrange
     from dmmlkd_ext.experiments.config.presets import preset
     from dmmlkd_ext.plugins import import_modules
 
     arguments, modules = _gather_modules(arguments)
-    names = _leading_names(arguments[1:]) if arguments[:1] == ["run"] else []
+    told = None
     try:
-        if names:
+        if arguments[:1] == ["run"]:
             import_modules(*modules)
-        config = preset(names[1], names[0]) if len(names) == 2 else preset("watch")
+            options, told = arrange(arguments[1:])
+            arguments, modules = ["run", *options], list(dict.fromkeys([*(told.module if told else ()), *modules]))
     except ValueError as error:
         raise UserError(str(error)) from error
-    run = RunCommand(tyro.MISSING, tyro.MISSING, config)
+    run = RunCommand(tyro.MISSING, tyro.MISSING, told or preset("watch"))
     commands: Any = (
         Annotated[RunCommand, tyro.conf.subcommand("run", default=run)]
         | Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
@@ -98,19 +100,10 @@ def _parse(arguments: list[str]) -> Command:
         raise UserError(_flatten(messages.getvalue())) from None
     except ValueError as error:  # from the checks of a configuration
         raise UserError(str(error)) from error
-    if isinstance(command, RunCommand) and names != [command.method, command.dataset]:
+    if isinstance(command, RunCommand) and told is None:
         # The defaults were chosen before the options were read.
         raise UserError("METHOD and DATASET must come right after run, before any option")
     return command.checked() if isinstance(command, RunCommand) else command
-
-
-def _leading_names(arguments: list[str]) -> list[str]:
-    names = []
-    for argument in arguments[:2]:
-        if argument.startswith("-"):
-            break
-        names.append(argument)
-    return names
 
 
 def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -54,20 +55,72 @@ def read_value(hint: Any, text: str, where: str) -> Any:
 
 
 def fit_value(hint: Any, value: Any, where: str) -> Any:
-    """Return a value of any type unchanged if it fits, else read as text.
+    """Return a value of any type as the type that it is expected to have, or read as text.
 
     Raises:
         ValueError: it does not fit.
 
     Example:
         >>> fit_value(float, 1, "x"), fit_value(bool, "False", "x"), fit_value(bool, 0, "x"), fit_value(str, 7, "x")
-        (1, False, False, '7')
+        (1.0, False, False, '7')
     """
-    if isinstance(value, str):
+    origin = get_origin(hint)
+    is_union = origin in (Union, types.UnionType)
+    if origin is Annotated:
+        return fit_value(get_args(hint)[0], value, where)
+    if isinstance(value, str) and not (is_union and str in get_args(hint)):
         return read_value(hint, value, where)
-    if hint not in _READERS or type(value) is hint or (hint is float and type(value) is int):
+    if is_union:
+        if type(value) in get_args(hint):  # a text too: it was written as one
+            return value
+        return _read_first(sorted(get_args(hint), key=_place), value, where)
+    if origin is tuple:
+        return _fit_tuple(hint, value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a table, got {value!r}")
+        return {str(key): fit_value(get_args(hint)[1], item, f"{where}[{key!r}]") for key, item in value.items()}
+    if origin is Literal:
+        return read_value(hint, str(value), where)
+    if hint not in _READERS or type(value) is hint:
         return value
-    return read_value(hint, str(value), where)
+    return float(value) if hint is float and type(value) is int else read_value(hint, str(value), where)
+
+
+def is_boolean(text: str) -> bool:
+    """Return whether a text is a bool."""
+    return text.strip().lower() in _BOOLEANS
+
+
+def split_values(text: str) -> list[str]:
+    """Return the values of a list, separated by commas that no bracket encloses.
+
+    Example:
+        >>> split_values("0,0.3,1"), split_values("[1, 2],[2, 4]")
+        (['0', '0.3', '1'], ['[1, 2]', '[2, 4]'])
+    """
+    return [value.strip() for value in re.findall(r"(?:\[[^]]*\]|\([^)]*\)|[^,])+", text)]
+
+
+def read_counts(words: Sequence[str], where: str) -> tuple[int, ...]:
+    """Return whole numbers of at least 0, each once; a range such as `0-9` includes its last number.
+
+    Raises:
+        ValueError: a word is neither a number nor a range, or a number occurs twice.
+
+    Example:
+        >>> read_counts(["0-2", "5,7"], "seeds")
+        (0, 1, 2, 5, 7)
+    """
+    found: list[int] = []
+    for word in (part for words_of in words for part in split_values(words_of)):
+        first, dash, last = word.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last) and int(last or first) >= int(first)):
+            raise ValueError(f"{where} must be numbers of at least 0, or ranges such as 0-9; got {word!r}")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{where} must name each number once, got {' '.join(words)}")
+    return tuple(found)
 
 
 def is_scalar(hint: Any) -> bool:
@@ -88,11 +141,11 @@ def _place(hint: Any) -> int:
     return _ORDER.index(hint) if hint in _ORDER else len(_ORDER) + (hint is str)
 
 
-def _read_first(hints: list[Any], text: str, where: str) -> Any:
+def _read_first(hints: list[Any], value: Any, where: str) -> Any:
     reasons = []
     for hint in hints:
         try:
-            return read_value(hint, text, where)
+            return read_value(hint, value, where) if isinstance(value, str) else fit_value(hint, value, where)
         except ValueError as error:
             reasons.append(str(error))
     raise ValueError("; or ".join(reasons))
@@ -102,14 +155,21 @@ def _read_tuple(hint: Any, text: str, where: str) -> tuple[Any, ...]:
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("[]", "()"):
         inner = inner[1:-1]
-    words, kinds = inner.replace(",", " ").split(), get_args(hint)
+    words = inner.replace(",", " ").split()
+    return _fit_tuple(hint, [word.strip("'\"") for word in words], where, text)
+
+
+def _fit_tuple(hint: Any, values: Any, where: str, shown: str = "") -> tuple[Any, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{where} must be a list, got {values!r}")
+    kinds = get_args(hint)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(words)
-    if len(kinds) != len(words):
-        raise ValueError(f"{where} must be {len(kinds)} values, such as 1,2; got {text!r}")
+        kinds = (kinds[0],) * len(values)
+    if len(kinds) != len(values):
+        raise ValueError(f"{where} must be {len(kinds)} values, such as 1,2; got {shown or values!r}")
     return tuple(
-        read_value(kind, word.strip("'\""), f"{where}[{index}]")
-        for index, (kind, word) in enumerate(zip(kinds, words, strict=True))
+        fit_value(kind, value, f"{where}[{index}]")
+        for index, (kind, value) in enumerate(zip(kinds, values, strict=True))
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dmmlkd_ext.data import registry
 from dmmlkd_ext.data.registry import load_dataset, read_options, register_dataset
-from dmmlkd_ext.values import fit_value, read_value
+from dmmlkd_ext.values import fit_value, read_counts, read_value
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_word_that_does_not_fit_is_refused(hint: Any, text: str, message: str)
 
 @pytest.mark.parametrize(
     ("hint", "given", "value"),
-    [(bool, 0, False), (bool, True, True), (float, 2, 2), (str, 7, "7"), (int | None, 3, 3), (Any, 0.5, 0.5)],
+    [(bool, 0, False), (bool, True, True), (float, 2, 2.0), (str, 7, "7"), (int | None, 3, 3), (Any, 0.5, 0.5)],
 )
 def test_a_value_that_fits_stays_as_it_is(hint: Any, given: Any, value: Any) -> None:
     fitted = fit_value(hint, given, "x")
@@ -78,6 +78,21 @@ def test_a_value_that_fits_stays_as_it_is(hint: Any, given: Any, value: Any) -> 
 def test_a_value_of_another_kind_is_refused(hint: Any, given: Any) -> None:
     with pytest.raises(ValueError, match=f"x must be {hint.__name__}, got"):
         fit_value(hint, given, "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "counts"), [(["0-3"], (0, 1, 2, 3)), (["2", "0"], (2, 0)), (["1,4-5"], (1, 4, 5)), ([], ())]
+)
+def test_counts_are_numbers_and_ranges(words: list[str], counts: tuple[int, ...]) -> None:
+    assert read_counts(words, "seeds") == counts
+
+
+@pytest.mark.parametrize("word", ["-1", "3-1", "a", "1-", "1.5"])
+def test_what_is_no_count_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=rf"seeds must be numbers of at least 0, or ranges such as 0-9; got '{word}'"):
+        read_counts([word], "seeds")
+    with pytest.raises(ValueError, match="seeds must name each number once"):
+        read_counts(["0-3", "2"], "seeds")
 
 
 def test_options_are_read_by_the_loaders_signature(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dmmlkd_ext.data.dataset import MultiModalDataset
-from dmmlkd_ext.values import fit_value, is_scalar
+from dmmlkd_ext.values import fit_value, is_scalar, read_value
 
 Loader = Callable[..., MultiModalDataset]
 
@@ -114,7 +114,9 @@ def read_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
             instead = "; the run's seed is a setting of its own" if option == "seed" else ""
             raise ValueError(f"{option} is not an option of dataset {name!r}, which takes {known or 'none'}{instead}")
         try:
-            read[option] = fit_value(_type_of(loader, option), value, option)
+            kind = _type_of(loader, option)
+            text = isinstance(value, str)
+            read[option] = read_value(kind, str(value), option) if text else fit_value(kind, value, option)
         except ValueError as error:
             raise ValueError(f"{error} (an option of dataset {name!r})") from None
     return read

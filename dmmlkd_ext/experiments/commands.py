@@ -17,8 +17,10 @@ import tyro
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
 from dmmlkd_ext.data.sources.fetch import data_folders
 from dmmlkd_ext.experiments.config import ExperimentConfig
-from dmmlkd_ext.experiments.config.presets import PRESETS, preset
-from dmmlkd_ext.experiments.config.settings import override_settings, read_loader_options
+from dmmlkd_ext.experiments.config.presets import PRESETS
+from dmmlkd_ext.experiments.config.settings import override_settings, read_grid, read_loader_options
+from dmmlkd_ext.experiments.config.sources import begin
+from dmmlkd_ext.experiments.config.worlds import Level
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunChangedError, RunLockedError, run_experiment
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
@@ -34,6 +36,7 @@ from dmmlkd_ext.training.exchange.ranks import (
 )
 from dmmlkd_ext.training.exchange.slices import links_cut
 from dmmlkd_ext.training.methods import METHODS, get_method, method_names
+from dmmlkd_ext.values import read_counts
 
 
 class UserError(Exception):
@@ -80,6 +83,10 @@ class RunCommand:
     dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """Name of the dataset; `dmmlkd data list` lists them."""
     config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """File of options in TOML or YAML, or the folder of a run, in place of METHOD and DATASET; options come on top."""
+    as_reported: Level | None = None
+    """Take the settings of the reported tables at this level of non-IID data: tuned, in the wireless world."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     threads: int = 1
@@ -167,8 +174,15 @@ class SweepCommand:
     """Names of methods."""
     datasets: tuple[str, ...] = ("watch", "mfeat")
     """Names of datasets."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; all methods of a seed see the same data, split and links."""
+    seeds: tuple[str, ...] = ("0-2",)
+    """Seeds, or ranges of them such as `0-9`; all methods of a seed see the same data, split and links."""
+    grid: tuple[str, ...] = ()
+    """Settings with the values that they take in turn: `method.losses.similarity=0,0.3,1 training.feature_width=16,32`
+    makes six runs of each method, dataset and seed."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """File of options in TOML or YAML that all runs begin with."""
+    as_reported: Level | None = None
+    """Take the settings of the reported tables at this level of non-IID data: tuned, in the wireless world."""
     module: tuple[str, ...] = ()
     """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
@@ -191,6 +205,7 @@ class SweepCommand:
         for name in ("methods", "datasets", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must be at least one, got none")
+        read_counts(self.seeds, "seeds")
         parse_shard(self.shard)
 
     def execute(self) -> int:
@@ -202,10 +217,11 @@ class SweepCommand:
         try:
             import_modules(*self.module)
             configs = [
-                self._configure(dataset, method, seed)
+                self._configure(dataset, method, seed, point)
                 for dataset in self.datasets
                 for method in self.methods
-                for seed in self.seeds
+                for point in read_grid(self.grid)
+                for seed in read_counts(self.seeds, "seeds")
             ]
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -215,18 +231,19 @@ class SweepCommand:
             print(f"failed: {name}, see {log}", file=sys.stderr)
         return 1 if report.failures else 0
 
-    def _configure(self, dataset: str, method: str, seed: int) -> ExperimentConfig:
-        """Return one configuration.
+    def _configure(self, dataset: str, method: str, seed: int, point: tuple[str, ...]) -> ExperimentConfig:
+        """Return one configuration, of a point of the grid.
 
         Raises:
             ValueError: a setting does not fit, or is one that the sweep varies itself.
         """
-        config = dataclasses.replace(preset(dataset, method, seed), module=self.module)
-        changed = override_settings(config, self.settings)
+        told = begin(method, dataset, seed=seed, file=self.config_file, level=self.as_reported)
+        config = dataclasses.replace(told, seed=seed, module=tuple(dict.fromkeys([*told.module, *self.module])))
+        changed = override_settings(override_settings(config, self.settings), point, "grid")
         _require_named(changed, method, dataset)
         for setting, instead in (("seed", "seeds"), ("module", "module")):
             if getattr(changed, setting) != getattr(config, setting):
-                raise ValueError(f"set must not change {setting}, which --{instead} gives")
+                raise ValueError(f"set and grid must not change {setting}, which --{instead} gives")
         return changed
 
     def _sweep(self, configs: list[ExperimentConfig]) -> SweepReport:

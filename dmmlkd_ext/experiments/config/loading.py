@@ -1,14 +1,14 @@
-"""Reads a configuration from its file, strictly: what does not fit the dataclasses is an error."""
+"""Reads a configuration from plain values: what does not fit the dataclasses is an error."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import types
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.values import fit_value
 
 T = TypeVar("T")
 
@@ -16,9 +16,12 @@ T = TypeVar("T")
 def load_config(path: Path) -> ExperimentConfig:
     """Load the configuration from a run's folder or its `config.json`.
 
+    What an earlier version did not write takes its default.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, has unknown or missing keys, or a value of the wrong type or range.
+        ValueError: the file is not JSON, lacks its method, dataset or seed, has unknown keys, or a value of the wrong
+            type or range; the message names the file.
 
     Example:
         >>> import tempfile
@@ -33,9 +36,25 @@ def load_config(path: Path) -> ExperimentConfig:
         path = path / "config.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of the text's encoding, too
         raise ValueError(f"path must be a JSON file, {path} is not: {error}") from error
-    return from_dict(ExperimentConfig, _modernize(data))
+    try:
+        _require_identity(data)
+        return from_dict(ExperimentConfig, _modernize(data))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _require_identity(data: Any) -> None:
+    """Refuse a file that does not say which run it is of: all else may be missing, of an earlier version."""
+    for keys in (("method", "name"), ("data", "dataset"), ("seed",)):
+        table = data
+        for key in keys:
+            if not isinstance(table, dict):
+                break  # `from_dict` names what is no table
+            if key not in table:
+                raise ValueError(f"config lacks {'.'.join(keys)}")
+            table = table[key]
 
 
 def _modernize(data: Any) -> Any:
@@ -48,92 +67,40 @@ def _modernize(data: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
-    """Build a dataclass from nested plain values, as `dataclasses.asdict` and JSON leave them.
+    """Build a dataclass from nested plain values, as `dataclasses.asdict`, JSON, TOML and YAML leave them.
 
     Args:
         cls: the dataclass to build.
-        data: a dictionary with exactly the dataclass's fields; lists become tuples where the field is a tuple.
+        data: a dictionary of the dataclass's fields; what it lacks takes the field's default.
         where: the name that messages give to `data`.
 
     Raises:
-        ValueError: keys are unknown or missing, or a value has the wrong type or range.
+        ValueError: keys are unknown, a field without a default is missing, or a value has the wrong type or range.
 
     Example:
         >>> from dmmlkd_ext.training.config import TrainingConfig
-        >>> from_dict(TrainingConfig, {**dataclasses.asdict(TrainingConfig()), "rounds": 7}).rounds
-        7
+        >>> config = from_dict(TrainingConfig, {"rounds": 7, "probe": "false"})
+        >>> config.rounds, config.probe, config.batch_size
+        (7, False, 32)
     """
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a table of {cls.__name__}, got {data!r}")
     hints = get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-    _check_keys(where, names, data)
-    values = {name: _parse(hints[name], data[name], f"{where}.{name}") for name in names}
+    fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    unknown = sorted(map(str, set(data) - {field.name for field in fields}))
+    needed = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    if unknown:
+        raise ValueError(f"{where} has unknown keys {unknown}; it needs {sorted(field.name for field in fields)}")
+    if missing := [name for name in needed if name not in data]:
+        raise ValueError(f"{where} lacks the keys {missing}")
+    values = {name: _parse(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_keys(where: str, names: list[str], data: dict[str, Any]) -> None:
-    unknown = sorted(set(data) - set(names))
-    missing = sorted(set(names) - set(data))
-    if unknown:
-        raise ValueError(f"{where} has unknown keys {unknown}; it needs {sorted(names)}")
-    if missing:
-        raise ValueError(f"{where} lacks the keys {missing}")
-
-
 def _parse(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return _parse_union(hint, value, where)
-    if origin is tuple:
-        return _parse_tuple(hint, value, where)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a table, got {value!r}")
-        return {key: _parse(get_args(hint)[1], item, f"{where}[{key!r}]") for key, item in value.items()}
-    if not _fits(hint, value):
-        expected = f"one of {list(get_args(hint))}" if origin is Literal else getattr(hint, "__name__", hint)
-        raise ValueError(f"{where} must be {expected}, got {value!r}")
-    return value
-
-
-def _parse_union(hint: Any, value: Any, where: str) -> Any:
-    reasons = []
-    for option in get_args(hint):
-        try:
-            return _parse(option, value, where)
-        except ValueError as error:
-            reasons.append(str(error))
-    raise ValueError("; or ".join(reasons))
-
-
-def _parse_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{where} must be a list, got {value!r}")
-    kinds = get_args(hint)
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise ValueError(f"{where} must be a list of {len(kinds)} values, got {value!r}")
-    return tuple(
-        _parse(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
-    )
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if hint is Any:
-        return True
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if isinstance(value, bool):
-        return hint is bool
-    if hint is float:
-        return isinstance(value, (int, float))
-    if hint is None:
-        return value is None
-    return isinstance(hint, type) and isinstance(value, hint)
+    return fit_value(hint, value, where)

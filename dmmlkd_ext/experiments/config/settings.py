@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dmmlkd_ext.data.registry import read_options
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.config.loading import from_dict
-from dmmlkd_ext.values import read_value
+from dmmlkd_ext.values import read_value, split_values
 
 _OPTIONS = ["data", "options"]
 
 
-def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> ExperimentConfig:
+def override_settings(config: ExperimentConfig, settings: Iterable[str], option: str = "set") -> ExperimentConfig:
     """Return the configuration with some settings changed, such as ``training.rounds=5``.
+
+    Args:
+        config: what is changed.
+        settings: the changes.
+        option: what messages call them.
 
     Raises:
         ValueError: a setting is not of that form, unknown, or its value does not fit.
@@ -23,7 +30,7 @@ def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> Ex
         >>> override_settings(ExperimentConfig(), ("training.rounds=5", "data.partition=iid")).training.rounds
         5
     """
-    data = config.to_dict()
+    data, settings = config.to_dict(), tuple(settings)
     for setting in settings:
         path, equals, text = setting.partition("=")
         *parents, name = path.strip().replace("-", "_").split(".")
@@ -32,9 +39,33 @@ def override_settings(config: ExperimentConfig, settings: tuple[str, ...]) -> Ex
             table = table.get(parent) if isinstance(table, dict) else None
         free = parents == _OPTIONS  # each loader defines its options
         if not (equals and isinstance(table, dict) and name and (name in table or free)):
-            raise ValueError(f"set must be like training.rounds=5, a setting that there is; got {setting!r}")
-        table[name] = text if free else read_value(_hint_of([*parents, name]), text, f"set: {path.strip()}")
+            raise ValueError(f"{option} must be like training.rounds=5, a setting that there is; got {setting!r}")
+        table[name] = text if free else read_value(_hint_of([*parents, name]), text, f"{option}: {path.strip()}")
     return read_loader_options(from_dict(type(config), data)) if settings else config
+
+
+def read_grid(axes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the settings of each point of a grid; one point without any where there is no axis.
+
+    Args:
+        axes: a setting with its values each, such as ``training.feature_width=16,32``.
+
+    Raises:
+        ValueError: an axis has no values, or two are of one setting.
+
+    Example:
+        >>> read_grid(["training.feature_width=16,32", "topology.name=ring"])
+        [('training.feature_width=16', 'topology.name=ring'), ('training.feature_width=32', 'topology.name=ring')]
+    """
+    found: dict[str, list[str]] = {}
+    for axis in axes:
+        path, _, text = axis.partition("=")
+        name = path.strip().replace("-", "_")
+        if not split_values(text) or name in found:
+            wanted = "once" if name in found else "with values, such as training.feature_width=16,32"
+            raise ValueError(f"grid must name each setting {wanted}; got {axis!r}")
+        found[name] = [f"{name}={value}" for value in split_values(text)]
+    return list(product(*found.values()))
 
 
 def read_loader_options(config: ExperimentConfig) -> ExperimentConfig:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig
 from dmmlkd_ext.experiments.config.presets import preset
+from dmmlkd_ext.experiments.config.tuned import apply_choices, read_choices
 from dmmlkd_ext.wireless.energy import EnergyConfig
 
 DATASETS = ("watch", "mfeat", "avdigits")
@@ -43,6 +44,30 @@ def world(
     if not (level == "moderate" and data.partition == "natural"):
         data = dirichlet(data, _ALPHAS[level])
     return replace(config, data=data, energy=EnergyConfig("wireless", budget_fraction=budget))
+
+
+def as_reported(level: str, dataset: str, method: str, seed: int = 0, budget: float | None = None) -> ExperimentConfig:
+    """Return the configuration of a run in the reported tables: its world with the tuned settings.
+
+    Args:
+        level: `moderate` or `severe`, as in `world`.
+        dataset: name of a dataset that the tables show.
+        method: name of a method.
+        seed: of every random draw of the run.
+        budget: initial energy as a fraction, as in `world`; it decides on the tuned settings, too.
+
+    Raises:
+        ValueError: there is no such level or method, or the tables do not show the dataset.
+
+    Example:
+        >>> config = as_reported("severe", "mfeat", "dmml-kd")
+        >>> config.training.learning_rate, config.training.rounds, config.energy.model
+        (0.25, 40, 'wireless')
+    """
+    for name, value, known in (("as_reported", level, LEVELS), ("dataset", dataset, DATASETS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, which the tables show; got {value!r}")
+    return apply_choices(world(dataset, method, seed, cast(Level, level), budget), read_choices())
 
 
 def dirichlet(data: DataConfig, alpha: float) -> DataConfig:
