@@ -70,6 +70,7 @@ def _parse(arguments: list[str]) -> Command:
     )
     from dmmlkd_ext.experiments.config.arguments import arrange
     from dmmlkd_ext.experiments.config.presets import preset
+    from dmmlkd_ext.experiments.show.commands import CompareCommand, PlotCommand
     from dmmlkd_ext.plugins import import_modules
 
     arguments, modules = _gather_modules(arguments)
@@ -87,6 +88,8 @@ def _parse(arguments: list[str]) -> Command:
         | Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
         | Annotated[InfoCommand, tyro.conf.subcommand("info")]
         | Annotated[DataCommand, tyro.conf.subcommand("data")]
+        | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
+        | Annotated[PlotCommand, tyro.conf.subcommand("plot")]
     )
     if modules:
         arguments += ["--module", *modules]

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import tyro
 
@@ -319,7 +319,16 @@ class DataCommand:
         return max(_fetch(name) for name in self.names)
 
 
-Command = RunCommand | SweepCommand | InfoCommand | DataCommand
+class Command(Protocol):
+    """What a command line asks for."""
+
+    def execute(self) -> int:
+        """Do it, and return the exit code.
+
+        Raises:
+            UserError: it cannot be done as asked for.
+        """
+        ...
 
 
 def _accuracy(accuracy: float | None) -> str:

@@ -51,6 +51,33 @@ NUMBERS = (
 """Columns of `PROVENANCE` that are floating-point numbers; NaN where one does not apply."""
 
 
+COSTS = {"time_s": "cumulative_time_s", "energy_joule": "cumulative_energy_joule", "bits": "cumulative_bits"}
+"""Column of a cost -> its metric: simulated seconds, and joules and bits per device, up to a round."""
+
+
+def accuracy_by_round(table: pd.DataFrame, keys: Sequence[str], methods: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the mean and the worst device's test accuracy of each evaluated round: columns `keys`, round, mean, worst.
+
+    Args:
+        table: a row per number.
+        keys: columns that tell one run from another.
+        methods: the methods to keep; empty keeps all.
+    """
+    rows = pick(table, "accuracy", ["test"], methods, of_devices=True)
+    grouped = rows.groupby([*keys, "round"], dropna=False, sort=True)["value"]
+    return grouped.agg(mean="mean", worst="min").reset_index()
+
+
+def add_costs(
+    rows: pd.DataFrame, table: pd.DataFrame, keys: Sequence[str], costs: Sequence[str] = tuple(COSTS)
+) -> pd.DataFrame:
+    """Return rows with columns of costs, means over all runs with the same `keys`; NaN where they were not recorded."""
+    for name in costs:
+        cost = pick(table, COSTS[name], of_devices=False).groupby(list(keys), dropna=False)["value"].mean()
+        rows = rows.merge(cost.rename(name).reset_index(), on=list(keys), how="left")
+    return rows
+
+
 def last_round(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of each run's last round: its final results, not its best ones."""
     last = table.groupby("run", observed=True)["round"].transform("max")
@@ -152,57 +179,58 @@ class Number(NamedTuple):
 
 
 def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_device: bool = False) -> Iterator[Number]:
-    """Yield what is kept of a run's records (see `dmmlkd_ext.training.measure.record`).
+    """Yield what is kept of a run's records (see `dmmlkd_ext.training.measure.record`), as far as it was recorded.
 
     In evaluated rounds: `accuracy` by device; means over devices of `modality_accuracy`, `imbalance`,
     `cumulative_energy_joule` and `cumulative_bits`; `cumulative_time_s`, `consensus_distance` by block, and the total
     `loss`. In the last round: `modality_accuracy` and `probe_accuracy` by device, `modalities_held`, the
-    mean of `spectral_gap` over rounds, and means of `generator_quality`.
+    mean of `spectral_gap` over rounds, and means of `generator_quality` and of `class_accuracy` by class.
 
     Args:
         records: of the rounds, in order.
         limited: keep the means of `local_iterations` and `balance_metric` by modality of every round.
         by_device: keep `local_iterations` and `energy_left_joule` of every device and round.
     """
-    time_s, bits, gaps, last = 0.0, 0.0, [], None
+    time_s, bits, gaps, last = None, None, [], None
     for last in records:
         index = last["round"]
-        time_s += last.get("simulated_time_s") or 0.0
-        bits += _mean(last.get("sent_bits") or []) or 0.0
+        time_s = _add(time_s, last.get("simulated_time_s"))
+        bits = _add(bits, _mean(last.get("sent_bits") or []))
         gaps.append(last.get("spectral_gap"))
         if last["accuracy"] is not None:
-            yield from _evaluated(last, time_s, bits)
+            yield from _evaluated(last, {"cumulative_bits": bits, "cumulative_time_s": time_s})
         if limited:
             for metric in ("local_iterations", "balance_metric"):
                 yield from _means(index, metric, last.get(metric))
         if by_device:
-            yield from _devices(index, "local_iterations", last["local_iterations"])
-            yield from _devices(index, "energy_left_joule", {"": last["energy_left_joule"]})
+            yield from _devices(index, "local_iterations", last.get("local_iterations"))
+            yield from _devices(index, "energy_left_joule", {"": last.get("energy_left_joule") or []})
     if last is not None:
         yield from _final(last)
         yield from _means(last["round"], "spectral_gap", {"": gaps})
 
 
-def _evaluated(record: Mapping[str, Any], time_s: float, bits: float) -> Iterator[Number]:
+def _evaluated(record: Mapping[str, Any], costs: Mapping[str, float | None]) -> Iterator[Number]:
     index = record["round"]
     yield from _devices(index, "accuracy", record["accuracy"])
-    yield from _means(index, "modality_accuracy", record["modality_accuracy"])
-    yield from _means(index, "imbalance", {"": record["imbalance"]})
-    yield from _means(index, "cumulative_energy_joule", {"": record["energy_spent_joule"]})
-    yield Number(index, "cumulative_bits", "", None, bits)
-    yield Number(index, "cumulative_time_s", "", None, time_s)
-    for block, distance in record["consensus_distance"].items():
-        yield Number(index, "consensus_distance", block, None, distance)
-    if record["loss"]["total"] is not None:
-        yield Number(index, "loss", "total", None, record["loss"]["total"])
+    yield from _means(index, "modality_accuracy", record.get("modality_accuracy"))
+    yield from _means(index, "imbalance", {"": record.get("imbalance") or []})
+    yield from _means(index, "cumulative_energy_joule", {"": record.get("energy_spent_joule") or []})
+    blocks, total = record.get("consensus_distance") or {}, (record.get("loss") or {}).get("total")
+    whole = [(name, "", cost) for name, cost in costs.items()]
+    whole += [("consensus_distance", block, distance) for block, distance in blocks.items()]
+    for metric, part, value in [*whole, ("loss", "total", total)]:
+        if value is not None:
+            yield Number(index, metric, part, None, value)
 
 
 def _final(record: Mapping[str, Any]) -> Iterator[Number]:
     index = record["round"]
-    yield from _devices(index, "modality_accuracy", record["modality_accuracy"])
+    yield from _devices(index, "modality_accuracy", record.get("modality_accuracy"))
     yield from _devices(index, "probe_accuracy", record.get("probe_accuracy"))
     yield from _means(index, "generator_quality", record.get("generator_quality"))
-    for device, held in enumerate(zip(*record["local_iterations"].values(), strict=True)):
+    yield from _means(index, "class_accuracy", record.get("class_accuracy"))
+    for device, held in enumerate(zip(*(record.get("local_iterations") or {}).values(), strict=True)):
         yield Number(index, "modalities_held", "", device, float(sum(value is not None for value in held)))
 
 
@@ -218,6 +246,11 @@ def _means(index: int, metric: str, parts: Mapping[str, Sequence[float | None]] 
         mean = _mean(values)
         if mean is not None:
             yield Number(index, metric, part, None, mean)
+
+
+def _add(total: float | None, further: float | None) -> float | None:
+    """Return a sum of what is known; None where nothing is."""
+    return total if further is None else (total or 0.0) + further
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

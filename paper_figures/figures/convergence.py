@@ -7,10 +7,9 @@ from itertools import product
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from dmmlkd_ext.experiments.results import pick
-from dmmlkd_ext.experiments.show import style, words
+from dmmlkd_ext.experiments.results import add_costs
+from dmmlkd_ext.experiments.show import plots, style
 from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
 from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures.collect.inputs import Results
@@ -21,10 +20,7 @@ from paper_figures.judge.comparisons import P_VALUES, compare
 EXPERIMENTS = ("comparison",)
 NEEDS = "test accuracy of the experiment comparison"
 TITLE = "Test accuracy over rounds, time and energy"
-COSTS = {"cumulative_time_s": "time_s", "cumulative_energy_joule": "energy_joule"}
-AXES = {"round": ("Round", ""), "time_s": ("Simulated time", "s"), "energy_joule": ("Energy a device", "J")}
-"""Label and unit of a horizontal axis."""
-IN_TEXT = {"time_s": "simulated time", "energy_joule": "the energy that a device has spent"}
+COSTS = ("time_s", "energy_joule")
 
 
 def transform(results: Results) -> pd.DataFrame:
@@ -42,10 +38,7 @@ def transform(results: Results) -> pd.DataFrame:
     if accuracy.empty:
         return accuracy
     curves = transforms.summarize(accuracy, keys)
-    for metric, name in COSTS.items():
-        cost = pick(results.table, metric, of_devices=False).groupby(keys)["value"].mean().rename(name)
-        curves = curves.merge(cost.reset_index(), on=keys, how="left")
-    return curves
+    return add_costs(curves, results.table, keys, COSTS)
 
 
 def draw(curves: pd.DataFrame) -> Figure:
@@ -53,16 +46,14 @@ def draw(curves: pd.DataFrame) -> Figure:
     datasets = list(dict.fromkeys(curves["dataset"]))
     settings = list(dict.fromkeys(curves["setting"]))
     rows = [(setting, "round") for setting in settings]
-    rows += [(settings[-1], cost) for cost in COSTS.values() if curves[cost].notna().any()]
+    rows += [(settings[-1], cost) for cost in COSTS if curves[cost].notna().any()]
     figure, axes = style.panels(len(rows), len(datasets), 1.75)
     for (row, (setting, x)), (column, dataset) in product(enumerate(rows), enumerate(datasets)):
         axis = axes[row, column]
         chosen = curves[(curves["dataset"] == dataset) & (curves["setting"] == setting)].dropna(subset=[x])
-        label, unit = AXES[x]
-        factor, prefix = words.prefix_of(curves[x].max()) if unit else (1.0, "")
+        factor = plots.label_axis(axis, x, curves[x].max())
         _draw_panel(axis, chosen.assign(**{x: chosen[x] / factor}), x)
         style.label_panel(axis, captions.where({"dataset": dataset, "setting": setting}))
-        axis.set_xlabel(f"{label} ({prefix}{unit})" if unit else label)
         if column == 0:
             axis.set_ylabel("Test accuracy (%)")
     style.add_method_legend(figure, curves["method"], 4, strong=True)
@@ -77,21 +68,20 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
     if x != "round" and len(rivals):
         # The upper reference computes all devices' work in one place: in its scale the others could not be told apart.
         axis.set_xlim(0, 1.05 * rivals.max())
-    whole = {"integer": True, "steps": [1, 2, 5, 10]} if x == "round" else {}
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, **whole))
     style.keep_percent(axis)
 
 
 def caption(results: Results, curves: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return what is drawn, and the accuracies in the last round."""
     settings = list(dict.fromkeys(curves["setting"]))
+    in_text = {cost: plots.AXES[cost].text for cost in COSTS}
     shown = (
         f"Mean test accuracy over devices and up to {curves['seeds'].max()} seeds, with no limit on energy; bands are "
         "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. "
         f"{captions.SAMPLED} The last rows show the last setting ({settings[-1]}) over "
-        f"{' and over '.join(IN_TEXT.values())}, means over devices and seeds at the evaluated rounds, as far as the "
+        f"{' and over '.join(in_text.values())}, means over devices and seeds at the evaluated rounds, as far as the "
         "devices' methods go; the numbers of every setting are in the CSV. Differences are paired by seed; "
-        f"{P_VALUES}{captions.absent({text: curves[cost].notna().any() for cost, text in IN_TEXT.items()})}"
+        f"{P_VALUES}{captions.absent({text: curves[cost].notna().any() for cost, text in in_text.items()})}"
     )
     comparison = compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
     return shown, {"Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD)}

@@ -7,7 +7,6 @@ from itertools import product
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from dmmlkd_ext.experiments.results import pick
 from dmmlkd_ext.experiments.show import style, words
@@ -88,8 +87,7 @@ def _draw_curves(axis: Axes, curves: pd.DataFrame, measure: str) -> None:
         style.draw_line(axis, rows, method, "round", scale, strong=strong, band=strong)
     if measure == "balance_metric":
         axis.axhline(1, color="black", linewidth=0.8)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=4))
-    axis.set_xlabel("Round")
+    style.tick_rounds(axis, most=4)
 
 
 def caption(results: Results, drawn: pd.DataFrame) -> tuple[str, captions.Sections]:

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from dmmlkd_ext.experiments.results import pick
 from dmmlkd_ext.experiments.show import style, words
@@ -131,8 +130,7 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
         ]
     axis.set_ylim(0, 1.4 * traces["value"].max())  # room for the legend
     axis.legend(handles=handles, fontsize=6, ncols=3, handlelength=1.4, loc="upper center", columnspacing=0.8)
-    axis.set_xlabel("Round")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=5))
+    style.tick_rounds(axis)
 
 
 def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:

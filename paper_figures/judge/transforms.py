@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from dmmlkd_ext.experiments import statistics
-from dmmlkd_ext.experiments.results import last_round, pick
+from dmmlkd_ext.experiments.results import accuracy_by_round, last_round, pick
 from dmmlkd_ext.experiments.show.labels import in_order
 from paper_figures.plan.experiments import SETTING_ORDER
 
@@ -21,9 +21,7 @@ def accuracy_by_run(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.Data
     Returns:
         Columns of `RUN`, round, mean, worst.
     """
-    rows = pick(table, "accuracy", ["test"], methods, of_devices=True)
-    grouped = rows.groupby([*RUN, "round"], dropna=False, sort=True)["value"]
-    return grouped.agg(mean="mean", worst="min").reset_index()
+    return accuracy_by_round(table, RUN, methods)
 
 
 def final_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from dmmlkd_ext.experiments.results import pick
+from dmmlkd_ext.experiments.results import COSTS, add_costs
 from dmmlkd_ext.experiments.show import words
 from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, label
 from dmmlkd_ext.experiments.statistics import mean_interval
@@ -19,7 +19,6 @@ NEEDS = "test accuracy of the experiments balance and comparison"
 TITLE = "Cost of accuracy"
 FRACTION = 0.9
 """The target, as a fraction of the best final accuracy of the reference method in the same dataset and setting."""
-COSTS = {"time_s": "cumulative_time_s", "energy_joule": "cumulative_energy_joule", "bits": "cumulative_bits"}
 GROUP = ["experiment", "dataset", "setting", "level", "method"]
 
 
@@ -36,10 +35,7 @@ def transform(results: Results) -> pd.DataFrame:
         return accuracy
     final = with_target(transforms.final_accuracy(results.table))
     reached = first_reached(accuracy, final)
-    for name, metric in COSTS.items():
-        cost = pick(results.table, metric, of_devices=False).rename(columns={"value": name})
-        keys = [*transforms.RUN, "round"]
-        reached = reached.merge(cost[[*keys, name]].drop_duplicates(keys), on=keys, how="left")
+    reached = add_costs(reached, results.table, [*transforms.RUN, "round"])
     found = []
     for key, group in final.groupby(GROUP, dropna=False):
         row = dict(zip(GROUP, key, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,13 +20,15 @@ _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PDF and PNG, and return their paths."""
-    pdf, png = folder / f"{name}.pdf", folder / f"{name}.png"
-    dateless = {"CreationDate": None, "Creator": None, "Producer": None}
-    write_atomically(pdf, lambda file: figure.savefig(file, format="pdf", metadata=dateless))
-    write_atomically(
-        png, lambda file: figure.savefig(file, format="png", dpi=style.DOTS_PER_INCH, metadata={"Software": None})
-    )
-    return [pdf, png]
+    return [write_figure(figure, folder / f"{name}{ending}") for ending in (".pdf", ".png")]
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PDF or PNG, as the file's name says, and return the path."""
+    dateless = {"Software": None} if path.suffix == ".png" else dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    options: dict[str, Any] = {"format": path.suffix[1:], "dpi": style.DOTS_PER_INCH, "metadata": dateless}
+    write_atomically(path, lambda file: figure.savefig(file, **options))
+    return path
 
 
 def save_text(text: str, path: Path) -> Path:
@@ -42,6 +45,20 @@ def save_csv(data: pd.DataFrame, path: Path) -> Path:
 def to_markdown(shown: pd.DataFrame) -> str:
     """Return a table of text in Markdown."""
     return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def to_columns(shown: pd.DataFrame) -> str:
+    """Return a table of text in aligned columns, for a terminal.
+
+    Example:
+        >>> print(to_columns(pd.DataFrame({"method": ["dmml", "dmml-kd"], "mean": ["71.8", "83.0"]})))
+        method   mean
+        dmml     71.8
+        dmml-kd  83.0
+    """
+    rows = [list(map(str, row)) for row in (shown.columns, *shown.to_numpy())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def to_latex(shown: pd.DataFrame) -> str:

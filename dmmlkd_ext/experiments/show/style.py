@@ -15,8 +15,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from dmmlkd_ext.experiments.show.labels import in_order, label
+from dmmlkd_ext.experiments.show.labels import LABELS, in_order, label
 from dmmlkd_ext.training.methods import UNIMODAL
 
 ONE_COLUMN = 3.5
@@ -101,14 +102,20 @@ def look(method: str) -> Look:
     return _LOOKS.get(method, Look(_BLACK, ".", (1, 1)))
 
 
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return how lines are drawn: methods as everywhere, other names by their places, each unlike the others."""
+    shown = [_LOOKS[method] for method in LABELS if method in _LOOKS]
+    return {name: _LOOKS.get(name, shown[(place + 1) % len(shown)]) for place, name in enumerate(names)}
+
+
 def modality_colour(modality: str) -> str:
     """Return the colour of a modality; an unknown one is black."""
     return look(UNIMODAL + modality).colour
 
 
-def legend_handle(method: str, width: float | None = None) -> Line2D:
-    """Return the entry of a method in a legend, also where some panel lacks the method."""
-    shown = look(method)
+def legend_handle(method: str, width: float | None = None, shown: Look | None = None) -> Line2D:
+    """Return the entry of a method in a legend, also where some panel lacks the method; None is the method's look."""
+    shown = shown or look(method)
     lines: dict[str, Any] = {"color": shown.colour, "linestyle": shown.line, "linewidth": width}
     return Line2D([], [], marker=shown.marker, label=label(method), **_POINT, markersize=5, **lines)
 
@@ -139,7 +146,7 @@ def label_panel(axis: Axes, label: str) -> None:
 def draw_line(
     axis: Axes,
     rows: pd.DataFrame,
-    method: str,
+    method: str | Look,
     x: str,
     scale: float = 100.0,
     strong: bool = True,
@@ -151,14 +158,14 @@ def draw_line(
     Args:
         axis: where it is drawn.
         rows: columns `x`, mean, low, high, a row per point.
-        method: whose look is taken.
+        method: the look, or the method that has it.
         x: name of the column of the horizontal axis.
         scale: factor on the values; 100 gives percent.
         strong: False draws a thinner line with smaller markers.
         band: whether a band of the intervals is drawn.
         bars: whether each point has a bar of its interval.
     """
-    shown = look(method)
+    shown = look(method) if isinstance(method, str) else method
     rows = rows.sort_values(x)
     mean, low, high = (scale * rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
     places = rows[x].to_numpy(dtype=float)
@@ -193,6 +200,12 @@ def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: s
     axis.errorbar(
         places, mean, yerr=lengths, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, capthick=0.9, zorder=2.5
     )
+
+
+def tick_rounds(axis: Axes, most: int = 5) -> None:
+    """Label a horizontal axis of rounds, with at most so many steps of whole rounds."""
+    axis.set_xlabel("Round")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=most))
 
 
 def keep_percent(axis: Axes) -> None:
