@@ -172,7 +172,7 @@ def plan(options: pd.DataFrame, by: str | None = None, baseline: str | None = No
     Raises:
         ComparisonError: `by` does not differ between the runs, or no run has that `baseline`.
     """
-    differing = [name for name in options if name not in (*_ASIDE, DATASET) and options[name].nunique() > 1]
+    differing = [str(name) for name in options if name not in (*_ASIDE, DATASET) and options[name].nunique() > 1]
     decided = [name for name in differing if name != METHOD and _is_decided(options, name)]
     by = _find_option(by, differing) if by else _choose(name for name in differing if name not in decided)
     shown = [name for name in differing if name not in (*decided, by)]
@@ -293,7 +293,7 @@ def verdict(row: Mapping[Any, Any]) -> str:
 def sort(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return rows in the sequence of their options' values."""
     places = {name: {value: place for place, value in enumerate(in_sequence(rows[name]))} for name in columns}
-    return rows.sort_values(list(columns), key=lambda column: column.map(places[column.name]), ignore_index=True)
+    return rows.sort_values(list(columns), key=lambda column: column.map(places[str(column.name)]), ignore_index=True)
 
 
 def export(runs: Runs, design: Design, path: Path) -> None:

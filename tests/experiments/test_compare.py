@@ -42,9 +42,8 @@ def test_means_intervals_and_paired_differences_are_the_known_ones(pairs: Path) 
     half = stats.t.ppf(0.975, 4) * math.sqrt(0.025 / 5)
     assert half == pytest.approx(0.19632, abs=1e-5)
     assert (kd["mean"], kd["worst"]) == pytest.approx((0.6, 0.5))
-    assert (kd["difference"], kd["difference_low"], kd["difference_high"]) == pytest.approx(
-        (0.3, 0.3 - half, 0.3 + half)
-    )
+    difference = [kd[name] for name in ("difference", "difference_low", "difference_high")]
+    assert difference == pytest.approx([0.3, 0.3 - half, 0.3 + half])
     assert kd["p"] == pytest.approx(0.01324, abs=1e-5)
     assert (kd["pairs"], kd["verdict"]) == (5, "higher")
     assert (kd["time_s"], kd["energy_joule"], kd["bits"]) == (4.0, 4.0, 400.0)
@@ -113,13 +112,8 @@ def test_a_tuned_learning_rate_goes_along_with_the_method(tmp_path: Path) -> Non
 def test_an_option_is_compared_by_its_values(by: str | None, tmp_path: Path) -> None:
     for place, weight in enumerate(("10", "0", "0.3")):
         for seed in range(2):
-            make_run(
-                tmp_path / f"{weight}-{seed}",
-                "dmml-kd",
-                seed,
-                (0.5 + place / 10,),
-                [f"method.losses.similarity={weight}"],
-            )
+            settings = [f"method.losses.similarity={weight}"]
+            make_run(tmp_path / f"{weight}-{seed}", "dmml-kd", seed, (0.5 + place / 10,), settings)
     runs = read_runs([tmp_path])
     rows = compare(runs, plan(runs.options, by))
     assert rows["method.losses.similarity"].tolist() == ["0.0", "0.3", "10.0"]  # by size
@@ -226,11 +220,11 @@ def test_records_without_what_every_record_has_name_the_folder(tmp_path: Path) -
         (["{pairs}", "--by", "rounds"], "by must be an option that differs: method.name, method.losses"),
         (
             ["{pairs}", "--by", "method.losses.similarty"],
-            "; got method.losses.similarty; did you mean method.losses.sim",
+            "method.losses.similarty; did you mean method.losses.simi",
         ),
         (
             ["{pairs}", "--baseline", "local"],
-            "baseline must be one of dmml, dmml-kd, the values of method.name; got loc",
+            "baseline must be one of dmml, dmml-kd, the values of method.name; got",
         ),
         (["{pairs}", "--csv", "--md"], "csv, md and tex must not be given together"),
         (["{pairs}", "--export", "a.xlsx"], "export must be a file called *.csv or *.parquet, got a.xlsx"),

@@ -96,7 +96,24 @@ def test_a_run_without_records_keeps_nothing() -> None:
     assert list(extract([])) == []
 
 
-@pytest.mark.parametrize("absent", ["probe_accuracy", "generator_quality", "simulated_time_s", "sent_bits"])
-def test_what_a_run_does_not_record_is_left_out(absent: str) -> None:
+@pytest.mark.parametrize(
+    ("absent", "metric"),
+    [
+        *((name, name) for name in ("probe_accuracy", "generator_quality", "modality_accuracy", "loss", "imbalance")),
+        ("consensus_distance", "consensus_distance"),
+        ("local_iterations", "modalities_held"),
+        ("simulated_time_s", "cumulative_time_s"),
+        ("sent_bits", "cumulative_bits"),
+        ("energy_spent_joule", "cumulative_energy_joule"),
+    ],
+)
+def test_what_a_run_does_not_record_is_left_out(absent: str, metric: str) -> None:
+    assert metric in {number.metric for number in extract([LAST])}
     record = {name: value for name, value in LAST.items() if name != absent}
-    assert all(number.metric != absent for number in extract([record]))
+    assert metric not in {number.metric for number in extract([record])}
+
+
+def test_accuracy_by_class_is_a_mean_over_the_devices_that_have_samples_of_it() -> None:
+    record = LAST | {"class_accuracy": {"cup": [0.25, 0.75], "ball": [None, 1.0]}}
+    found = [(number.part, number.value) for number in extract([record]) if number.metric == "class_accuracy"]
+    assert found == [("cup", 0.5), ("ball", 1.0)]

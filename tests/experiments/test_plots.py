@@ -92,9 +92,8 @@ def test_classes_are_bars_of_the_last_round(tmp_path: Path) -> None:
     for method, shift in (("dmml", 0.0), ("dmml-kd", 0.25)):
         for seed in range(2):
             classes = {"zero": [0.25 + shift, 0.75 + shift], "one": [None, 0.5]}
-            make_run(
-                tmp_path / f"{method}{seed}", method, seed, records=[make_record(1, (0.5, 0.5), class_accuracy=classes)]
-            )
+            record = make_record(1, (0.5, 0.5), class_accuracy=classes)
+            make_run(tmp_path / f"{method}{seed}", method, seed, records=[record])
     axis = draw("classes", tmp_path).axes[0]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["one", "zero"]
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([50, 50, 50, 75])

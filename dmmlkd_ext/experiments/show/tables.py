@@ -47,8 +47,9 @@ def _show_row(
         enough = row["seeds"] >= LEAST_SEEDS
         shown[heading] = with_interval(*interval_of(row, value)) if enough else percent(row[value])
     if design.by:
-        enough, (difference, *ends) = row["pairs"] >= LEAST_SEEDS, interval_of(row, "difference")
-        shown[f"minus {design.baseline}"] = signed(difference, *(ends if enough else [float("nan")] * 2))
+        enough, (difference, low, high) = row["pairs"] >= LEAST_SEEDS, interval_of(row, "difference")
+        ends = (low, high) if enough else (float("nan"), float("nan"))
+        shown[f"minus {design.baseline}"] = signed(difference, *ends)
         shown["p"] = p_value(row["p"] if enough else float("nan"))
         shown["verdict"] = row["verdict"] or "-"
     shown["seeds"] = row["seeds"]
