@@ -18,7 +18,7 @@ from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datas
 from dmmlkd_ext.data.sources.fetch import data_folders
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.config.presets import PRESETS
-from dmmlkd_ext.experiments.config.settings import override_settings, read_grid, read_loader_options
+from dmmlkd_ext.experiments.config.settings import override_settings, read_grid, read_loader_options, told_budget
 from dmmlkd_ext.experiments.config.sources import begin
 from dmmlkd_ext.experiments.config.worlds import Level
 from dmmlkd_ext.experiments.provenance import describe_environment
@@ -237,7 +237,8 @@ class SweepCommand:
         Raises:
             ValueError: a setting does not fit, or is one that the sweep varies itself.
         """
-        told = begin(method, dataset, seed=seed, file=self.config_file, level=self.as_reported)
+        budget = told_budget([*self.settings, *point])
+        told = begin(method, dataset, seed=seed, file=self.config_file, level=self.as_reported, budget=budget)
         config = dataclasses.replace(told, seed=seed, module=tuple(dict.fromkeys([*told.module, *self.module])))
         changed = override_settings(override_settings(config, self.settings), point, "grid")
         _require_named(changed, method, dataset)

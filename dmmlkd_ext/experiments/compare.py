@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 from dmmlkd_ext.experiments import statistics
 from dmmlkd_ext.experiments.config.loading import load_config
-from dmmlkd_ext.experiments.finished import is_finished, read_json
+from dmmlkd_ext.experiments.finished import is_finished, read_certified, read_json
 from dmmlkd_ext.experiments.results import (
     COSTS,
     MEASUREMENT,
@@ -24,7 +25,6 @@ from dmmlkd_ext.experiments.results import (
     extract,
     flatten_options,
     last_round,
-    read_records,
 )
 from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, in_order
 from dmmlkd_ext.training.keep.files import write_atomically
@@ -100,30 +100,39 @@ def read_runs(paths: Iterable[Path], code_version: str | None = None) -> Runs:
         ComparisonError: there are no such runs, or one is damaged; the message names its folder.
     """
     folders = find_runs(paths)
-    unfinished = tuple(str(folder) for folder in folders if not is_finished(folder))
-    options: dict[str, dict[str, str]] = {}
-    numbers: list[tuple[Any, ...]] = []
+    described: dict[Path, dict[str, str]] = {}
+    for folder in filter(is_finished, folders):
+        with _naming(folder):
+            described[folder] = describe(folder)
+    unfinished = tuple(str(folder) for folder in folders if folder not in described)
+    versions = sorted({options[VERSION] for options in described.values()})
+    chosen = {version for version in versions if version.startswith((code_version or "")[:_DIGITS])}
+    if not versions:
+        raise ComparisonError(f"runs must be finished, to be compared; none of {len(unfinished)} is")
+    if not chosen:
+        raise ComparisonError(f"code_version must be one of {', '.join(versions)}; got {code_version}")
+    numbers: dict[str, list[tuple[Any, ...]]] = {}
     known: set[str] = set()
-    versions = set()
-    for folder in (folder for folder in folders if str(folder) not in unfinished):
-        try:
-            described = describe(folder)
-            versions.add(described[VERSION])
-            if not described[VERSION].startswith((code_version or "")[:_DIGITS]):
-                continue
-            records = list(read_records(folder))
-            content = hashlib.sha256(json.dumps([described, records]).encode()).hexdigest()
-            if content not in known:
-                numbers += [(str(folder), *number) for number in extract(records, limited=True)]
-                options[str(folder)] = described
-            known.add(content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ComparisonError(f"run {folder} cannot be read: {type(error).__name__}: {error}") from error
-    if not options:
-        what = f"one of {', '.join(sorted(versions))}; got {code_version}" if versions else "of a finished run; none is"
-        raise ComparisonError(f"code_version must be {what}")
-    table = pd.DataFrame.from_dict(options, orient="index").fillna(ABSENT)
-    return Runs(table, pd.DataFrame(numbers, columns=["run", *MEASUREMENT]), unfinished)
+    for folder, options in described.items():
+        with _naming(folder):
+            content = read_certified(folder)
+            result = json.dumps(options) + hashlib.sha256(content).hexdigest()
+            if options[VERSION] in chosen and result not in known:
+                known.add(result)
+                numbers[str(folder)] = list(extract(map(json.loads, content.splitlines()), limited=True))
+    table = pd.DataFrame.from_dict({str(folder): options for folder, options in described.items()}, orient="index")
+    rows = [(run, *number) for run, of_run in numbers.items() for number in of_run]
+    read = pd.DataFrame(rows, columns=["run", *MEASUREMENT])
+    return Runs(table.loc[list(numbers)].fillna(ABSENT), read, unfinished)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Name the folder of a run that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ComparisonError(f"run {folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def describe(folder: Path) -> dict[str, str]:

@@ -180,7 +180,7 @@ def test_a_copy_of_a_run_counts_once_and_another_result_is_refused(pairs: Path, 
 def test_unfinished_runs_are_named_and_left_out(pairs: Path, capsys: Captured) -> None:
     make_run(pairs / "going", "local", finished=False)
     code, out, err = told(capsys, pairs)
-    assert (code, err) == (0, f"1 runs are not finished, and left out: {pairs}/going\n")
+    assert (code, err) == (0, f"runs that are not finished are left out: {pairs}/going\n")
     assert "local" not in out
 
 
@@ -216,7 +216,7 @@ def test_records_without_what_every_record_has_name_the_folder(tmp_path: Path) -
         (["{pairs}/no"], "runs must be folders of runs; {pairs}/no is not there"),
         (["{pairs}/dmml-0/config.json"], "runs must be folders of runs; {pairs}/dmml-0/config.json is not a folder"),
         (["{tmp}/empty"], "runs must be folders of runs; {tmp}/empty holds none"),
-        (["{tmp}/going"], "code_version must be of a finished run; none is"),
+        (["{tmp}/going"], "runs must be finished, to be compared; none of 1 is"),
         (["{pairs}", "--by", "rounds"], "by must be an option that differs: method.name, method.losses"),
         (
             ["{pairs}", "--by", "method.losses.similarty"],

@@ -133,6 +133,13 @@ def test_as_reported_from_the_command_line_in_either_order_and_with_a_budget(swe
     sweep = ("--methods", "dmml-kd-tb", "--datasets", "mfeat", "--seeds", "0-1")
     assert cli.main(["sweep", "--as-reported", "severe", *sweep]) == 0
     assert swept == [case.config, replace(case.config, seed=1)]
+    swept.clear()
+    limits = ("--grid", "energy.budget-fraction=0.3,None", "--seeds", "0")
+    names = ("--methods", "dmml-kd", "--datasets", "mfeat")
+    assert cli.main(["sweep", "--as-reported", "moderate", *names, *limits]) == 0
+    assert swept[0] == limited
+    assert swept[1] == begin("dmml-kd", "mfeat", level="moderate")
+    assert swept[0].method.losses != swept[1].method.losses
 
 
 def test_a_grid_is_run_at_each_of_its_points_for_each_seed(swept: list[ExperimentConfig]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config.settings import told_budget
 from dmmlkd_ext.experiments.config.sources import begin
 from dmmlkd_ext.experiments.config.worlds import DATASETS
 from dmmlkd_ext.values import is_boolean, read_value
@@ -40,7 +41,7 @@ def arrange(arguments: list[str]) -> tuple[list[str], ExperimentConfig | None]:
             *(names or (None, None)),
             file=Path(taken[_CONFIG]) if _CONFIG in taken else None,
             level=taken.get(_LEVEL),
-            budget=read_value(float | None, others.get(_BUDGET, "None"), _BUDGET.removeprefix("--")),
+            budget=told_budget(f"{option.removeprefix('--')}={value}" for option, value in others.items()),
         )
         names = names or [config.method.name, config.data.dataset]
     else:

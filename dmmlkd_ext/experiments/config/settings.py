@@ -13,6 +13,7 @@ from dmmlkd_ext.experiments.config.loading import from_dict
 from dmmlkd_ext.values import read_value, split_values
 
 _OPTIONS = ["data", "options"]
+_BUDGET = "energy.budget_fraction"
 
 
 def override_settings(config: ExperimentConfig, settings: Iterable[str], option: str = "set") -> ExperimentConfig:
@@ -42,6 +43,18 @@ def override_settings(config: ExperimentConfig, settings: Iterable[str], option:
             raise ValueError(f"{option} must be like training.rounds=5, a setting that there is; got {setting!r}")
         table[name] = text if free else read_value(_hint_of([*parents, name]), text, f"{option}: {path.strip()}")
     return read_loader_options(from_dict(type(config), data)) if settings else config
+
+
+def told_budget(settings: Iterable[str]) -> float | None:
+    """Return the energy budget that some settings state, as a fraction; None where they state none.
+
+    Example:
+        >>> told_budget(["training.rounds=5", "energy.budget-fraction=0.3"])
+        0.3
+    """
+    told = dict(setting.replace("-", "_").split("=", 1) for setting in settings if "=" in setting)
+    budget: float | None = read_value(float | None, told.get(_BUDGET, "None"), _BUDGET)
+    return budget
 
 
 def read_grid(axes: Iterable[str]) -> list[tuple[str, ...]]:

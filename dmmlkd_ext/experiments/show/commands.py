@@ -136,7 +136,7 @@ def _read(
     design = compare.plan(runs.options, by, baseline)
     if runs.unfinished:
         named = ", ".join(runs.unfinished[:3]) + (", ..." if len(runs.unfinished) > 3 else "")
-        print(f"{len(runs.unfinished)} runs are not finished, and left out: {named}", file=sys.stderr)
+        print(f"runs that are not finished are left out: {named}", file=sys.stderr)
     return runs, design
 
 
