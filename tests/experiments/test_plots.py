@@ -108,7 +108,7 @@ def test_iterations_are_means_over_the_devices_that_hold_a_modality(tmp_path: Pa
 def test_holders_are_those_of_the_run_that_shows_most(tmp_path: Path) -> None:
     folder = make_pair(tmp_path, 2)
     narrow = make_record(1, (0.5, 0.5), local_iterations={"fac": [1, None], "mor": [None, None]})
-    make_run(folder / "alone", "unimodal:fac", 0, records=[narrow])
+    make_run(folder / "narrow", "unimodal:fac", 0, records=[narrow])
     axis = draw("holders", folder).axes[0]
     assert axis.collections[0].get_array().reshape(2, 2).tolist() == [[1, 1], [0, 1]]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["fac", "mor"]

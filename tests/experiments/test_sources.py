@@ -79,6 +79,17 @@ def test_a_file_without_a_method_takes_those_of_the_command() -> None:
     assert run_config("--config=short.toml", "local", "watch").training.rounds == 2
 
 
+def test_options_of_a_loader_in_a_file_have_the_types_of_its_signature(swept: list[ExperimentConfig]) -> None:
+    Path("own.toml").write_text('[data.options]\npairs = "2"\nsnr_db = 3\n')
+    words = ("--data.options", "pairs", "2", "snr_db", "3")
+    told = run_config("dmml", "avdigits", *words)
+    assert (
+        cli.main(["sweep", "--methods", "dmml", "--datasets", "avdigits", "--config", "own.toml", "--seeds", "0"]) == 0
+    )
+    assert swept[0].digest() == begin("dmml", "avdigits", file=Path("own.toml")).digest() == told.digest()
+    assert told.data.options == {"pairs": 2, "snr_db": 3.0}
+
+
 def test_a_run_is_repeated_from_its_folder_or_its_configuration() -> None:
     first = run_config("dmml", "mfeat", "--training.rounds", "2", "--seed", "3", "--data.missing-rate", "0.25")
     (folder,) = Path("runs").glob("mfeat-dmml-*")

@@ -19,6 +19,7 @@ from typing import Any
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.config.loading import from_dict, load_config
 from dmmlkd_ext.experiments.config.presets import preset
+from dmmlkd_ext.experiments.config.settings import read_loader_options
 from dmmlkd_ext.experiments.config.worlds import as_reported
 from dmmlkd_ext.plugins import import_modules
 
@@ -91,7 +92,7 @@ def overlay(table: dict[str, Any], method: str | None, dataset: str | None, seed
             raise ValueError(f"it must state {key}.{option}, or METHOD and DATASET must come right after run")
     data = preset(str(names["dataset"]), str(names["name"]), seed).to_dict()
     _merge(data, told)
-    return from_dict(ExperimentConfig, data)
+    return read_loader_options(from_dict(ExperimentConfig, data))
 
 
 def read_table(path: Path) -> dict[str, Any]:
