@@ -74,12 +74,13 @@ def _parse(arguments: list[str]) -> Command:
     from dmmlkd_ext.plugins import import_modules
 
     arguments, modules = _gather_modules(arguments)
-    told = None
+    told, names = None, []
     try:
         if arguments[:1] == ["run"]:
             import_modules(*modules)
             options, told = arrange(arguments[1:])
-            arguments, modules = ["run", *options], list(dict.fromkeys([*(told.module if told else ()), *modules]))
+            arguments, names = ["run", *options], options[:2] if told else []
+            modules = list(dict.fromkeys([*(told.module if told else ()), *modules]))
     except ValueError as error:
         raise UserError(str(error)) from error
     run = RunCommand(tyro.MISSING, tyro.MISSING, told or preset("watch"))
@@ -103,7 +104,7 @@ def _parse(arguments: list[str]) -> Command:
         raise UserError(_flatten(messages.getvalue())) from None
     except ValueError as error:  # from the checks of a configuration
         raise UserError(str(error)) from error
-    if isinstance(command, RunCommand) and told is None:
+    if isinstance(command, RunCommand) and names != [command.method, command.dataset]:
         # The defaults were chosen before the options were read.
         raise UserError("METHOD and DATASET must come right after run, before any option")
     return command.checked() if isinstance(command, RunCommand) else command

@@ -37,7 +37,7 @@ class ComparisonError(ValueError):
 METHOD, DATASET, VERSION = "method.name", "data.dataset", "code_version"
 ABSENT = "-"
 """The value of an option that a run does not have."""
-_FREE = ("training.", "method.", VERSION, "inputs.module")
+_FREE = ("training.", "method.", "torch_device", VERSION, "inputs.module")
 """What may differ between a pair's runs, where what is compared decides it; all else makes other data or links."""
 _ASIDE = ("seed", "method.base", "method.tunes")
 """Options that make no other experiment."""
