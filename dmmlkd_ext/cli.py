@@ -1,4 +1,4 @@
-"""The command line: `dmmlkd run METHOD DATASET`, `dmmlkd sweep`, `dmmlkd info`, `dmmlkd data`."""
+"""The command line: `dmmlkd run METHOD DATASET`, `dmmlkd sweep`, `compare`, `plot`, `info`, `data`."""
 
 from __future__ import annotations
 
