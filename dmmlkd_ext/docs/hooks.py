@@ -69,7 +69,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Return a text from elsewhere as this Markdown wants lists: an empty line before an item, indented by four."""
     if page.file.src_uri not in PAGES:
         return markdown
-    lines, verbatim = [], False
+    lines: list[str] = []
+    verbatim = False
     for line in markdown.splitlines():
         verbatim ^= line.startswith("```")  # code at the margin; a fence in a list is indented with its list
         indent = 0 if verbatim else len(line) - len(line.lstrip(" "))
