@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,6 +78,17 @@ class Split:
             groups=self.groups[indices],
         )
 
+    def to(self, torch_device: torch.device) -> Split:
+        """Return the samples on a processor or GPU; those that are there already are not copied."""
+        if self.labels.device == torch_device:
+            return self
+        return Split(
+            features={modality: values.to(torch_device) for modality, values in self.features.items()},
+            labels=self.labels.to(torch_device),
+            present=self.present.to(torch_device),
+            groups=self.groups.to(torch_device),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class MultiModalDataset:
@@ -146,6 +157,13 @@ class MultiModalDataset:
                 f"{side}.labels must lie in 0..{self.num_classes - 1}, "
                 f"got {int(split.labels.min())}..{int(split.labels.max())}"
             )
+
+    def to(self, torch_device: torch.device) -> MultiModalDataset:
+        """Return the dataset on a processor or GPU; what is there already is not copied."""
+        if self.train.labels.device == torch_device:
+            return self
+        sides = {side: getattr(self, side).to(torch_device) for side in ("train", "validation", "test")}
+        return replace(self, **sides)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -14,13 +14,14 @@ dimensions are flattened:
 
 In a file that `--module` names, it is then chosen by `--training.encoders image small-cnn`. Its parameters are trained,
 mixed and charged like those of built-in encoders; parameters without gradient, and buffers, are constants, which are
-not exchanged. The module's initialization is drawn by the run's seed.
+not exchanged. On a GPU all of them are there; a tensor that is neither a parameter nor a buffer stays on the CPU. The
+module's initialization is drawn by the run's seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -110,6 +111,8 @@ class ModuleEncoder:
     """Width of the encoding z."""
     forward_macs: int
     """Multiply-accumulates of a forward pass of one sample, as torch counts them."""
+    _moved: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
+    """The constants, where and as they were needed."""
 
     @property
     def layers(self) -> None:
@@ -133,10 +136,7 @@ class ModuleEncoder:
         if not len(inputs):
             return inputs.new_zeros(0, inputs.shape[1], self.output_features)
         stacked = {name: weights[_key(name)] for name, _ in _trained(self.module)}
-        constants = {name: value.to(inputs.device) for name, value in self._constants()}
-        constants = {
-            name: value.to(inputs.dtype) if value.is_floating_point() else value for name, value in constants.items()
-        }
+        constants = self._constants(inputs.device, inputs.dtype)
 
         def encode(parameters: dict[str, torch.Tensor], values: torch.Tensor) -> torch.Tensor:
             encoded: torch.Tensor = functional_call(self.module, {**constants, **parameters}, (values,))
@@ -153,9 +153,18 @@ class ModuleEncoder:
             )
         return outputs
 
-    def _constants(self) -> list[tuple[str, torch.Tensor]]:
-        frozen = [(name, value.detach()) for name, value in self.module.named_parameters() if not value.requires_grad]
-        return [*frozen, *self.module.named_buffers()]
+    def _constants(self, torch_device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return parameters without gradient and buffers; floating ones in `dtype`."""
+        key = torch_device, dtype
+        if key not in self._moved:
+            frozen = [
+                (name, value.detach()) for name, value in self.module.named_parameters() if not value.requires_grad
+            ]
+            self._moved[key] = {
+                name: value.to(torch_device, dtype if value.is_floating_point() else value.dtype)
+                for name, value in (*frozen, *self.module.named_buffers())
+            }
+        return self._moved[key]
 
 
 def _key(name: str) -> str:

@@ -116,13 +116,14 @@ class Population:
         """
         part = part or alone(self.num_devices)
         blocks = [block.start for block in self.blocks.values()]
-        counts = blocks[0].new_tensor([len(block) for block in blocks], dtype=torch.float64)
+        rows = [len(block) for block in blocks]
+        counts = blocks[0].new_tensor(rows, dtype=torch.float64)
         total = part.ranks.sum(torch.cat([column_sums(blocks), counts]))
         members = total[-len(blocks) :].clamp_min(1)
-        columns = [block.shape[1] for block in blocks]
-        sums = total[: -len(blocks)].split(columns)
+        sums = total[: -len(blocks)].split([block.shape[1] for block in blocks])
         center = torch.cat([values / count for values, count in zip(sums, members, strict=True)]).to(blocks[0].dtype)
-        found = squared_distances(blocks, center).split([len(block) for block in blocks])
+        # The host waits once.
+        *found, members = torch.cat([squared_distances(blocks, center), members]).cpu().split([*rows, len(blocks)])
         squares = {name: np.zeros(self.num_devices) for name in self.blocks}
         for (name, block), distances in zip(self.blocks.items(), found, strict=True):
             squares[name][block.devices] = distances.numpy()

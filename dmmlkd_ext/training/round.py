@@ -45,8 +45,12 @@ BoolArray = npt.NDArray[np.bool_]
 class Simulation:
     """Decentralized training of a population, round by round (METHOD 1 to 6); read `run_round`.
 
+    It computes where the population's parameters are, on a CPU or a GPU; numbers are drawn, and links, plans and
+    energies computed, on the CPU. In a round the host waits for a GPU once for the losses, once for the variations and
+    for what the record holds.
+
     Args:
-        dataset: what is learned.
+        dataset: what is learned; moved to where the parameters are.
         device_samples: the training samples of each device.
         population: parameters and modalities of the devices of this rank.
         world: links, failures, and what computing and sending cost.
@@ -73,6 +77,7 @@ class Simulation:
         guidance: Guidance | None = None,
         part: Slice | None = None,
     ) -> None:
+        dataset = dataset.to(population.torch_device)
         self.dataset, self.population, self.world = dataset, population, world
         self.method, self.config, self.guidance = method, config, guidance
         self.round, self.total_rounds = 0, config.rounds
@@ -82,7 +87,7 @@ class Simulation:
         )
         self.judge = Judge(dataset, device_samples, self.part, config, seed)
         self.weights = MixingWeights(
-            {name: world.holds(name) for name in population.blocks}, self.part, population.blocks[SHARED].start.dtype
+            {name: world.holds(name) for name in population.blocks}, self.part, population.blocks[SHARED].start
         )
         self._make_room()
         model: MultiModalNetwork = population.network
@@ -114,14 +119,19 @@ class Simulation:
     def _make_room(self) -> None:
         """Allocate the largest halo that each block can need."""
         if self.part.ranks.size > 1:
-            for name, (_, route) in self.weights.of(self.world.topology.edges).items():
-                self.population.blocks[name].make_room(route.halo)
+            for name, mixing in self.weights.of(self.world.topology.edges).items():
+                self.population.blocks[name].make_room(mixing.route.halo)
 
     @property
     def local_training(self) -> str:
         """The tier that trains: `native`, or `reference` with the reason."""
         reason = why_reference(self.population, self.method)
         return "native" if reason is None else f"reference: {reason}"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The processor or GPU that simulates."""
+        return self.population.torch_device
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Run the remaining rounds."""
@@ -182,21 +192,20 @@ class Simulation:
 
     def _exchange(self, links: RoundLinks, guided: GuidanceRound | None, learns: BoolArray) -> dict[str, Variation]:
         """Mix all blocks; the guidance then learns on the devices `learns` (bool [devices]), which can pay for it."""
-        weights = self.weights.of(links.edges)
+        mixings = self.weights.of(links.edges)
         if self.guidance is not None and guided is not None:
             self.guidance.before_exchange(self.population, guided.moments)
         variations = mix.mix(
             self.population,
-            {name: block for name, (block, _) in weights.items()},
-            {name: route for name, (_, route) in weights.items()},
+            {name: mixing.mixer for name, mixing in mixings.items()},
+            {name: mixing.route for name, mixing in mixings.items()},
             self.part.ranks,
         )
         if self.guidance is not None and guided is not None:
             moments, may_learn = guided.moments, torch.from_numpy(learns[self.part.devices])
-            heads, route = weights[SHARED]
             if self.guidance.config.weigh_heads:
-                moments.count_at_hand = mix.with_halo(moments.count, route, self.part.ranks)
-            self.guidance.after_exchange(self.population, moments, heads, may_learn, self.round)
+                moments.count_at_hand = mix.with_halo(moments.count, mixings[SHARED].route, self.part.ranks)
+            self.guidance.after_exchange(self.population, moments, mixings[SHARED].weights, may_learn, self.round)
         return mix.gather_variations(variations, self.part)
 
     def _account(self, links: RoundLinks, plan: Plan, variations: dict[str, Variation], learns: BoolArray) -> None:

@@ -119,3 +119,9 @@ def test_select_takes_rows_in_order() -> None:
     chosen = split.select(torch.tensor([2, 0]))
     assert chosen.labels.tolist() == [7, 5]
     assert len(chosen) == 2
+
+
+def test_what_is_there_already_is_not_copied() -> None:
+    dataset = make_dataset()
+    assert dataset.to(torch.device("cpu")) is dataset
+    assert dataset.train.to(torch.device("cpu")) is dataset.train

@@ -112,6 +112,7 @@ def make_simulation(
     device_samples: Sequence[npt.NDArray[np.int64]] | None = None,
     seed: int = 0,
     part: Slice | None = None,
+    torch_device: str = "cpu",
 ) -> Simulation:
     """Return a simulation before its first round, of all devices or of those of `part`."""
     dataset = dataset or make_dataset()
@@ -120,7 +121,7 @@ def make_simulation(
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, seed)
     part = part or alone(len(holds))
     further, dtype = {GENERATOR: guidance.layout} if guidance else {}, torch.get_default_dtype()
-    population = Population(model, holds[part.devices], seed, further, dtype)
+    population = Population(model, holds[part.devices], seed, further, dtype, torch_device)
     everyone = np.ones(len(holds), dtype=np.bool_)
     held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
     network = WirelessWorld(

@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 
 from dmmlkd_ext.ops import GossipMixing, GossipWeights, gossip_mix
+from dmmlkd_ext.training.exchange.jagged import JaggedWeights
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.population import Block, Population
 
@@ -46,6 +47,10 @@ class Route:
     def halo(self) -> int:
         """Number of rows received."""
         return sum(self.receives.values())
+
+    def to(self, torch_device: torch.device) -> Route:
+        """Return the route of rows on a processor or GPU."""
+        return Route({rank: rows.to(torch_device) for rank, rows in self.sends.items()}, self.receives)
 
 
 def divide_weights(
@@ -88,7 +93,7 @@ def divide_weights(
 
 def mix(
     population: Population,
-    weights: Mapping[str, GossipWeights],
+    weights: Mapping[str, GossipWeights | JaggedWeights],
     routes: Mapping[str, Route] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Variation]:
@@ -96,8 +101,9 @@ def mix(
 
     Args:
         population: after local training; its `start` then holds the mixed parameters.
-        weights: by block, [devices of the block, devices of the block and of its halo].
-        routes: by block; None on one rank.
+        weights: by block, [devices of the block, devices of the block and of its halo], on the population's torch
+            device.
+        routes: by block, likewise; None on one rank.
         ranks: the processes; None is this process alone.
 
     Raises:
@@ -120,15 +126,15 @@ def mix(
     if missing:
         raise ValueError(f"weights must hold every block, got none for {', '.join(sorted(missing))}")
     ranks, routes = ranks or Ranks(), routes or {}
-    names, variations = list(population.blocks), {}
+    names, moved = list(population.blocks), {}
     arrivals = [_begin(population.blocks[names[0]], routes.get(names[0], Route()), ranks, 0)]
     for tag, name in enumerate(names):
         if tag + 1 < len(names):
             following = names[tag + 1]
             arrivals.append(_begin(population.blocks[following], routes.get(following, Route()), ranks, tag + 1))
         arrivals.pop(0)()
-        variations[name] = _mix_block(population, name, weights[name], routes.get(name, Route()))
-    return variations
+        moved[name] = _mix_block(population.blocks[name], weights[name], routes.get(name, Route()))
+    return _variations(population, moved)
 
 
 def with_halo(rows: torch.Tensor, route: Route, ranks: Ranks) -> torch.Tensor:
@@ -156,17 +162,29 @@ def _begin(block: Block, route: Route, ranks: Ranks, tag: int) -> Callable[[], N
 
 
 def _exchange(rows: torch.Tensor, halo: torch.Tensor, route: Route, ranks: Ranks, tag: int) -> Callable[[], None]:
-    sends = [(rank, rows[wanted.to(rows.device)]) for rank, wanted in route.sends.items()]
+    sends = [(rank, rows[wanted]) for rank, wanted in route.sends.items()]
     receives = list(zip(route.receives, halo.split(list(route.receives.values())), strict=True))
     return ranks.exchange(sends, receives, tag)
 
 
-def _mix_block(population: Population, name: str, weights: GossipWeights, route: Route) -> Variation:
-    block = population.blocks[name]
+def _mix_block(block: Block, weights: GossipWeights | JaggedWeights, route: Route) -> torch.Tensor:
+    """Mix a block; return the squares of both lengths of its `Variation`, float64 [2, devices of the block]."""
     at_hand = block.at_hand[: len(block.devices) + route.halo]
-    mixing = gossip_mix(at_hand, weights, block.start, measure=True)
+    mixing: torch.Tensor | GossipMixing
+    if isinstance(weights, JaggedWeights):
+        mixing = weights.mix(at_hand, block.start)
+    else:
+        mixing = gossip_mix(at_hand, weights, block.start, measure=True)
     assert isinstance(mixing, GossipMixing)
-    distance, start = (np.full(population.num_devices, np.nan) for _ in range(2))
-    distance[block.devices] = mixing.variation.sqrt().cpu().numpy()
-    start[block.devices] = mixing.start.sqrt().cpu().numpy()
-    return Variation(distance, start)
+    return torch.stack([mixing.variation, mixing.start])
+
+
+def _variations(population: Population, squares: Mapping[str, torch.Tensor]) -> dict[str, Variation]:
+    """Bring the variations of all blocks to the host, which waits once."""
+    lengths = torch.cat(list(squares.values()), 1).sqrt().cpu().split([part.shape[1] for part in squares.values()], 1)
+    variations = {}
+    for name, found in zip(squares, lengths, strict=True):
+        values = np.full((2, population.num_devices), np.nan)
+        values[:, population.blocks[name].devices] = found.numpy()
+        variations[name] = Variation(*values)
+    return variations

@@ -97,11 +97,11 @@ class FeatureMoments:
         """Counts of this rank's devices; `count_at_hand` adds those of neighbours on other ranks."""
         self.sum = like.new_zeros(devices, num_classes, width)
         self.product = like.new_zeros(devices, num_classes, width, *([width] if full else []))
+        self._classes = torch.arange(num_classes, device=like.device)
 
     def add(self, devices: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, present: torch.Tensor) -> None:
         """Add features [n, batch, d] of `devices` [n], all different, with their labels and presence [n, batch]."""
-        num_classes = self.count.shape[1]
-        member = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype) * present.unsqueeze(-1)
+        member = ((labels.unsqueeze(-1) == self._classes) & present.unsqueeze(-1)).to(features.dtype)
         by_class = member.transpose(1, 2)
         self.count.index_add_(0, devices, member.sum(1))
         self.sum.index_add_(0, devices, torch.bmm(by_class, features))
@@ -239,7 +239,7 @@ class Guidance:
         learns: torch.Tensor,
         round_index: int,
     ) -> None:
-        """Learn from the received heads, on the devices `learns` (bool [devices])."""
+        """Learn from the received heads, on the devices `learns` (bool [devices]); both are on the CPU."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs beyond the block's parameters."""

@@ -30,12 +30,14 @@ DEVICES_AT_ONCE = 1024
 class Lesson:
     """The data that a round's generators learn from; tensors of the parameters' dtype and torch device.
 
+    Who learns from whom stays on the CPU.
+
     Attributes:
-        learners: int64 [learners], increasing: the devices that learn.
-        steps_taken: float64 [devices]: steps of Adam before this round.
+        learners: int64 [learners], increasing, on the CPU: the devices that learn.
+        steps_taken: float64 [devices], on the CPU: steps of Adam before this round.
         noise: [steps, classes, n, noise_width], the same for all devices.
         heads: [devices at hand, d, classes]: this rank's devices, then their neighbours on other ranks.
-        weights: of the exchange, [devices, devices at hand]: who received whose head.
+        weights: of the exchange, [devices, devices at hand], on the CPU: who received whose head.
         seen: [devices at hand, classes], the weights of the heads by class, or None: equal.
         count: [devices, classes] features that each device saw of each class in the round.
         sum: [devices, classes, d], their sums.
@@ -112,7 +114,7 @@ class NetworkGuidance(Guidance):
         self.generator = FeatureGenerator(num_classes, feature_width, config.noise_width, config.hidden_width)
         self.layout = self.generator.layout
         self._second_moment: torch.Tensor | None = None  # of Adam; the block's momentum is the first
-        self._steps: torch.Tensor | None = None  # taken by each device: some skip rounds
+        self._steps: torch.Tensor | None = None  # taken by each device: some skip rounds; on the CPU
 
     @property
     def round_macs(self) -> float:
@@ -142,14 +144,15 @@ class NetworkGuidance(Guidance):
         block, draw = population.blocks[GENERATOR], torch_generator(self.seed, "generator training", round_index)
         if self._second_moment is None or self._steps is None:
             self._second_moment = torch.zeros_like(block.start)
-            self._steps = block.start.new_zeros(len(block.start), 1)
+            self._steps = block.start.new_zeros(len(block.start), 1, device="cpu")
+        self._second_moment = self._second_moment.to(block.start.device)  # a checkpoint is read on the CPU
         if not (learns.any() and self.config.steps):
             return
         noise = [self._noise(self.config.samples_per_class, draw) for _ in range(self.config.steps)]
         seen = moments.count_at_hand if self.config.weigh_heads else None
         sent = population.network.layouts[SHARED].views(population.blocks[SHARED].at_hand)["head"]
         lesson = Lesson(
-            learners=learns.nonzero().flatten().to(block.start.device),
+            learners=learns.nonzero().flatten(),
             steps_taken=self._steps.flatten().double(),
             noise=torch.stack(noise).to(block.start),
             heads=sent if seen is None else sent[: len(seen)],  # links that fail leave room behind the halo
@@ -201,18 +204,19 @@ class NetworkGuidance(Guidance):
     @torch.enable_grad()
     def learn_reference(self, theta: torch.Tensor, first: torch.Tensor, second: torch.Tensor, lesson: Lesson) -> None:
         """Do what `learn` does, by automatic differentiation over all devices at once."""
-        for rows in lesson.learners.split(DEVICES_AT_ONCE):
-            heads = ReceivedHeads.of(lesson.heads, lesson.weights, rows, lesson.seen)
+        for learners in lesson.learners.split(DEVICES_AT_ONCE):
+            heads = ReceivedHeads.of(lesson.heads, lesson.weights, learners, lesson.seen)
+            numbers = lesson.steps_taken[learners] + torch.arange(1, len(lesson.noise) + 1).unsqueeze(1)
+            corrections = torch.stack([1 - decay**numbers for decay in ADAM_DECAYS]).unsqueeze(-1).to(theta)
+            rows = learners.to(theta.device)
             targets = MomentTargets.of(lesson.count[rows], lesson.sum[rows], lesson.product[rows])
             weights, mean, square = theta[rows].requires_grad_(), first[rows], second[rows]
-            for step, noise in enumerate(lesson.noise, start=1):
+            for step, noise in enumerate(lesson.noise):
                 loss = self.losses(weights, noise, heads, targets).sum()
                 (gradient,) = torch.autograd.grad(loss, weights)
                 mean = ADAM_DECAYS[0] * mean + (1 - ADAM_DECAYS[0]) * gradient
                 square = ADAM_DECAYS[1] * square + (1 - ADAM_DECAYS[1]) * gradient.square()
-                number = (lesson.steps_taken[rows] + step).unsqueeze(1)
-                corrections = [(1 - decay**number).to(theta.dtype) for decay in ADAM_DECAYS]
-                change = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + ADAM_EPSILON)
+                change = (mean / corrections[0, step]) / ((square / corrections[1, step]).sqrt() + ADAM_EPSILON)
                 weights = (weights.detach() - self.config.learning_rate * change).requires_grad_()
             theta[rows], first[rows], second[rows] = weights.detach(), mean, square
 

@@ -34,16 +34,19 @@ class ReceivedHeads(NamedTuple):
     ) -> ReceivedHeads:
         """Return the `heads` that `devices`, int64 and increasing, received in the exchange by `weights`.
 
+        Devices and weights are on the CPU, where it is looked up who received whose head; heads may be on a GPU.
+
         Heads have equal shares, or, with `seen` [devices at hand, classes], shares proportional to the features of a
         class that their device saw (FedGen, Zhu et al. 2021); equal for a class that no device saw.
         """
         counts = weights.row_pointers.diff()
         chosen = torch.zeros_like(counts, dtype=torch.bool)
         chosen[devices] = True
-        columns = weights.columns[chosen.repeat_interleave(counts)]
+        columns = weights.columns[chosen.repeat_interleave(counts)].to(heads.device)
         counts = counts[devices]
-        receiver = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        share = (1.0 / counts[receiver].to(heads.dtype)).unsqueeze(1).expand(-1, heads.shape[2])
+        receiver = torch.arange(len(counts)).repeat_interleave(counts)
+        share = (1.0 / counts[receiver].to(heads.dtype)).unsqueeze(1).to(heads.device).expand(-1, heads.shape[2])
+        receiver = receiver.to(heads.device)
         if seen is not None:
             total = seen.new_zeros(len(counts), seen.shape[1]).index_add(0, receiver, seen[columns])[receiver]
             share = torch.where(total > 0, seen[columns] / total, share)

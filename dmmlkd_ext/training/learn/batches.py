@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from dmmlkd_ext.data.dataset import Split
 from dmmlkd_ext.seeding import torch_generator
-from dmmlkd_ext.training.learn.modulation import NOISE_TABLE, GradientNoise
+from dmmlkd_ext.training.learn.noise import NOISE_TABLE, GradientNoise, TableRows
 
 DRAWN_DEVICES = 2**16
 """Devices whose order of samples is drawn at a time, to bound the memory."""
@@ -19,7 +19,7 @@ DRAWN_DEVICES = 2**16
 
 @dataclass(frozen=True)
 class RoundBatches:
-    """The batches of one round; see `BatchSampler`.
+    """The batches of one round; see `BatchSampler`. Tensors are on the torch device of the training data.
 
     Attributes:
         split: the training data.
@@ -46,13 +46,47 @@ class RoundBatches:
 
     def features(self, iteration: int, modality: str, devices: torch.Tensor) -> torch.Tensor:
         """Return one modality's inputs, noise included, float32 [devices, batch, *shape]."""
-        values, chosen = self.split.features[modality], self.indices[iteration, devices]
+        return GroupBatches(self, range(iteration, iteration + 1), devices, {modality: devices}).features(0, modality)
+
+
+class GroupBatches:
+    """The batches of some devices in some iterations, all looked up at once, so that a GPU has less to do in each.
+
+    Attributes:
+        labels: int64 [iterations, devices, batch].
+        present: bool [iterations, devices, batch, modalities]: which modalities the samples have.
+
+    Args:
+        batches: of the round.
+        iterations: a range of them.
+        devices: int64, counted among the rank's.
+        members: of each modality whose inputs are read, those of the devices that read them.
+    """
+
+    def __init__(
+        self,
+        batches: RoundBatches,
+        iterations: range,
+        devices: torch.Tensor,
+        members: Mapping[str, torch.Tensor],
+    ) -> None:
+        here, split = slice(iterations.start, iterations.stop), batches.split
+        chosen = batches.indices[here, devices]
+        self.labels, self.present = split.labels[chosen], split.present[chosen]
+        self._values = split.features
+        self._chosen = {name: batches.indices[here, who] for name, who in members.items()}
+        self._noise: dict[str, TableRows] = {}
+        for column, (name, values) in enumerate(split.features.items()):
+            if batches.noise is not None and name in members:
+                size, offsets = values.shape[1:].numel() * chosen.shape[2], batches.offsets[here, column, members[name]]
+                self._noise[name] = TableRows.of(batches.noise, size, offsets)
+
+    def features(self, step: int, modality: str) -> torch.Tensor:
+        """Return one modality's inputs in the iteration at place `step`, float32 [devices, batch, *shape]."""
+        values, chosen = self._values[modality], self._chosen[modality][step]
         samples: torch.Tensor = values.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)  # copies whole rows
-        if self.noise is None:
-            return samples
-        column = list(self.split.features).index(modality)
-        windows = self.noise.unfold(0, samples.shape[1:].numel(), 1)
-        return samples + windows[self.offsets[iteration, column, devices] % len(windows)].view_as(samples)
+        noise = self._noise.get(modality)
+        return samples if noise is None else samples + noise.at(step).view_as(samples)
 
 
 class BatchSampler:
@@ -63,7 +97,7 @@ class BatchSampler:
     instead of a draw.
 
     Args:
-        split: the training data.
+        split: the training data, on the processor or GPU that trains. Numbers are drawn on the CPU.
         device_samples: the indices of each device's samples in `split`; at least one per device.
         batch_size: samples of a batch.
         input_noise: standard deviation of the noise on the features; 0 adds none.
@@ -108,7 +142,7 @@ class BatchSampler:
         self._noise = None
         if input_noise:
             table = torch.randn(max(NOISE_TABLE, 2 * largest), generator=torch_generator(seed, "noise table"))
-            self._noise = table * input_noise
+            self._noise = (table * input_noise).to(split.labels.device)
 
     def draw(self, round_index: int, num_iterations: int) -> RoundBatches:
         """Return the batches of a round's local iterations."""
@@ -121,8 +155,9 @@ class BatchSampler:
         indices = self._samples.gather(1, order.gather(1, position))
         indices = indices.view(devices, num_iterations, self.batch_size).transpose(0, 1).contiguous()
         offsets = self._draw_offsets(generator, num_iterations if self._noise is not None else 0)
-        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._chosen)
-        return RoundBatches(self._split, indices, self._noise, offsets, gradient_noise)
+        where, shape = self._split.labels.device, (num_iterations, len(self._split.features))
+        gradient_noise = GradientNoise(self.seed, round_index, self._devices, self._chosen, shape, where)
+        return RoundBatches(self._split, indices.to(where), self._noise, offsets.to(where), gradient_noise)
 
     def _draw_keys(self, generator: torch.Generator) -> torch.Tensor:
         """Draw the sort keys of the samples, [chosen devices, most samples of a device]."""

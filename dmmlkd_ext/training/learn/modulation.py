@@ -5,19 +5,12 @@ Heads keep their plain gradients, and so do devices with a single modality in th
 
 from __future__ import annotations
 
-import functools
-
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.model.layout import BlockLayout
-from dmmlkd_ext.seeding import torch_generator
 from dmmlkd_ext.training.learn.terms import Batch, sum_in_order
 
 HEAD = "head"
-NOISE_TABLE = 2**20
-"""Normal numbers in a table of noise (4 MiB of float32)."""
 
 
 def competing(batch: Batch) -> torch.Tensor:
@@ -88,46 +81,6 @@ def ogm_gradient(
         changed = values * coefficient.unsqueeze(1) + random * deviation
         values.copy_(torch.where(competes.unsqueeze(1), changed, values))
     return modulated
-
-
-class GradientNoise:
-    """Normal numbers for the gradients of a round; those of a device are the same on any rank.
-
-    They are read from one table, at a place that is drawn for each device, iteration and modality.
-    """
-
-    def __init__(self, seed: int, round_index: int, num_devices: int, devices: npt.NDArray[np.int64]) -> None:
-        self._seed, self._round, self._num_devices = seed, round_index, num_devices
-        self._devices = torch.from_numpy(devices)
-
-    def table(self, parameters: int) -> torch.Tensor:
-        """Return the table from which rows of that many parameters are read, [numbers]."""
-        return _gradient_noise_table(self._seed, max(NOISE_TABLE, 2 * parameters))
-
-    def offsets(self, num_iterations: int, num_modalities: int) -> torch.Tensor:
-        """Return where the rank's devices begin to read, int64 [iterations, modalities, devices].
-
-        Offsets count modulo the number of places in the table where a whole row can begin.
-        """
-        offsets = torch.empty(num_iterations, num_modalities, len(self._devices), dtype=torch.int64)
-        for iteration, lines in enumerate(offsets):
-            for column, line in enumerate(lines):
-                line.copy_(self._draw(iteration, column))
-        return offsets
-
-    def rows(self, iteration: int, column: int, devices: torch.Tensor, parameters: int) -> torch.Tensor:
-        """Return numbers for some of the rank's devices, [devices, parameters], in the block of modality `column`."""
-        windows = self.table(parameters).unfold(0, parameters, 1)
-        return windows[self._draw(iteration, column)[devices] % len(windows)]
-
-    def _draw(self, iteration: int, column: int) -> torch.Tensor:
-        draw = torch_generator(self._seed, "gradient noise", self._round, iteration, column)
-        return torch.randint(NOISE_TABLE, (self._num_devices,), generator=draw)[self._devices]
-
-
-@functools.lru_cache(maxsize=2)
-def _gradient_noise_table(seed: int, size: int) -> torch.Tensor:
-    return torch.randn(size, generator=torch_generator(seed, "gradient noise table"))
 
 
 def unimodal_loss(batch: Batch) -> torch.Tensor:

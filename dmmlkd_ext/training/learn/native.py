@@ -86,8 +86,8 @@ def _modulation(task: LocalTask) -> dict[str, Any]:
     if task.method.modulation == "ogm-ge":
         draws, network = task.batches.gradient_noise, task.population.network
         dtype = task.population.blocks[SHARED].start.dtype
-        tables = [draws.table(network.layouts[name].size).to(dtype) for name in network.modalities]
-        offsets = draws.offsets(len(task.batches.indices), len(network.modalities))
+        tables = [draws.table(network.layouts[name].size, dtype) for name in network.modalities]
+        offsets = draws.offsets
     return {
         "modulation": task.method.modulation,
         "modulation_strength": task.method.modulation_strength,

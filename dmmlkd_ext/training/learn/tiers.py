@@ -15,7 +15,7 @@ from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 
 SLOWER = "4 to 11 times"
-"""Time of the reference over that of native code: `local_round` in tests/benchmarks/test_bench_training.py."""
+"""Time of the reference on a CPU over that of native code: `local_round` in tests/benchmarks/test_bench_training.py."""
 
 
 def why_reference(population: Population, method: MethodConfig) -> str | None:
@@ -24,6 +24,8 @@ def why_reference(population: Population, method: MethodConfig) -> str | None:
     This is the one place that decides between the two tiers, which compute the same.
     """
     parameters = population.blocks[SHARED].start
+    if parameters.device.type != "cpu":
+        return f"native code trains on a CPU, not on {parameters.device.type}"
     foreign = population.network.foreign_encoders
     if foreign:
         return f"the encoder of {', '.join(foreign)} is a module of your own"
@@ -31,7 +33,7 @@ def why_reference(population: Population, method: MethodConfig) -> str | None:
     if terms:
         return f"the loss term {', '.join(terms)} is one of your own"
     if not simulates_natively(parameters):
-        return backend_reason() or f"native code trains on a CPU in float32 or float64, not {parameters.device.type}"
+        return backend_reason() or f"native code trains in float32 or float64, not {parameters.dtype}"
     return None
 
 
@@ -48,7 +50,7 @@ def train(task: LocalTask) -> dict[str, npt.NDArray[np.float64]]:
     """
     tier = native if why_reference(task.population, task.method) is None else reference
     sums, counts = tier.run(task)
-    means = (sums / counts).cpu().numpy()  # 0 / 0: a device that did not train
+    means = (sums.cpu() / counts).numpy()  # 0 / 0: a device that did not train
     weights = {"task": 1.0, **task.method.losses.named()}
     absent = np.full(task.population.num_devices, np.nan)
     return {name: means[row] if weights[name] else absent for row, name in enumerate(term_names(task.method.losses))}

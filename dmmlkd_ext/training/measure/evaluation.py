@@ -21,6 +21,8 @@ CHUNK_VALUES = 2**20
 """Input values that the reference evaluates at a time: 4 MiB of float32, so that activations stay in the cache."""
 FEATURE_VALUES = 2**22
 """Values of the common features that are kept at a time to judge generators: 16 MiB of float32."""
+GPU_FACTOR = 2**6
+"""How many times as many a GPU takes: its memory is larger, and it is slow at small pieces."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def evaluate(
             quality.nearest_mean[part], quality.spread[part] = found.nearest_mean, found.spread
     blind = ~population.holds.any(axis=1)
     if guess is not None and len(split) and blind.any():
-        labels = split.labels if samples is None else split.labels[samples[torch.from_numpy(blind)]]
-        shares[-1, blind] = (labels.numpy() == guess[blind, None]).mean(axis=1)
+        rows = torch.from_numpy(np.flatnonzero(blind)).to(split.labels.device)
+        labels = split.labels if samples is None else split.labels[samples[rows]]
+        shares[-1, blind] = (labels.cpu().numpy() == guess[blind, None]).mean(axis=1)
     alone = dict(zip(names, shares[:-1], strict=True))
     return Evaluation(shares[-1], alone, None if pool is None else quality)
 
@@ -107,13 +110,13 @@ def _natively(population: Population) -> bool:
 def _parts(population: Population, split: Split, with_features: bool) -> Iterator[slice]:
     """Yield the ranges of devices that are judged at a time."""
     devices, network = population.num_devices, population.network
-    at_once = max(1, devices)
+    at_once, factor = max(1, devices), 1 if population.torch_device.type == "cpu" else GPU_FACTOR
     if with_features:
         kept = len(split) * network.feature_width * len(network.modalities)
-        at_once = max(torch.get_num_threads(), FEATURE_VALUES // kept)
+        at_once = max(torch.get_num_threads(), factor * FEATURE_VALUES // kept)
     if not _natively(population):
         values = len(split) * max(features[0].numel() for features in split.features.values())
-        at_once = min(at_once, max(1, CHUNK_VALUES // max(1, values)))
+        at_once = min(at_once, max(1, factor * CHUNK_VALUES // max(1, values)))
     for begin in range(0, devices, at_once):
         yield slice(begin, min(begin + at_once, devices))
 
@@ -171,32 +174,35 @@ def judge_reference(
     samples: torch.Tensor | None = None,
     with_features: bool = False,
 ) -> Judged:
-    """Do what `judge_natively` does, in plain torch on all of these devices at once."""
-    network, devices = population.network, np.arange(part.start, part.stop)
-    chosen = torch.arange(len(split)).expand(len(devices), -1) if samples is None else samples
+    """Do what `judge_natively` does, in plain torch on all of these devices at once, on any torch device."""
+    network, devices, where = population.network, np.arange(part.start, part.stop), population.torch_device
+    chosen = torch.arange(len(split), device=where).expand(len(devices), -1) if samples is None else samples
     labels = split.labels[chosen]
-    total = torch.zeros(*chosen.shape, network.num_classes)
-    count = torch.zeros(chosen.shape, dtype=torch.int64)
+    total = torch.zeros(*chosen.shape, network.num_classes, device=where)
+    count = torch.zeros(chosen.shape, dtype=torch.int64, device=where)
     head = network.layouts[SHARED].views(population.blocks[SHARED].start)["head"]
-    shares, features = np.full((len(network.modalities) + 1, len(devices)), np.nan), []
+    found, features = (
+        torch.full((len(network.modalities) + 1, len(devices)), torch.nan, dtype=torch.float64, device=where),
+        [],
+    )
     for column, name in enumerate(network.modalities):
-        block, rows = population.blocks[name], torch.from_numpy(np.flatnonzero(population.holds[part, column]))
-        members = devices[rows.numpy()]
-        weights = network.layouts[name].views(block.start[block.rows_of(members)])
+        block, rows = population.blocks[name], np.flatnonzero(population.holds[part, column])
+        here, members = torch.from_numpy(rows).to(where), torch.from_numpy(devices[rows]).to(where)
+        weights = network.layouts[name].views(block.start[block.rows_of(devices[rows]).to(where)])
         values = split.features[name]
-        inputs = values.expand(len(rows), *values.shape) if samples is None else values[chosen[rows]]
-        parts = network.forward(name, weights, head[torch.from_numpy(members)], inputs)
-        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[rows], column]
-        shares[column, rows.numpy()] = _shares(logits, labels[rows], present)
-        total[rows] += logits * present.unsqueeze(-1)
-        count[rows] += present
+        inputs = values.expand(len(rows), *values.shape) if samples is None else values[chosen[here]]
+        parts = network.forward(name, weights, head[members], inputs)
+        logits, present = parts.common_logits + parts.specific_logits, split.present[chosen[here], column]
+        found[column, here] = _shares(logits, labels[here], present)
+        total[here] += logits * present.unsqueeze(-1)
+        count[here] += present
         if with_features:
-            features.append(RealFeatures(rows, parts.common, split.present[:, column]))
-    shares[-1] = _shares(total, labels, count > 0)
-    return Judged(shares, features)
+            features.append(RealFeatures(here, parts.common, split.present[:, column]))
+    found[-1] = _shares(total, labels, count > 0)
+    return Judged(found.cpu().numpy(), features)
 
 
-def _shares(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> FloatArray:
-    """Return the accuracy [devices] over the samples that count; NaN if none does."""
+def _shares(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Return the accuracy, float64 [devices], over the samples that count; NaN if none does."""
     right = ((logits.argmax(-1) == labels) & counted).sum(1).double()
-    return (right / counted.sum(1).double()).numpy()
+    return right / counted.sum(1).double()

@@ -71,4 +71,5 @@ def judge_generator(features: Sequence[RealFeatures], labels: torch.Tensor, pool
     spread = (squares / size - (sums / size).square()).clamp_min(0).mean(-1).sqrt()
     made = pool.var(2, correction=0).mean(-1).sqrt()
     ratio = torch.where(members_of_class > 1, made / spread, torch.nan).nanmean(1)
-    return GeneratorQuality((right / counted).double().numpy(), ratio.double().numpy())
+    found = torch.stack([right / counted, ratio]).double().cpu().numpy()
+    return GeneratorQuality(found[0], found[1])

@@ -41,6 +41,8 @@ class Judgement:
 class Judge:
     """Measures the devices of this rank and gathers the results of all ranks.
 
+    The dataset is on the torch device of the population.
+
     Before the last round each device is judged by a few samples (`TrainingConfig.evaluation_samples`), after it by all.
     """
 

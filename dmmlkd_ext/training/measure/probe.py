@@ -33,16 +33,17 @@ def probe_accuracy(population: Population, train: Split, test: Split) -> dict[st
         block = population.blocks[name]
         fitted, judged = (split.present[:, column] for split in (train, test))
         accuracies[name] = np.full(population.num_devices, np.nan)
-        if not (fitted.any() and judged.any()):
+        if not (fitted.any() and judged.any() and len(block.devices)):
             continue
         targets = torch.nn.functional.one_hot(train.labels[fitted], network.num_classes).double()
         sides = [split.features[name][split.present[:, column]].unsqueeze(0) for split in (train, test)]
         weights = network.layouts[name].views(block.start)
-        for row, device in enumerate(block.devices):
+        right, labels = [], test.labels[judged]
+        for row in range(len(block.devices)):
             device_weights = {key: value[row : row + 1] for key, value in weights.items()}
             inputs, unseen = (network.encoders[name].forward(device_weights, side)[0].double() for side in sides)
-            predicted = ridge_scores(inputs, targets, unseen).argmax(1)
-            accuracies[name][device] = float((predicted == test.labels[judged]).double().mean())
+            right.append((ridge_scores(inputs, targets, unseen).argmax(1) == labels).double().mean())
+        accuracies[name][block.devices] = torch.stack(right).cpu().numpy()
     return accuracies
 
 
@@ -54,9 +55,10 @@ def ridge_scores(inputs: torch.Tensor, targets: torch.Tensor, unseen: torch.Tens
     center, middle = inputs.mean(0), targets.mean(0)
     centered = inputs - center
     gram = centered.T @ centered
+    penalty = RIDGE * gram.diagonal().mean()
     # With constant inputs, the probe predicts the most frequent class.
-    penalty = RIDGE * float(gram.diagonal().mean()) or 1.0
-    gram.diagonal().add_(penalty)
-    coefficients = torch.linalg.solve(gram, centered.T @ (targets - middle))
+    gram.diagonal().add_(torch.where(penalty > 0, penalty, 1.0))
+    # Positive definite, so that there is nothing to check, for which a GPU would have to be waited for.
+    coefficients = torch.linalg.solve_ex(gram, centered.T @ (targets - middle)).result
     scores: torch.Tensor = (unseen - center) @ coefficients + middle
     return scores

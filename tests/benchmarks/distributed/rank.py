@@ -26,6 +26,7 @@ from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.exchange import mix as exchange
 from dmmlkd_ext.training.exchange.ranks import Message, Ranks, joined_ranks, started_by_torchrun
 from dmmlkd_ext.training.exchange.slices import links_cut
+from dmmlkd_ext.training.exchange.weights import BlockMixing
 from dmmlkd_ext.training.round import Simulation
 from tests.benchmarks.population.workloads import WORKLOADS, Workload, build
 
@@ -181,12 +182,10 @@ def _time_round(simulation: Simulation, stopwatch: Stopwatch) -> dict[str, float
     return {"wall": wall, "communication": ranks.seconds - communicated, **stopwatch.take()}
 
 
-def overlap_ratios(
-    simulation: Simulation, divided: Mapping[str, tuple[Any, exchange.Route]], pairs: int
-) -> list[float]:
+def overlap_ratios(simulation: Simulation, divided: Mapping[str, BlockMixing], pairs: int) -> list[float]:
     """Return seconds of an exchange block after block over those of one that overlaps with mixing, a pair of runs."""
-    ranks, weights = simulation.part.ranks, {name: own for name, (own, _) in divided.items()}
-    routes = {name: route for name, (_, route) in divided.items()}
+    ranks, weights = simulation.part.ranks, {name: mixing.mixer for name, mixing in divided.items()}
+    routes = {name: mixing.route for name, mixing in divided.items()}
 
     def seconds(of: Ranks) -> float:
         ranks.everyone(None)

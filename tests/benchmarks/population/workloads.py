@@ -64,7 +64,12 @@ WORKLOADS = {
 
 
 def build(
-    workload: Workload, method: str, num_devices: int, ranks: Ranks | None = None, **training: object
+    workload: Workload,
+    method: str,
+    num_devices: int,
+    ranks: Ranks | None = None,
+    torch_device: str = "cpu",
+    **training: object,
 ) -> tuple[Simulation, list[npt.NDArray[np.int64]]]:
     """Return a simulation that never evaluates, or this rank's part of it, and the samples of all devices."""
     generator = np.random.default_rng(0)
@@ -86,6 +91,7 @@ def build(
         topology=TOPOLOGY,
         device_samples=device_samples,
         part=_part(workload, holds, ranks) if ranks else None,
+        torch_device=torch_device,
     )
     return simulation, device_samples
 
