@@ -8,6 +8,8 @@ TORCH_INDEX ?=
 # What figures are drawn from: runs, or results, the tables of the profile full in paper_figures/results.
 FROM ?= runs
 PROFILE ?= $(if $(filter results,$(FROM)),full,quick)
+# What the runs behind the figures are simulated on: cpu, cuda, cuda:N or auto.
+DEVICE ?= cpu
 # Processes that run the tests; each of them computes on one thread.
 WORKERS ?= auto
 
@@ -49,14 +51,14 @@ bench-compare: $(VENV)/.built ## run the benchmarks and print what changed again
 	$(RUN) -m pytest -q tests/benchmarks --results --results-folder build/benchmarks --benchmark-columns=min,median
 	$(RUN) -m tests.benchmarks.compare build/benchmarks
 
-figures: $(VENV)/.built ## run what is missing and draw every table and figure (PROFILE=smoke|quick|full, FROM=results)
-	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM)
+figures: $(VENV)/.built ## run what is missing and draw every table and figure (PROFILE=smoke|quick|full, FROM=results, DEVICE=cuda)
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --device $(DEVICE)
 
 figure-%: $(VENV)/.built ## draw one figure, e.g. figure-convergence
-	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only figure_$(subst -,_,$*)
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --device $(DEVICE) --only figure_$(subst -,_,$*)
 
 table-%: $(VENV)/.built ## draw one table, e.g. table-accuracy
-	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --only table_$(subst -,_,$*)
+	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --device $(DEVICE) --only table_$(subst -,_,$*)
 
 tune: $(VENV)/.built ## search every method's settings on validation data; writes dmmlkd_ext/experiments/config/tuned.json
 	$(RUN) -m paper_figures.tune

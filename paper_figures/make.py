@@ -15,13 +15,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Here and not above: each run's process imports this file, and none of it draws.
     import logging
 
+    from dmmlkd_ext.experiments.config.processor import GpuMissingError
     from paper_figures.pipeline import MODULES, REPORTED, make, redraw
     from paper_figures.plan.experiments import PROFILES
 
     parser = argparse.ArgumentParser(prog="python -m paper_figures.make", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, help="how much is run; quick by default")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(MODULES)}")
-    parser.add_argument("--workers", type=int, help="processes at a time; one per core by default")
+    parser.add_argument("--device", default="cpu", help="processor that simulates: cpu, cuda, cuda:N or auto")
+    parser.add_argument("--workers", type=int, help="processes at a time; one per core, or per GPU, by default")
     parser.add_argument(
         "--runs", type=Path, default=FOLDER.parent / "runs", help="folder of runs, one per profile in it"
     )
@@ -58,9 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.workers,
             results_folder=options.results,
             run=not options.no_run,
+            device=options.device,
         )
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+    except GpuMissingError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)
         return 130

@@ -7,12 +7,14 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from dmmlkd_ext.experiments.config.processor import choose
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from dmmlkd_ext.experiments.show import files
 from dmmlkd_ext.experiments.show.style import style
@@ -51,6 +53,7 @@ def make(
     *,
     results_folder: Path | None = None,
     run: bool = True,
+    device: str = "cpu",
 ) -> int:
     """Run what is missing and draw.
 
@@ -60,24 +63,27 @@ def make(
         output: the folder of its figures.
         names: which figures and tables; empty is all.
         workers: processes at a time; None is one per core.
-        results_folder: where the gathered tables are kept, when all figures of the reported profile are drawn.
+        results_folder: where the gathered tables are kept, when all figures of the reported profile are drawn from runs
+            on a CPU.
         run: False draws from the runs that are finished.
+        device: the processor that simulates, as of `dmmlkd run`: cpu, cuda, cuda:N or auto.
 
     Returns:
         0, or 1 if a run or a figure failed or there was nothing to draw.
 
     Raises:
-        ValueError: there is no figure of a name, or `workers` is below 1.
+        ValueError: there is no figure of a name, `workers` is below 1, or `device` is none of those.
+        GpuMissingError: a run needs a GPU that is not there.
     """
-    drawn = check_names(names)
-    cases = available_cases(profile, experiments_of(drawn), runs_folder)
+    drawn, (kind, gpu) = check_names(names), choose(device)
+    cases = available_cases(profile, experiments_of(drawn), runs_folder, kind or "cpu")
     configs = list(dict.fromkeys(case.config for group in cases.values() for case in group))
     if not configs and experiments_of(drawn):
         print("nothing to draw: none of the datasets can be had", file=sys.stderr)
         return 1
-    report = run_sweep(configs, runs_folder, workers=workers) if run else SweepReport((), 0)
+    report = run_sweep(configs, runs_folder, workers=workers, gpu=gpu) if run else SweepReport((), 0)
     gathered, unreadable = gather.gather(cases, runs_folder)
-    if results_folder is not None and not names and profile.name == REPORTED:
+    if results_folder is not None and not names and profile.name == REPORTED and kind == "cpu":
         gathered.write(results_folder)
     undrawn = draw_all(drawn, gathered, output)
     finished = gathered.runs.loc[gathered.runs["finished"], "run"].nunique()
@@ -119,12 +125,20 @@ def experiments_of(names: Iterable[str]) -> list[str]:
     return [experiment for experiment in EXPERIMENTS if experiment in wanted]
 
 
-def available_cases(profile: Profile, experiments: Iterable[str], runs_folder: Path) -> dict[str, list[Case]]:
-    """Return the cases of experiments, without runs whose data cannot be had.
+def available_cases(
+    profile: Profile, experiments: Iterable[str], runs_folder: Path, torch_device: str = "cpu"
+) -> dict[str, list[Case]]:
+    """Return the cases of experiments on a kind of processor, without runs whose data cannot be had.
 
     A finished run needs no data, so that figures can be drawn again where the data are not.
     """
-    cases = {experiment: make_cases(experiment, profile) for experiment in experiments}
+    cases = {
+        experiment: [
+            replace(case, config=replace(case.config, torch_device=torch_device))
+            for case in make_cases(experiment, profile)
+        ]
+        for experiment in experiments
+    }
     todo = {
         case.config: case.config.data.dataset
         for group in cases.values()

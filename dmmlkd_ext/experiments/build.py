@@ -33,7 +33,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     """Return the simulation that a configuration describes, before its first round.
 
     Args:
-        config: what is simulated.
+        config: what is simulated, and on what; `cuda` is the current GPU.
         ranks: the processes that share it, each with the devices of its `Slice`; None is this process alone.
 
     Raises:
@@ -70,7 +70,7 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, config.seed)
     further = {GENERATOR: guidance.layout} if guidance else {}
     part = slice_population(topology, holds, model, ranks or Ranks())
-    population = Population(model, holds[part.devices], config.seed, further)
+    population = Population(model, holds[part.devices], config.seed, further, torch_device=config.torch_device)
     everyone = np.ones(len(holds), dtype=np.bool_)
     held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
     world = WirelessWorld(

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -16,7 +16,7 @@ import tyro
 
 from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
 from dmmlkd_ext.data.sources.fetch import data_folders
-from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config import ExperimentConfig, processor
 from dmmlkd_ext.experiments.config.presets import PRESETS
 from dmmlkd_ext.experiments.config.settings import override_settings, read_grid, read_loader_options, told_budget
 from dmmlkd_ext.experiments.config.sources import begin
@@ -32,6 +32,7 @@ from dmmlkd_ext.training.exchange.ranks import (
     Ranks,
     UnlikeRanksError,
     joined_ranks,
+    local_rank,
     started_by_torchrun,
 )
 from dmmlkd_ext.training.exchange.slices import links_cut
@@ -89,6 +90,9 @@ class RunCommand:
     """Take the settings of the reported tables at this level of non-IID data: tuned, in the wireless world."""
     runs: Path = Path("runs")
     """Folder of all runs."""
+    device: str | None = None
+    """The processor that simulates: `cpu`, `cuda`, `cuda:N` (the GPU of that number), or `auto` (a GPU if there is
+    one); None takes that of the file of options, else the CPU. A GPU's results are a run of their own."""
     threads: int = 1
     """CPU threads of torch."""
     checkpoint_every: int = 10
@@ -103,24 +107,30 @@ class RunCommand:
 
     def __post_init__(self) -> None:
         _require_positive(self, "threads", "checkpoint_every", "timeout_s")
+        processor.choose(self.device)
 
     def checked(self) -> RunCommand:
-        """Return the command with the options of the dataset's loader as the types that the loader states.
+        """Return the command with its processor, and the loader's options as the types that the loader states.
 
         Raises:
             UserError: the options do not fit, or make another method or dataset of it than its name says.
         """
         try:
             _require_named(self.config, self.method, self.dataset)
-            return dataclasses.replace(self, config=read_loader_options(self.config))
+            kind = processor.choose(self.device)[0] or self.config.torch_device
+            return replace(self, config=read_loader_options(replace(self.config, torch_device=kind)))
         except ValueError as error:
             raise UserError(str(error)) from error
 
     def execute(self) -> int:
         """Run, and print the folder and the final accuracy."""
+        several, kind, gpu = _started_by_torchrun(), self.config.torch_device, processor.choose(self.device)[1]
+        if several and gpu is not None:
+            raise UserError(f"device must be cuda under torchrun: a rank's GPU is its local number; got {self.device}")
+        processor.require(kind, local_rank() if several and kind == "cuda" else gpu)
         try:
-            with joined_ranks(self.timeout_s) if _started_by_torchrun() else nullcontext(Ranks()) as ranks:
-                folder = self._run(ranks)
+            with joined_ranks(self.timeout_s, kind == "cuda") if several else nullcontext(Ranks()) as ranks:
+                folder = self._run(ranks, gpu)
         except FailedElsewhereError:
             return 1  # the rank that failed says why
         except (
@@ -137,7 +147,7 @@ class RunCommand:
             self._print_result(folder)
         return 0
 
-    def _run(self, ranks: Ranks) -> Path:
+    def _run(self, ranks: Ranks, gpu: int | None) -> Path:
         try:
             return run_experiment(
                 self.config,
@@ -148,6 +158,7 @@ class RunCommand:
                 tensorboard=self.tensorboard,
                 build=partial(_build, ranks=ranks, quiet=self.quiet),
                 ranks=ranks,
+                gpu=gpu,
             )
         except UserError as error:
             if ranks.rank == 0:
@@ -168,7 +179,7 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class SweepCommand:
-    """Run several methods on several datasets with several seeds, on the cores of this machine."""
+    """Run several methods on several datasets with several seeds, on the cores or GPUs of this machine."""
 
     methods: tuple[str, ...] = ("local", "dmml", "dmml-kd", "dmml-kd-tb")
     """Names of methods."""
@@ -189,8 +200,10 @@ class SweepCommand:
     """Settings that differ from the recommended ones, in all runs: `training.rounds=5 data.partition=iid`."""
     runs: Path = Path("runs")
     """Folder of all runs."""
+    device: str | None = None
+    """The processor that simulates, as for `run`; `cuda` and `auto` use all GPUs."""
     workers: int | None = None
-    """Processes at a time; None takes one for every `threads` cores."""
+    """Processes at a time; None takes one for every `threads` cores, or on GPUs one for each."""
     threads: int = 1
     """CPU threads of torch in each process."""
     checkpoint_every: int = 10
@@ -207,6 +220,7 @@ class SweepCommand:
                 raise ValueError(f"{name} must be at least one, got none")
         read_counts(self.seeds, "seeds")
         parse_shard(self.shard)
+        processor.choose(self.device)
 
     def execute(self) -> int:
         """Run all, name those that failed, and return 1 if any did."""
@@ -239,10 +253,11 @@ class SweepCommand:
         """
         budget = told_budget([*self.settings, *point])
         told = begin(method, dataset, seed=seed, file=self.config_file, level=self.as_reported, budget=budget)
-        config = dataclasses.replace(told, seed=seed, module=tuple(dict.fromkeys([*told.module, *self.module])))
+        modules, (kind, _) = tuple(dict.fromkeys([*told.module, *self.module])), processor.choose(self.device)
+        config = replace(told, seed=seed, module=modules, torch_device=kind or told.torch_device)
         changed = override_settings(override_settings(config, self.settings), point, "grid")
         _require_named(changed, method, dataset)
-        for setting, instead in (("seed", "seeds"), ("module", "module")):
+        for setting, instead in (("seed", "seeds"), ("module", "module"), ("torch_device", "device")):
             if getattr(changed, setting) != getattr(config, setting):
                 raise ValueError(f"set and grid must not change {setting}, which --{instead} gives")
         return changed
@@ -255,6 +270,7 @@ class SweepCommand:
             threads=self.threads,
             checkpoint_every=self.checkpoint_every,
             progress=False if self.quiet else None,
+            gpu=processor.choose(self.device)[1],
         )
 
 
@@ -281,6 +297,7 @@ class InfoCommand:
         lines = {
             **{key: value for key, value in environment.items() if key not in ("build", "threads")},
             **build_info(),
+            "gpus": processor.describe_gpus(),
             "methods": ", ".join(method_names()),
             "local training": _local_training(),
             "datasets": ", ".join(available_datasets()),
@@ -341,9 +358,10 @@ def _local_training() -> str:
     """Return which tier trains the methods, and why."""
     if backend() == "reference":
         return f"reference: {build_info()['reason']}"
+    on_gpus = "; on a GPU reference: native code trains on a CPU" if processor.name_gpus() else ""
     further = [name for name in method_names() if name not in METHODS and "<" not in name]
     left = [name for name in further if any(get_method(name).losses.further.values())]
-    return "native" + (f", but for {', '.join(left)}: loss terms of one's own" if left else "")
+    return "native" + (f", but for {', '.join(left)}: loss terms of one's own" if left else "") + on_gpus
 
 
 def _started_by_torchrun() -> bool:

@@ -115,10 +115,11 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement.value.value, str)
 
 
-def describe_environment(threads: int) -> dict[str, Any]:
+def describe_environment(threads: int, torch_device: str = "cpu") -> dict[str, Any]:
     """Return what besides the configuration can change a run's bits, with the CPU `threads` of the run.
 
-    It is the same each time on one machine, and holds no date, host name or path.
+    It is the same each time on one machine, and holds no date, host name or path. On a GPU, `cuda`, it also holds the
+    current GPU's model, but not its number.
     """
     code = identity()
     build = build_info()
@@ -134,6 +135,7 @@ def describe_environment(threads: int) -> dict[str, Any]:
         "cpu": find_cpu_name(),
         "machine": platform.machine(),
         "threads": threads,
+        **({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch_device == "cuda" else {}),
         "build": {key: build[key] for key in _BUILD_KEYS},
     }
 

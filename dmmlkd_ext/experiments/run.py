@@ -8,6 +8,9 @@ beside the folders. Files that fail a check when a run is resumed are moved to t
 Several ranks may run it together (`dmmlkd_ext.training.exchange.ranks`), in a folder that all of them see. The first
 rank writes these files; each writes the rows of its devices beside `checkpoint.pt`. The result does not depend on the
 number of ranks, which may change when a run is resumed.
+
+A run on a GPU is another run than that on the CPU, with another name, as their last bits differ. It is resumed on any
+GPU of the same model; on another model it starts over, as on another CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config import ExperimentConfig, processor
 from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.determinism import deterministic
 from dmmlkd_ext.experiments.finished import is_finished, read_json, require_unchanged, summarize
@@ -103,6 +106,7 @@ def run_experiment(
     build: Builder | None = None,
     wait: bool = False,
     ranks: Ranks | None = None,
+    gpu: int | None = None,
 ) -> Path:
     """Run one configuration to its end and return its folder; every rank calls it.
 
@@ -120,8 +124,10 @@ def run_experiment(
         build: makes the simulation; the default is `build_simulation`, on `ranks`.
         wait: if another process runs the same configuration, wait for it and take its result.
         ranks: the processes that run it together; None is this process alone.
+        gpu: the number of the GPU, where the configuration asks for one; None is the current one of torch.
 
     Raises:
+        GpuMissingError: the GPU is not there; nothing was written.
         ValueError: an argument is out of range, or the configuration does not fit its dataset or the ranks.
         RunLockedError: another process runs the same configuration, and `wait` is False.
         RunChangedError: the data or the run's files changed since the run started.
@@ -129,12 +135,13 @@ def run_experiment(
         UnlikeRanksError: this rank has another configuration, environment, dataset or folder than the first rank.
         FailedElsewhereError: another rank raised.
     """
+    processor.require(config.torch_device, gpu)
     ranks = ranks or Ranks()
     name = run_name(config)
     folder = Path(runs_folder) / name
-    environment = {**describe_environment(threads), "inputs": hash_files_read(config)}
     lock = ExitStack()
-    with deterministic(threads), lock:
+    with deterministic(threads), processor.on_gpu(config.torch_device, gpu), lock:
+        environment = {**describe_environment(threads, config.torch_device), "inputs": hash_files_read(config)}
         _require_alike(
             ranks, {"config": config.to_dict(), "checkpoint_every": checkpoint_every, "environment": environment}
         )
@@ -196,7 +203,7 @@ def _note_simulation(environment: dict[str, Any], simulation: ResumableSimulatio
     if tier is None:
         return
     environment["local_training"] = tier
-    if tier != "native" and backend() == "native" and ranks.rank == 0:
+    if tier != "native" and backend() == "native" and "gpu" not in environment and ranks.rank == 0:
         reason = tier.removeprefix("reference: ")
         _log.warning("devices train by the reference, since %s; that takes %s as long", reason, SLOWER)
 

@@ -1,4 +1,4 @@
-"""Many runs on the cores of a machine, one process per run, so that a crash ends one run alone."""
+"""Many runs on the cores or GPUs of a machine, one process per run, so that a crash ends one run alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -15,9 +16,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from typing_extensions import override
 
-from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.experiments.config import ExperimentConfig, processor
 from dmmlkd_ext.experiments.finished import is_finished, require_unchanged
 from dmmlkd_ext.experiments.provenance import Identity, adopt_identity, identity
 from dmmlkd_ext.experiments.run import Builder, run_experiment, run_name
@@ -84,6 +86,7 @@ def run_sweep(
     checkpoint_every: int = 10,
     progress: bool | None = None,
     build: Builder | None = None,
+    gpu: int | None = None,
 ) -> SweepReport:
     """Run many configurations in parallel and report them; finished runs are reused.
 
@@ -93,13 +96,15 @@ def run_sweep(
     Args:
         configs: what to run; a configuration that occurs twice runs once.
         runs_folder: the folder of all runs.
-        workers: processes at a time; None takes one for every `threads` cores.
+        workers: processes at a time; None takes one for every `threads` cores, or one per GPU where all runs need one.
         threads: CPU threads of torch in each process.
         checkpoint_every: rounds between checkpoints.
         progress: draw a bar over the rounds of all runs with the time left; None draws it only on a terminal.
         build: makes a simulation, a function that processes can import; the default is `build_simulation`.
+        gpu: the number of the GPU for the runs that need one; None places each on the GPU that has the fewest.
 
     Raises:
+        GpuMissingError: there is no such GPU, and a run needs one; nothing was written.
         ValueError: `workers` or `threads` is below 1.
         RuntimeError: the script that calls this has no main guard.
     """
@@ -112,12 +117,17 @@ def run_sweep(
     runs_folder = Path(runs_folder)
     by_name = {run_name(config): config for config in configs}
     pending = {name: config for name, config in by_name.items() if not is_finished(runs_folder / name)}
+    on_gpus = [config for config in pending.values() if config.torch_device == "cuda"]
+    if on_gpus:
+        processor.require("cuda", gpu)
+    gpus = [gpu] if gpu is not None else list(range(torch.cuda.device_count() if on_gpus else 0))
     failures = _check_finished({name: by_name[name] for name in by_name if name not in pending}, runs_folder)
     reused = len(by_name) - len(pending) - len(failures)
     options = {"threads": threads, "checkpoint_every": checkpoint_every, "build": build}
-    workers = workers or max(1, available_cores() // threads)
+    if workers is None:
+        workers = len(gpus) if on_gpus and len(on_gpus) == len(pending) else max(1, available_cores() // threads)
     if pending:
-        failures |= _Sweep(pending, runs_folder, options, workers, progress).run()
+        failures |= _Sweep(pending, runs_folder, options, workers, progress, gpus).run()
     folders = tuple(runs_folder / name for name in by_name if name not in failures)
     return SweepReport(folders, reused, failures)
 
@@ -147,6 +157,7 @@ class _Job:
     process: BaseProcess
     rounds: Connection | None
     """Receives the number of completed rounds; None once the process closed its end."""
+    gpu: int | None
     done: int = 0
 
 
@@ -160,13 +171,14 @@ class _Sweep:
         options: dict[str, Any],
         workers: int,
         progress: bool | None,
+        gpus: Sequence[int] = (),
     ) -> None:
         from tqdm import tqdm
 
         self.waiting = list(pending.items())
         self.runs_folder = runs_folder
         self.options = options
-        self.workers = workers
+        self.workers, self.gpus = workers, gpus
         self.running: list[_Job] = []
         self.failures: dict[str, Path] = {}
         self.context = _context()
@@ -197,13 +209,19 @@ class _Sweep:
         receiver, sender = self.context.Pipe(duplex=False)
         log = _log_of(self.runs_folder, name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = (identity(), name, config, self.runs_folder, self.options, sender, log)
+        gpu = self._place() if config.torch_device == "cuda" else None
+        arguments = (identity(), name, config, self.runs_folder, {**self.options, "gpu": gpu}, sender, log)
         process = self.context.Process(  # type: ignore[attr-defined]
             target=_run_in_process, args=arguments, name=name, daemon=True
         )
         process.start()
         sender.close()  # only the child's end stays open, so its death closes the pipe
-        self.running.append(_Job(name, process, receiver))
+        self.running.append(_Job(name, process, receiver, gpu))
+
+    def _place(self) -> int:
+        """Return the GPU on which the fewest runs are, of several the first: at the start, one after the other."""
+        taken = Counter(job.gpu for job in self.running)
+        return min(self.gpus, key=lambda gpu: taken[gpu])
 
     def _listen(self) -> None:
         """Wait until a process reports its rounds or ends."""

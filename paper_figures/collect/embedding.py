@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def embed_run(config: ExperimentConfig, folder: Path, points: bool = True) -> pd
     Returns:
         Columns `FEATURE_COLUMNS`.
     """
-    simulation = build_simulation(config)
+    simulation = build_simulation(replace(config, torch_device="cpu"))  # a checkpoint can be read anywhere
     simulation.load_state_dict(load_checkpoint(folder / "checkpoint.pt"))
     features = list(compute_features(simulation.population, simulation.dataset.test))
     rows = measure(features)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from fake_simulation import build_fake
 
 from dmmlkd_ext.data import DataUnavailableError, load_dataset
+from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.run import run_experiment, run_name
 from dmmlkd_ext.experiments.sweep import SweepReport
 from paper_figures import make, pipeline
@@ -94,6 +96,35 @@ def test_one_figure_runs_its_experiments_alone(tmp_path: Path, fake_runs: None) 
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", ["table_one"]) == 0
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
     assert not (tmp_path / "out" / "table_two.csv").exists()
+
+
+def test_runs_on_gpus_are_drawn_and_their_tables_are_not_kept(
+    tmp_path: Path, fake_runs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, kept = dataclasses.replace(TINY, name=pipeline.REPORTED), tmp_path / "kept"
+    options = {"results_folder": kept, "device": "auto"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number=0: "model A")
+    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", **options) == 0
+    configs = [load_config(path.parent) for path in (tmp_path / "runs").glob("*/result.json")]
+    assert {config.torch_device for config in configs} == {"cuda"}
+    assert (tmp_path / "out" / "table_one.csv").exists()
+    assert not kept.exists()
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(availability, "load_dataset", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    arguments = ["--profile", "smoke", "--runs", str(tmp_path / "runs"), "--only", "table_one"]
+    assert make.main([*arguments, "--device", "cuda"]) == 1
+    assert "device cuda is not there; the GPUs are: none" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        make.main([*arguments, "--device", "tpu"])
+    assert end.value.code == 2
+    assert "device must be cpu, cuda, cuda:N or auto; got 'tpu'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_reported_profile_is_kept_and_drawn_again_without_its_runs(tmp_path: Path, fake_runs: None) -> None:

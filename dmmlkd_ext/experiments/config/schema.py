@@ -6,13 +6,18 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.wireless.channel import ChannelConfig
 from dmmlkd_ext.wireless.energy import EnergyConfig
 from dmmlkd_ext.wireless.failures import FailureConfig
+
+PROCESSORS = ("cpu", "cuda")
+"""Kinds of torch devices that simulate."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ class TopologyConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides the result of one run; two equal configurations give the same bits."""
+    """Everything that decides the result of one run.
+
+    Equal configurations give the same bits on a CPU, and on GPUs of one model. A CPU and a GPU agree up to rounding.
+    """
 
     method: MethodConfig = field(default_factory=lambda: get_method("dmml-kd"))
     data: DataConfig = field(default_factory=DataConfig)
@@ -63,9 +71,14 @@ class ExperimentConfig:
     module: tuple[str, ...] = ()
     """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
 
+    torch_device: Annotated[str, tyro.conf.Suppress] = "cpu"
+    """Kind of processor, of `PROCESSORS`; which GPU it is does not belong to a run. On the command line: `--device`."""
+
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.torch_device not in PROCESSORS:
+            raise ValueError(f"torch_device must be one of {', '.join(PROCESSORS)}; got {self.torch_device!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as nested dictionaries of plain values."""
@@ -74,9 +87,14 @@ class ExperimentConfig:
     def digest(self, code_version: str = "") -> str:
         """Return 12 hexadecimal digits that name this configuration under a version of the code.
 
+        A GPU gives other last bits than a CPU, so its run has another name; the CPU's does not depend on the setting.
+
         Example:
             >>> ExperimentConfig(seed=0).digest() == ExperimentConfig(seed=1).digest()
             False
         """
-        text = json.dumps([code_version, self.to_dict()], sort_keys=True)
+        settings = self.to_dict()
+        if self.torch_device == "cpu":
+            del settings["torch_device"]
+        text = json.dumps([code_version, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -244,8 +244,13 @@ def _whole_number(name: str, default: str = "") -> int:
     return int(text)
 
 
+def local_rank() -> int:
+    """Return the number of this process among those that torchrun started on this machine, of which it is the GPU's."""
+    return _whole_number("LOCAL_RANK", "0")
+
+
 @contextmanager
-def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
+def joined_ranks(timeout_s: float, on_gpus: bool = False) -> Iterator[Ranks]:
     """Join the processes that torchrun started, and leave them at the end of the block.
 
     Values per device pass through gloo; rows pass through gloo from a CPU and through nccl from a GPU, of which each
@@ -254,18 +259,19 @@ def joined_ranks(timeout_s: float) -> Iterator[Ranks]:
     Args:
         timeout_s: seconds that a rank waits for another before it reports it as lost; more than the durations of the
             ranks' rounds and checkpoints differ.
+        on_gpus: whether the parameters are on GPUs.
 
     Raises:
-        ImportError: this torch has no gloo, or finds a GPU and has no nccl.
+        ImportError: this torch has no gloo, or no nccl for GPUs.
         RankLostError: another rank died, hangs or failed, or this one received SIGTERM.
     """
     backend = "gloo"
     if not (dist.is_available() and dist.is_gloo_available()):
         raise ImportError("several ranks need torch.distributed with gloo, which this torch was built without")
-    if torch.cuda.is_available() and not dist.is_nccl_available():
+    if on_gpus and not dist.is_nccl_available():
         raise ImportError("several ranks on GPUs need torch.distributed with nccl, which this torch was built without")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(_whole_number("LOCAL_RANK", "0"))
+    if on_gpus:
+        torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
     from torch.distributed.rendezvous import rendezvous
 

@@ -62,11 +62,13 @@ class ProgressBar(Callback):
         from tqdm import tqdm
 
         disable = None if self._enabled is None else not self._enabled
-        by_reference = getattr(simulation, "local_training", "native") != "native"
+        tier = getattr(simulation, "local_training", "native").partition(":")[0]
+        where = str(getattr(simulation, "torch_device", "cpu"))
+        parts = [self._description, *([tier] if tier != "native" else []), *([where] if where != "cpu" else [])]
         self._bar = tqdm(
             total=simulation.total_rounds,
             initial=simulation.round,
-            desc=f"{self._description}, reference" if by_reference else self._description,
+            desc=", ".join(parts),
             unit="round",
             disable=disable,
             file=sys.stderr,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
+from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,13 +90,34 @@ def test_an_environment_that_torchrun_does_not_set_is_refused(
 
 
 def test_a_torch_without_a_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_module.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(ranks_module.dist, "is_nccl_available", lambda: False)
-    with pytest.raises(ImportError, match=r"GPUs need torch.distributed with nccl"), joined_ranks(1.0):
+    with pytest.raises(ImportError, match=r"GPUs need torch.distributed with nccl"), joined_ranks(1.0, on_gpus=True):
         pass
     monkeypatch.setattr(ranks_module.dist, "is_gloo_available", lambda: False)
     with pytest.raises(ImportError, match=r"several ranks need torch.distributed with gloo"), joined_ranks(1.0):
         pass
+
+
+def test_ranks_on_gpus_send_rows_by_nccl_each_from_the_gpu_of_its_local_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    class JoinedError(Exception):
+        pass
+
+    def join(backend: str, **_: object) -> None:
+        raise JoinedError(backend)
+
+    numbers: list[int] = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "set_device", numbers.append)
+    monkeypatch.setattr(ranks_module.dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(ranks_module.dist, "init_process_group", join)
+    monkeypatch.setattr(ranks_module, "Liveness", lambda *_: nullcontext(SimpleNamespace(explaining=nullcontext)))
+    rendezvous = import_module("torch.distributed.rendezvous")  # torch.distributed.rendezvous is its function
+    monkeypatch.setattr(rendezvous, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 1)]))
+    with pytest.raises(JoinedError, match=r"^cpu:gloo,cuda:nccl$"), joined_ranks(1.0, on_gpus=True):
+        pass
+    with pytest.raises(JoinedError, match=r"^gloo$"), joined_ranks(1.0):
+        pass
+    assert numbers == [3]
 
 
 @pytest.fixture(scope="module")
