@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
-
-import tyro
 
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.methods import MethodConfig, get_method
 from dmmlkd_ext.wireless.channel import ChannelConfig
 from dmmlkd_ext.wireless.energy import EnergyConfig
 from dmmlkd_ext.wireless.failures import FailureConfig
+
+_NoOption: Any = None
+with suppress(ImportError):  # the command line alone needs tyro
+    from tyro.conf import Suppress as _NoOption
 
 PROCESSORS = ("cpu", "cuda")
 """Kinds of torch devices that simulate."""
@@ -71,7 +74,7 @@ class ExperimentConfig:
     module: tuple[str, ...] = ()
     """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
 
-    torch_device: Annotated[str, tyro.conf.Suppress] = "cpu"
+    torch_device: Annotated[str, _NoOption] = "cpu"
     """Kind of processor, of `PROCESSORS`; which GPU it is does not belong to a run. On the command line: `--device`."""
 
     def __post_init__(self) -> None:
