@@ -10,6 +10,11 @@ FROM ?= runs
 PROFILE ?= $(if $(filter results,$(FROM)),full,quick)
 # What the runs behind the figures are simulated on: cpu, cuda, cuda:N or auto.
 DEVICE ?= cpu
+# One benchmark, e.g. ONLY=pairwise_kl; all where it is empty.
+ONLY ?=
+BENCHMARKS = $(if $(ONLY),tests/benchmarks/test_bench_$(ONLY).py,tests/benchmarks)
+# KEEP=1 puts what `make tune` chooses in the place of the committed settings.
+KEEP ?=
 # Processes that run the tests; each of them computes on one thread.
 WORKERS ?= auto
 
@@ -21,6 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NVCC := $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda*/bin/nvcc))
 
 CPP_SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl csrc/*/*.cu csrc/*/*.cuh)
+COMPILED = $(filter-out csrc/emulation/% csrc/cuda/%,$(filter %.cpp,$(CPP_SOURCES)))
 BUILD_INPUTS = setup.py $(CPP_SOURCES)
 
 .DEFAULT_GOAL := help
@@ -44,11 +50,11 @@ lint: $(VENV)/.installed ## check style and types
 pytest: $(VENV)/.built ## run the tests alone
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal --ignore=tests/benchmarks
 
-bench: $(VENV)/.built ## compare each kernel with its references and with the machine's limit; keeps the table
-	$(RUN) -m pytest -q tests/benchmarks --results --benchmark-columns=min,median
+bench: $(VENV)/.built ## compare each kernel with its references and the machine's limit; keeps the table (ONLY=pairwise_kl)
+	$(RUN) -m pytest -q $(BENCHMARKS) --results --benchmark-columns=min,median
 
 bench-compare: $(VENV)/.built ## run the benchmarks and print what changed against the newest stored results
-	$(RUN) -m pytest -q tests/benchmarks --results --results-folder build/benchmarks --benchmark-columns=min,median
+	$(RUN) -m pytest -q $(BENCHMARKS) --results --results-folder build/benchmarks --benchmark-columns=min,median
 	$(RUN) -m tests.benchmarks.compare build/benchmarks
 
 figures: $(VENV)/.built ## run what is missing and draw every table and figure (PROFILE=smoke|quick|full, FROM=results, DEVICE=cuda)
@@ -60,8 +66,8 @@ figure-%: $(VENV)/.built ## draw one figure, e.g. figure-convergence
 table-%: $(VENV)/.built ## draw one table, e.g. table-accuracy
 	$(RUN) -m paper_figures.make --profile $(PROFILE) --from $(FROM) --device $(DEVICE) --only table_$(subst -,_,$*)
 
-tune: $(VENV)/.built ## search every method's settings on validation data; writes dmmlkd_ext/experiments/config/tuned.json
-	$(RUN) -m paper_figures.tune
+tune: $(VENV)/.built ## search every method's settings on validation data; KEEP=1 replaces the committed ones
+	$(RUN) -m paper_figures.tune $(if $(KEEP),--keep)
 
 cuda-check: $(VENV)/.built ## compile the CUDA kernels; needs nvcc, neither a GPU nor a CUDA build of torch
 ifeq ($(NVCC),)
@@ -96,6 +102,10 @@ $(VENV)/.torch: $(VENV)/bin/python FORCE
 	  { $(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) && $(TORCH_HERE) >$@.now; }
 	@if cmp -s $@.now $@; then rm $@.now; else mv $@.now $@; fi
 
+# Of what the build says: the file that ninja compiled, and why there is no extension if there is none.
+ONE_LINE_PER_FILE = /^\[[0-9]+\/[0-9]+\] / { for (i = 2; i < NF; i++) if ($$i == "-c" && $$(i + 1) ~ /cpp$$/) { file = $$(i + 1); \
+  sub(/.*csrc\//, "csrc/", file); print "  " $$1, file; fflush() } } /^dmmlkd_ext: no /, /^$$/ { print; fflush() }
+
 # The extension is built by the next rule, so that a change of metadata does not compile anything.
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 	$(PIP) install "setuptools>=77" "ninja>=1.11,<2" "pybind11>=2.13,<4" wheel
@@ -107,5 +117,9 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.installed
 	touch $@
 
 $(VENV)/.built: $(BUILD_INPUTS) $(VENV)/.torch | $(VENV)/.installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) setup.py --quiet build_ext --inplace
-	test -e dmmlkd_ext/_not_built.txt || touch $@ # else the next call tries again
+	@echo "building the native extension: $(words $(COMPILED)) files, 1 to 4 minutes on 2 cores; all that is said is in build/log.txt"
+	@mkdir -p build
+	@{ PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) setup.py --quiet build_ext --inplace; echo "exit code $$?"; } 2>&1 \
+	  | tee build/log.txt | awk '$(ONE_LINE_PER_FILE)'
+	@tail -n 1 build/log.txt | grep -qx "exit code 0" || { tail -n 40 build/log.txt; exit 1; }
+	@test -e dmmlkd_ext/_not_built.txt || touch $@ # else the next call tries again

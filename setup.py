@@ -1,9 +1,9 @@
 """Builds the native extension beside the package. `DMMLKD_BUILD` says what is wanted:
 
-auto (default): what the machine has: the CPU extension with a C++ compiler, the CUDA one as well with nvcc and a
-                CUDA build of torch. A build that fails leaves the package pure Python; it says so here and, because
-                pip hides what is printed here, when it is imported. A CUDA build that fails takes the CUDA kernels
-                away and nothing else; it says so here and in `dmmlkd_ext.build_info()`.
+auto (default): what the machine has: on Linux the CPU extension with a C++ compiler, the CUDA one as well with nvcc
+                and a CUDA build of torch; none on other systems. A build that fails leaves the package pure Python;
+                it says so here and, because pip hides what is printed here, when it is imported. A CUDA build that
+                fails takes the CUDA kernels away and nothing else; it says so here and in `dmmlkd_ext.build_info()`.
 cpu, cuda:      that extension (cuda builds both), or an error.
 none:           no extension.
 """
@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext as plain_build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+ON_LINUX = sys.platform.startswith("linux")
 # In the package, for dmmlkd_ext/ops/native.py: why there is no extension, and why none for CUDA.
 UNBUILT, UNBUILT_CUDA = "_not_built.txt", "_cuda_not_built.txt"
 WANTED = os.environ.get("DMMLKD_BUILD", "auto")
@@ -75,6 +76,10 @@ def build_command() -> type:
             package = extension.parent
             for left_by_another_build in (UNBUILT, UNBUILT_CUDA, "_C_cuda.so"):
                 (package / left_by_another_build).unlink(missing_ok=True)
+            if WANTED == "auto" and not ON_LINUX:
+                package.mkdir(parents=True, exist_ok=True)
+                notice(package, f"it is built on Linux, and this is {sys.platform}; DMMLKD_BUILD=cpu tries it here")
+                return
             try:
                 super().run()
             except Exception as error:

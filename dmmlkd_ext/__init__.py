@@ -3,6 +3,7 @@
 The operators need torch alone and can be used by any project; the simulation needs the extra `simulation`.
 """
 
+import dmmlkd_ext._interrupts  # noqa: F401 - first, as the next import takes seconds
 from dmmlkd_ext._version import __version__
 from dmmlkd_ext.ops import (
     GossipGroup,

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dmmlkd_ext._interrupts import imports_are_over
+
 if TYPE_CHECKING:
     from dmmlkd_ext.experiments.commands import Command
 
@@ -34,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from dmmlkd_ext.experiments.commands import UserError
     except ModuleNotFoundError as error:
-        return _complain(f"the package {error.name} is missing: pip install 'dmmlkd-ext[simulation]'", 1)
+        brings = "or, in a clone, pip install '.[simulation]', which brings all that commands need"
+        return _complain(f"the package {error.name} is missing: pip install {error.name}, {brings}", 1)
     except KeyboardInterrupt:
         return _complain("interrupted before anything began", _INTERRUPTED)
+    imports_are_over()
     _print_whatever_comes()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -62,7 +66,6 @@ def _parse(arguments: list[str]) -> Command:
     import tyro
 
     from dmmlkd_ext.experiments.commands import (
-        DataCommand,
         InfoCommand,
         RunCommand,
         SweepCommand,
@@ -70,11 +73,18 @@ def _parse(arguments: list[str]) -> Command:
     )
     from dmmlkd_ext.experiments.config.arguments import arrange
     from dmmlkd_ext.experiments.config.presets import preset
+    from dmmlkd_ext.experiments.data_command import DataCommand
     from dmmlkd_ext.experiments.show.commands import CompareCommand, PlotCommand
     from dmmlkd_ext.plugins import import_modules
 
     arguments, modules = _gather_modules(arguments)
     told, names = None, []
+    if arguments[:1] == ["run"] and not {"-h", "--help"}.isdisjoint(arguments):
+        from dmmlkd_ext.experiments.short_help import run_help
+
+        print(run_help(*(word for word in arguments[1:3] if not word.startswith("-"))))
+        raise SystemExit(0)
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     try:
         if arguments[:1] == ["run"]:
             import_modules(*modules)

@@ -18,12 +18,14 @@ from dmmlkd_ext.experiments.config.processor import choose
 from dmmlkd_ext.experiments.run import is_finished, run_name
 from dmmlkd_ext.experiments.show import files
 from dmmlkd_ext.experiments.show.style import style
+from dmmlkd_ext.experiments.statistics import LEAST_SEEDS
 from dmmlkd_ext.experiments.sweep import SweepReport, run_sweep
 from paper_figures import figures, tables
 from paper_figures.collect import gather, kept
 from paper_figures.collect.availability import can_load
 from paper_figures.collect.inputs import MissingResultsError, Results
 from paper_figures.draw import captions
+from paper_figures.draw.index import describe_claims, write_index
 from paper_figures.judge.claims import shown_in
 from paper_figures.plan.experiments import EXPERIMENTS, Case, Profile, make_cases
 
@@ -87,7 +89,8 @@ def make(
         gathered.write(results_folder)
     undrawn = draw_all(drawn, gathered, output)
     finished = gathered.runs.loc[gathered.runs["finished"], "run"].nunique()
-    print(f"{finished} of {len(configs)} runs finished, {report.reused} of them earlier; figures are in {output}")
+    print(f"{finished} of {len(configs)} runs finished, {report.reused} of them earlier")
+    show(output)
     return complain(report, unreadable, undrawn)
 
 
@@ -103,8 +106,20 @@ def redraw(results_folder: Path, output: Path, names: Sequence[str] = ()) -> int
     """
     drawn = check_names(names)
     undrawn = draw_all(drawn, kept.read(results_folder), output)
-    print(f"{len(drawn) - len(undrawn)} figures and tables are in {output}")
+    print(f"{len(drawn) - len(undrawn)} figures and tables were drawn")
+    show(output)
     return complain(SweepReport((), 0), {}, undrawn)
+
+
+def show(output: Path) -> None:
+    """Write the page of all figures in a folder; print the verdicts on the claims, and where the page is."""
+    if not output.is_dir():
+        return
+    page = write_index(output, MODULES)
+    verdicts = describe_claims(output)
+    if verdicts:
+        print("claims, by the rule in table_claims.md:", *verdicts, sep="\n")
+    print(f"all figures with their captions: {page}")
 
 
 def check_names(names: Sequence[str]) -> list[str]:
@@ -191,6 +206,8 @@ def draw(name: str, results: Results, folder: Path) -> list[Path]:
     if all(frame.empty for frame in frames):
         raise MissingResultsError(f"{name} cannot be drawn: there is no {module.NEEDS}")
     shown, sections = module.caption(results, *frames)
+    if any(str(column).endswith("dots") for frame in frames for column in frame):
+        shown += f" With fewer than {LEAST_SEEDS} seeds, no interval is drawn: dots are the seeds."
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(module, "show"):
         table = module.show(*frames)

@@ -156,12 +156,12 @@ def test_info_and_data_list(capsys: Captured) -> None:
 
 def test_data_that_cannot_be_had_is_one_line_and_exit_code_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     from dmmlkd_ext.data import DataUnavailableError
-    from dmmlkd_ext.experiments import commands
+    from dmmlkd_ext.experiments import data_command
 
     def fail(name: str):
         raise DataUnavailableError("not here\nand not there")
 
-    monkeypatch.setattr(commands, "load_dataset", fail)
+    monkeypatch.setattr(data_command, "load_dataset", fail)
     code, out, err = run(capsys, "data", "fetch", "watch")
     assert (code, out, err) == (1, "", "watch: not here and not there\n")
 
@@ -222,7 +222,7 @@ def test_a_dataset_without_test_samples_has_no_accuracy(
     monkeypatch.setattr(world, "build_simulation", Untested)
     code, out, err = run(capsys, "run", "dmml", "watch", "--runs", str(tmp_path), "--quiet")
     assert (code, err) == (0, "")
-    assert out.endswith("test accuracy none, worst device none, 40 rounds\n")
+    assert out.splitlines()[0].endswith("test accuracy none, worst device none, 40 rounds")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"test_accuracy_mean": "x"}'])
@@ -270,7 +270,7 @@ def test_whatever_a_loader_says_of_its_files_is_one_line(
     def fail(name: str):
         raise error
 
-    monkeypatch.setattr("dmmlkd_ext.experiments.commands.load_dataset", fail)
+    monkeypatch.setattr("dmmlkd_ext.experiments.data_command.load_dataset", fail)
     assert run(capsys, "data", "fetch", "watch") == (1, "", f"watch: {error}\n")
 
 

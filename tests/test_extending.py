@@ -10,11 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from dmmlkd_ext import cli
+from dmmlkd_ext.data import backbone, load_dataset, registry
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "dmmlkd_ext" / "EXTENDING.md").read_text(encoding="utf-8")
-PARTS, COMMAND = re.findall(r"```(?:python)?\n(.*?)```", TEXT, re.DOTALL)
+FILE_COMMANDS, PARTS, COMMAND, BACKBONE, BACKBONE_COMMAND = re.findall(r"```(?:python)?\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture
@@ -35,6 +39,13 @@ def dmmlkd(folder: Path, arguments: list[str], ranks: int = 1) -> str:
     return done.stdout + done.stderr
 
 
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command of a block, without `dmmlkd`."""
+    lines = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+    assert {words[0] for words in lines} == {"dmmlkd"}
+    return [words[1:] for words in lines]
+
+
 def results(folder: Path) -> dict[str, dict]:
     found = {}
     for path in folder.glob("**/result.json"):
@@ -44,9 +55,8 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def test_the_command_of_the_page_runs_and_says_which_tier_trained(folder):
-    words = shlex.split(COMMAND.replace("\\\n", " "))
-    assert words[0] == "dmmlkd"
-    said = dmmlkd(folder, words[1:])
+    [words] = commands(COMMAND)
+    said = dmmlkd(folder, words)
     (run,) = results(folder).values()
     last = run["records"][-1]
     assert last["round"] == 4
@@ -55,11 +65,47 @@ def test_the_command_of_the_page_runs_and_says_which_tier_trained(folder):
     assert "the encoder of sound is a module of your own" in said
     environment = json.loads(next(folder.glob("runs/*/environment.json")).read_text())
     assert environment["local_training"].startswith("reference: the encoder of sound")
-    again = dmmlkd(folder, words[1:])
+    again = dmmlkd(folder, words)
     assert len(results(folder)) == 1  # it was reused
     (folder / "parts.py").write_text(PARTS.replace("0.1}", "0.2}"), encoding="utf-8")
-    dmmlkd(folder, words[1:])
+    dmmlkd(folder, words)
     assert len(results(folder)) == 2, again
+
+
+def test_files_of_ones_own_are_shown_and_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    arm, eye, labels = draw.normal(size=(120, 2)), draw.normal(size=(120, 2)), np.arange(120) % 3
+    np.savez("robots.npz", arm=arm, eye=eye, labels=labels)
+    rows = ["ax,ay,e1,e2,label", *(f"{a},{b},{c},{d},{k}" for (a, b), (c, d), k in zip(arm, eye, labels, strict=True))]
+    Path("robots.csv").write_text("\n".join(rows))
+    for words in commands(FILE_COMMANDS):
+        assert cli.main(words) == 0
+    assert "robots: 72 train, 18 validation, 30 test samples; 3 classes; a sample: arm [2], eye [2]" in (
+        capsys.readouterr().out
+    )
+    assert Path("robots.png").read_bytes().startswith(b"\x89PNG")
+    one, two = results(tmp_path).values()
+    assert one["records"] == two["records"]  # the same numbers, from two kinds of files
+
+
+def test_a_frozen_backbone_computes_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
+    Path("backbone.py").write_text(BACKBONE)
+    [words] = commands(BACKBONE_COMMAND)
+    assert cli.main(words) == 0
+    [run] = results(tmp_path).values()
+    assert run["result"]["test_accuracy_mean"] > 0.5
+    kept = list(tmp_path.glob("cache/dmmlkd_ext/features/*.npz"))
+    assert len(kept) == 1
+    calls = []
+    monkeypatch.setattr(backbone, "_apply", lambda *given: calls.append(given))
+    data = load_dataset("scenes", seed=5)
+    assert not calls
+    assert data.shapes == {"image": (48,), "sound": (1, 64)}
+    assert int((~data.train.present[:, 0]).sum()) > 0
 
 
 OPTIONS = ["--topology.name", "path", "--training.encoders", "sound", "small-cnn", "--training.rounds", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,41 @@ def test_an_interrupt_during_the_imports_is_one_line(
     monkeypatch.setattr(builtins, "__import__", interrupt)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "dmmlkd: interrupted before anything began\n"
+
+
+@pytest.mark.parametrize("program", [["-m", "dmmlkd_ext"], ["{folder}/dmmlkd"], ["{folder}/mine.py"]])
+def test_an_interrupt_while_torch_is_imported_is_one_line(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(60)"]
+    (tmp_path / "torch" / "__init__.py").write_text("\n".join(lines))
+    for name in ("dmmlkd", "mine.py"):
+        (tmp_path / name).write_text("from dmmlkd_ext.cli import main\nmain()\n")
+    words = [word.format(folder=tmp_path) for word in program]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, *words, "info"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    if words[0].endswith("mine.py"):
+        assert "Traceback" in done.stderr  # a program that uses the package reports its interrupts itself
+    else:
+        assert (done.returncode, done.stderr) == (130, "dmmlkd: interrupted before anything began\n")
+
+
+def test_a_package_that_is_missing_is_named_with_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    real_import = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "dmmlkd_ext.experiments.commands":
+            raise ModuleNotFoundError("No module named 'tyro'", name="tyro")
+        return real_import(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert cli.main(["info"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dmmlkd: the package tyro is missing: pip install tyro, or, in a clone, pip install '.[")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["run dmml mfeat", "sweep"])

@@ -1,6 +1,9 @@
 """Multi-modal datasets by name, and the samples and modalities of every device."""
 
+from dmmlkd_ext.data.arrays import from_arrays
+from dmmlkd_ext.data.backbone import frozen_features
 from dmmlkd_ext.data.dataset import MultiModalDataset, Split
+from dmmlkd_ext.data.files import load_csv, load_npz
 from dmmlkd_ext.data.partition import (
     assign_modalities,
     partition_dirichlet,
@@ -14,24 +17,36 @@ from dmmlkd_ext.data.sets.mfeat import load_mfeat
 from dmmlkd_ext.data.sets.ucihar import load_ucihar
 from dmmlkd_ext.data.sets.watch import load_watch
 from dmmlkd_ext.data.sources.fetch import ChecksumError, DataUnavailableError
+from dmmlkd_ext.data.standardize import standardize
+
+FILES = ("csv", "npz")
+"""Datasets that are a file of the user's."""
 
 __all__ = [
+    "FILES",
     "ChecksumError",
     "DataUnavailableError",
     "MultiModalDataset",
     "Split",
     "assign_modalities",
     "available_datasets",
+    "from_arrays",
+    "frozen_features",
+    "load_csv",
     "load_dataset",
+    "load_npz",
     "partition_dirichlet",
     "partition_iid",
     "partition_natural",
     "register_dataset",
+    "standardize",
 ]
 
 # `replace`, because a reloaded module registers its datasets again.
 register_dataset("avdigits", load_avdigits, replace=True)
 register_dataset("cremad", load_cremad, replace=True)
+register_dataset("csv", load_csv, replace=True)
 register_dataset("mfeat", load_mfeat, replace=True)
+register_dataset("npz", load_npz, replace=True)
 register_dataset("ucihar", load_ucihar, replace=True)
 register_dataset("watch", load_watch, replace=True)

@@ -43,6 +43,7 @@ from dmmlkd_ext.values import fit_value, is_scalar, read_value
 Loader = Callable[..., MultiModalDataset]
 
 _LOADERS: dict[str, Loader] = {}
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def register_dataset(name: str, loader: Loader, *, replace: bool = False) -> None:
@@ -91,7 +92,9 @@ def load_dataset(name: str, /, seed: int = 0, **options: object) -> MultiModalDa
     loader = _find_loader(name)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-    dataset = loader(seed=seed, **read_options(name, options))
+    read = read_options(name, options)
+    _require_options(name, loader, read)
+    dataset = loader(seed=seed, **read)
     if not isinstance(dataset, MultiModalDataset):
         raise ValueError(f"loader of dataset {name!r} must return a MultiModalDataset, got {type(dataset).__name__}")
     return dataset
@@ -120,6 +123,13 @@ def read_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{error} (an option of dataset {name!r})") from None
     return read
+
+
+def _require_options(name: str, loader: Loader, given: Mapping[str, object]) -> None:
+    for option, parameter in inspect.signature(loader).parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+        if needed and option != "seed" and option not in given:
+            raise ValueError(f"dataset {name!r} needs its option {option}, such as --data.options {option} VALUE")
 
 
 def _type_of(loader: Loader, option: str) -> Any:

@@ -49,17 +49,8 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     """
     dataset = load_data(config)
     data_sha256 = hash_data(dataset)  # before `centralize` replaces it
-    device_samples = partition(dataset, config.data, config.seed)
-    holds = assign_modalities(
-        config.data.num_devices,
-        len(dataset.modalities),
-        config.data.missing_rate,
-        numpy_generator(config.seed, "modalities"),
-        config.data.modalities_per_device,
-    )
+    device_samples, holds = share_out(dataset, config)
     method, training = config.method, config.training
-    if method.only is not None:
-        holds = keep_only(holds, dataset.modalities, method.only)
     topology = make_topology(config.topology, config.data.num_devices, config.seed)
     if method.centralized:
         training = replace(training, batch_size=training.batch_size * config.data.num_devices)
@@ -86,6 +77,26 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
     simulation = Simulation(dataset, device_samples, population, world, method, training, config.seed, guidance, part)
     simulation.data_sha256 = data_sha256
     return simulation
+
+
+def share_out(
+    dataset: MultiModalDataset, config: ExperimentConfig
+) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]:
+    """Return each device's training samples, and which modalities it has, bool [devices, modalities].
+
+    Raises:
+        ValueError: the configuration does not fit the dataset.
+    """
+    device_samples = partition(dataset, config.data, config.seed)
+    holds = assign_modalities(
+        config.data.num_devices,
+        len(dataset.modalities),
+        config.data.missing_rate,
+        numpy_generator(config.seed, "modalities"),
+        config.data.modalities_per_device,
+    )
+    only = config.method.only
+    return device_samples, holds if only is None else keep_only(holds, dataset.modalities, only)
 
 
 def slice_population(topology: Topology, holds: npt.NDArray[np.bool_], model: MultiModalNetwork, ranks: Ranks) -> Slice:

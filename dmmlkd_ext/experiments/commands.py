@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import tyro
 
-from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets, load_dataset
+from dmmlkd_ext.data import ChecksumError, DataUnavailableError, available_datasets
 from dmmlkd_ext.data.sources.fetch import data_folders
 from dmmlkd_ext.experiments.config import ExperimentConfig, processor
-from dmmlkd_ext.experiments.config.presets import PRESETS
 from dmmlkd_ext.experiments.config.settings import override_settings, read_grid, read_loader_options, told_budget
 from dmmlkd_ext.experiments.config.sources import begin
 from dmmlkd_ext.experiments.config.worlds import Level
+from dmmlkd_ext.experiments.extend import ExtensionError
 from dmmlkd_ext.experiments.provenance import describe_environment
 from dmmlkd_ext.experiments.run import ResumableSimulation, RunChangedError, RunLockedError, run_experiment
+from dmmlkd_ext.experiments.summary import summarize_run
 from dmmlkd_ext.experiments.sweep import SweepReport, parse_shard, run_sweep, select_shard
 from dmmlkd_ext.ops import backend, build_info
 from dmmlkd_ext.plugins import import_modules
@@ -36,6 +35,7 @@ from dmmlkd_ext.training.exchange.ranks import (
     started_by_torchrun,
 )
 from dmmlkd_ext.training.exchange.slices import links_cut
+from dmmlkd_ext.training.keep.trackers import read_trackers, require_trackers
 from dmmlkd_ext.training.methods import METHODS, get_method, method_names
 from dmmlkd_ext.values import read_counts
 
@@ -97,8 +97,10 @@ class RunCommand:
     """CPU threads of torch."""
     checkpoint_every: int = 10
     """Rounds between checkpoints."""
-    tensorboard: bool = False
-    """Write events for TensorBoard into the folder `tensorboard` among the runs."""
+    track: str = ""
+    """Trackers that get the numbers of every round, in folders among the runs: some of csv,tensorboard,mlflow,wandb."""
+    extend: bool = False
+    """Begin where a finished run ended that has fewer rounds and is otherwise the same."""
     quiet: bool = False
     """Draw no bar."""
     timeout_s: float = 300.0
@@ -108,6 +110,7 @@ class RunCommand:
     def __post_init__(self) -> None:
         _require_positive(self, "threads", "checkpoint_every", "timeout_s")
         processor.choose(self.device)
+        read_trackers(self.track)
 
     def checked(self) -> RunCommand:
         """Return the command with its processor, and the loader's options as the types that the loader states.
@@ -155,26 +158,25 @@ class RunCommand:
                 threads=self.threads,
                 checkpoint_every=self.checkpoint_every,
                 progress=False if self.quiet else None,
-                tensorboard=self.tensorboard,
+                track=read_trackers(self.track),
+                extend=self.extend,
                 build=partial(_build, ranks=ranks, quiet=self.quiet),
                 ranks=ranks,
                 gpu=gpu,
             )
-        except UserError as error:
+        except (UserError, ExtensionError) as error:
             if ranks.rank == 0:
-                raise
+                raise UserError(str(error)) from error
             # Only this rank reports the error, so it must, whatever its number.
             raise UnavailableError(str(error)) from error
 
     def _print_result(self, folder: Path) -> None:
-        path = folder / "result.json"
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            mean, worst = (_accuracy(result[f"test_accuracy_{name}"]) for name in ("mean", "worst"))
-            line = f"{folder}: test accuracy {mean}, worst device {worst}, {result['rounds']} rounds"
-        except (ValueError, TypeError, KeyError) as error:
+            text = summarize_run(folder)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            path = folder / "result.json"
             raise UnavailableError(f"{path} is damaged ({error}); remove {folder}, so that it is run again") from error
-        print(line)
+        print(text)
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ class SweepCommand:
     """Rounds between checkpoints."""
     shard: str = "1/1"
     """Run every n-th configuration from the i-th on: `i/n`."""
+    track: str = ""
+    """Trackers that get the numbers of every round, in folders among the runs: some of csv,tensorboard,mlflow,wandb."""
     quiet: bool = False
     """Draw no bar."""
 
@@ -221,6 +225,7 @@ class SweepCommand:
         read_counts(self.seeds, "seeds")
         parse_shard(self.shard)
         processor.choose(self.device)
+        read_trackers(self.track)
 
     def execute(self) -> int:
         """Run all, name those that failed, and return 1 if any did."""
@@ -239,6 +244,10 @@ class SweepCommand:
             ]
         except ValueError as error:
             raise UserError(str(error)) from error
+        try:
+            require_trackers(read_trackers(self.track))
+        except ImportError as error:
+            raise UnavailableError(str(error)) from error
         report = self._sweep(configs)
         print(f"{len(report.folders)} runs finished, {report.reused} of them earlier, in {self.runs}")
         for name, log in report.failures.items():
@@ -271,6 +280,7 @@ class SweepCommand:
             checkpoint_every=self.checkpoint_every,
             progress=False if self.quiet else None,
             gpu=processor.choose(self.device)[1],
+            track=read_trackers(self.track),
         )
 
 
@@ -309,34 +319,6 @@ class InfoCommand:
         return 0
 
 
-@dataclass(frozen=True)
-class DataCommand:
-    """List the datasets, or fetch some of them now, so that runs need no download."""
-
-    action: tyro.conf.Positional[Literal["list", "fetch"]] = "list"
-    """What to do."""
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of datasets to fetch."""
-    module: tuple[str, ...] = ()
-    """Python files or modules of your own to import first, which register a dataset for instance; may be repeated."""
-
-    def execute(self) -> int:
-        """List or fetch; return 1 if a dataset is not available."""
-        try:
-            import_modules(*self.module)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        known = available_datasets()
-        if self.action == "list":
-            for name in known:
-                print(f"{name}{'  (has recommended settings)' if name in PRESETS else ''}")
-            return 0
-        unknown = [name for name in self.names if name not in known]
-        if unknown or not self.names:
-            raise UserError(f"names must be some of {', '.join(known)}; got {', '.join(unknown) or 'none'}")
-        return max(_fetch(name) for name in self.names)
-
-
 class Command(Protocol):
     """What a command line asks for."""
 
@@ -347,11 +329,6 @@ class Command(Protocol):
             UserError: it cannot be done as asked for.
         """
         ...
-
-
-def _accuracy(accuracy: float | None) -> str:
-    """Format an accuracy; a dataset without test samples has none."""
-    return "none" if accuracy is None else f"{accuracy:.4f}"
 
 
 def _local_training() -> str:
@@ -386,15 +363,3 @@ def _build(config: ExperimentConfig, ranks: Ranks, quiet: bool) -> ResumableSimu
         devices, cut = ", ".join(map(str, part.counts)), links_cut(edges, part.owner)
         print(f"{devices} devices on {ranks.size} ranks, {cut} of {len(edges)} links between ranks", file=sys.stderr)
     return simulation
-
-
-def _fetch(name: str) -> int:
-    try:
-        dataset = load_dataset(name)
-    except (DataUnavailableError, ChecksumError, ImportError, OSError, ValueError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    counts = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)}
-    sizes = ", ".join(f"{len(counts[side])} {side}" for side in ("train", "validation", "test"))
-    print(f"{name}: {sizes} samples; {dataset.num_classes} classes; {', '.join(dataset.modalities)}")
-    return 0

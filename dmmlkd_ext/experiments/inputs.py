@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dmmlkd_ext.data.dataset import MultiModalDataset
-from dmmlkd_ext.data.registry import load_dataset
+from dmmlkd_ext.data.registry import load_dataset, read_options
 from dmmlkd_ext.data.sources.fetch import DataUnavailableError
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.plugins import hash_sources, import_modules
@@ -62,7 +62,8 @@ def load_data(config: ExperimentConfig) -> MultiModalDataset:
         DataUnavailableError: the dataset is neither cached nor can be fetched.
     """
     import_modules(*config.module)
-    return load_dataset(config.data.dataset, config.seed, **config.data.options)
+    options = read_options(config.data.dataset, config.data.options)  # refuses `seed`, which is no option of data
+    return load_dataset(config.data.dataset, config.seed, **options)
 
 
 def hash_data(dataset: MultiModalDataset) -> str:

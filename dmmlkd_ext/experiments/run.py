@@ -15,7 +15,6 @@ GPU of the same model; on another model it starts over, as on another CPU.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -31,9 +30,11 @@ from typing import Any, Protocol
 from dmmlkd_ext.experiments.config import ExperimentConfig, processor
 from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.determinism import deterministic
+from dmmlkd_ext.experiments.extend import adopt_rounds, find_shorter
 from dmmlkd_ext.experiments.finished import is_finished, read_json, require_unchanged, summarize
 from dmmlkd_ext.experiments.inputs import hash_files_read, other_data
 from dmmlkd_ext.experiments.provenance import code_version, describe_environment
+from dmmlkd_ext.locks import lock_file
 from dmmlkd_ext.ops import backend
 from dmmlkd_ext.training.exchange.ranks import Ranks, UnlikeRanksError
 from dmmlkd_ext.training.keep.callbacks import (
@@ -41,13 +42,13 @@ from dmmlkd_ext.training.keep.callbacks import (
     Checkpoint,
     ProgressBar,
     RunningSimulation,
-    TensorBoard,
 )
 from dmmlkd_ext.training.keep.checkpoints import load_checkpoint, shard_paths
 from dmmlkd_ext.training.keep.divergence import DivergenceWarning
 from dmmlkd_ext.training.keep.files import RunChangedError, naming, remove_temporary_files, write_text
 from dmmlkd_ext.training.keep.locking import RunLockedError, run_lock
 from dmmlkd_ext.training.keep.records import RecordWriter, first_lines
+from dmmlkd_ext.training.keep.trackers import make_trackers
 from dmmlkd_ext.training.learn import SLOWER
 
 __all__ = [
@@ -69,13 +70,17 @@ _SEEN_WITHIN_S = 5.0
 
 
 class ResumableSimulation(RunningSimulation, Protocol):
-    """A simulation that can be run and resumed."""
+    """A simulation that can be run, resumed and extended."""
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Run the remaining rounds."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
+
+    def measure_again(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the record of the last round as it is where more rounds follow."""
+        ...
 
 
 Builder = Callable[[ExperimentConfig], ResumableSimulation]
@@ -101,7 +106,8 @@ def run_experiment(
     threads: int = 1,
     checkpoint_every: int = 10,
     progress: bool | None = False,
-    tensorboard: bool = False,
+    track: Sequence[str] = (),
+    extend: bool = False,
     callbacks: Sequence[Callback] = (),
     build: Builder | None = None,
     wait: bool = False,
@@ -119,7 +125,8 @@ def run_experiment(
         threads: CPU threads of torch; the last bits may depend on it.
         checkpoint_every: rounds between checkpoints.
         progress: draw a bar; None draws it only on a terminal.
-        tensorboard: also write events to the folder `tensorboard` in `runs_folder`.
+        track: trackers by name (`dmmlkd_ext.training.keep.trackers`), which write into folders in `runs_folder`.
+        extend: begin where the longest finished run of fewer rounds, otherwise the same, ended.
         callbacks: further callbacks, on every rank; they must not change the training, as they are not in the hash.
         build: makes the simulation; the default is `build_simulation`, on `ranks`.
         wait: if another process runs the same configuration, wait for it and take its result.
@@ -128,7 +135,9 @@ def run_experiment(
 
     Raises:
         GpuMissingError: the GPU is not there; nothing was written.
-        ValueError: an argument is out of range, or the configuration does not fit its dataset or the ranks.
+        ValueError: an argument is out of range, the configuration does not fit its dataset or the ranks, or there is
+            nothing to extend.
+        ImportError: a tracker's package is not installed.
         RunLockedError: another process runs the same configuration, and `wait` is False.
         RunChangedError: the data or the run's files changed since the run started.
         OSError: a file cannot be read or written.
@@ -148,7 +157,9 @@ def run_experiment(
         if ranks.first(lambda: _is_reusable(folder, config)):
             return folder
         records = RecordWriter(folder / "metrics.jsonl", checkpoint_every)
-        shown = _observers(config, Path(runs_folder), name, ranks, progress, tensorboard)
+        shown = _observers(config, Path(runs_folder), name, ranks, progress, track)
+        begun = (folder / "checkpoint.pt").exists
+        earlier = ranks.first(lambda: _find_shorter(config, Path(runs_folder)) if extend and not begun() else None)
         keeping = Checkpoint(folder / "checkpoint.pt", checkpoint_every, ranks, records)
         # Before anything is written: a configuration that does not fit its data is refused here.
         simulation = ranks.together(lambda: (build or partial(_build_simulation, ranks=ranks))(config))
@@ -164,6 +175,8 @@ def run_experiment(
         if ranks.first(lambda: _is_reusable(folder, config)):  # by a process that held the lock until now
             return folder
         ranks.first(lambda: _prepare(folder, config, environment))
+        if earlier is not None and not ranks.first(begun):
+            adopt_rounds(earlier, folder, simulation, ranks)
         _resume(folder, simulation, ranks)
         following = [keeping, *shown, *callbacks]
         _run_timed(simulation, [records, *following] if ranks.rank == 0 else following, folder, ranks)
@@ -172,13 +185,17 @@ def run_experiment(
 
 
 def _observers(
-    config: ExperimentConfig, runs_folder: Path, name: str, ranks: Ranks, progress: bool | None, tensorboard: bool
+    config: ExperimentConfig, runs_folder: Path, name: str, ranks: Ranks, progress: bool | None, track: Sequence[str]
 ) -> list[Callback]:
     """Return the callbacks that show the progress, on the first rank."""
     if ranks.rank != 0:
         return []
-    shown: list[Callback] = [TensorBoard(runs_folder / "tensorboard" / name)] if tensorboard else []
-    return [*shown, DivergenceWarning(), ProgressBar(f"{config.data.dataset} {config.method.name}", progress)]
+    trackers = make_trackers(track, runs_folder, name, config.to_dict())
+    return [*trackers, DivergenceWarning(), ProgressBar(f"{config.data.dataset} {config.method.name}", progress)]
+
+
+def _find_shorter(config: ExperimentConfig, runs_folder: Path) -> Path:
+    return find_shorter(config, runs_folder, run_name)
 
 
 def _is_reusable(folder: Path, config: ExperimentConfig) -> bool:
@@ -364,7 +381,7 @@ def _run_timed(simulation: ResumableSimulation, callbacks: Sequence[Callback], f
 def append_timing(path: Path, run: str, first_round: int, last_round: int, seconds: float) -> None:
     """Append the wall time of a range of rounds, in seconds, to a table that processes share."""
     with naming(path), path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file)
         if file.seek(0, 2) == 0:
             file.write("run,first_round,last_round,seconds\n")
         file.write(f"{run},{first_round},{last_round},{seconds:.3f}\n")

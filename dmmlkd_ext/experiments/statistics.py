@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -124,13 +124,30 @@ def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> p
         value: the column that is averaged.
 
     Returns:
-        Columns `keys`, mean, low, high, seeds.
+        Columns `keys`, mean, low, high, seeds; and `dots` where some of the seeds are too few for an interval to be
+        drawn: the values of such seeds as text, else empty.
     """
     found = []
     for key, group in rows.groupby(list(keys), dropna=False):
         interval = mean_interval(group[value].to_numpy())
-        found.append((*key, interval.mean, interval.low, interval.high, interval.count))
-    return pd.DataFrame(found, columns=[*keys, "mean", "low", "high", "seeds"])
+        found.append((*key, interval.mean, interval.low, interval.high, interval.count, name_dots(group[value])))
+    return without_empty_dots(pd.DataFrame(found, columns=[*keys, "mean", "low", "high", "seeds", "dots"]))
+
+
+def name_dots(values: Iterable[float]) -> str:
+    """Return the values of fewer than `LEAST_SEEDS` seeds as text; nothing for more.
+
+    Example:
+        >>> name_dots([0.5, 0.25]), name_dots(range(5))
+        ('0.5 0.25', '')
+    """
+    listed = list(values)
+    return " ".join(f"{value:.6g}" for value in listed) if len(listed) < LEAST_SEEDS else ""
+
+
+def without_empty_dots(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows without columns of dots that have none."""
+    return rows.drop(columns=[name for name in rows if str(name).endswith("dots") and (rows[name] == "").all()])
 
 
 def compare(
@@ -151,7 +168,8 @@ def compare(
 
     Returns:
         A row for each of `keys` and method: each of `values` with `_low`, `_high` of its 95% interval over seeds;
-        `difference` with `_low`, `_high` and `p`; `seeds` and `pairs`, how many were used.
+        `difference` with `_low`, `_high` and `p`; `seeds` and `pairs`, how many were used; and where seeds are few,
+        `_dots` of the first value and of the difference, as of `summarize`.
     """
     found = []
     for key, setting in rows.groupby(list(keys), dropna=False):
@@ -163,8 +181,9 @@ def compare(
             ours = group.set_index("seed")[values[0]]
             difference = NOTHING if name == reference else difference_of(ours, base)
             row |= _columns("difference", difference)
-            found.append(row | {"p": difference.p_value, "pairs": difference.count})
-    return pd.DataFrame(found)
+            row |= {"p": difference.p_value, "pairs": difference.count, f"{values[0]}_dots": name_dots(ours)}
+            found.append(row | {"difference_dots": name_dots((ours - base).dropna() if difference.count else ())})
+    return without_empty_dots(pd.DataFrame(found))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

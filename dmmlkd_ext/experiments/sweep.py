@@ -85,6 +85,7 @@ def run_sweep(
     threads: int = 1,
     checkpoint_every: int = 10,
     progress: bool | None = None,
+    track: Sequence[str] = (),
     build: Builder | None = None,
     gpu: int | None = None,
 ) -> SweepReport:
@@ -100,6 +101,7 @@ def run_sweep(
         threads: CPU threads of torch in each process.
         checkpoint_every: rounds between checkpoints.
         progress: draw a bar over the rounds of all runs with the time left; None draws it only on a terminal.
+        track: trackers by name, as of `run_experiment`.
         build: makes a simulation, a function that processes can import; the default is `build_simulation`.
         gpu: the number of the GPU for the runs that need one; None places each on the GPU that has the fewest.
 
@@ -123,7 +125,7 @@ def run_sweep(
     gpus = [gpu] if gpu is not None else list(range(torch.cuda.device_count() if on_gpus else 0))
     failures = _check_finished({name: by_name[name] for name in by_name if name not in pending}, runs_folder)
     reused = len(by_name) - len(pending) - len(failures)
-    options = {"threads": threads, "checkpoint_every": checkpoint_every, "build": build}
+    options = {"threads": threads, "checkpoint_every": checkpoint_every, "track": track, "build": build}
     if workers is None:
         workers = len(gpus) if on_gpus and len(on_gpus) == len(pending) else max(1, available_cores() // threads)
     if pending:
@@ -158,6 +160,8 @@ class _Job:
     rounds: Connection | None
     """Receives the number of completed rounds; None once the process closed its end."""
     gpu: int | None
+    total: int
+    """Rounds of the whole run."""
     done: int = 0
 
 
@@ -216,7 +220,7 @@ class _Sweep:
         )
         process.start()
         sender.close()  # only the child's end stays open, so its death closes the pipe
-        self.running.append(_Job(name, process, receiver, gpu))
+        self.running.append(_Job(name, process, receiver, gpu, config.training.rounds))
 
     def _place(self) -> int:
         """Return the GPU on which the fewest runs are, of several the first: at the start, one after the other."""
@@ -247,6 +251,7 @@ class _Sweep:
 
     def _end(self, job: _Job) -> None:
         self._advance(job)
+        self.bar.update(job.total - job.done)  # those of a run that stopped early or failed, which are not left to do
         job.process.join()
         self.running.remove(job)
         log = _log_of(self.runs_folder, job.name)

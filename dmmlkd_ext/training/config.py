@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class TrainingConfig:
     differ from device to device; more are used where all devices together would not see all data. 0 means all."""
     probe: bool = False
     """Judge each encoder by a linear probe after the last round."""
+    per_class: Literal["none", "last", "evaluated"] = "none"
+    """Record accuracy and F1 of each class, macro-F1 and the confusion matrix on test samples: never, after the last
+    round, or at every evaluation."""
+    patience: int = 0
+    """End the run, with one more round that is evaluated in full, after so many evaluations without a better value; 0
+    never does. The learning rate still falls over `rounds`."""
+    patience_metric: Literal["validation_accuracy", "loss"] = "validation_accuracy"
+    """The value that `patience` watches: mean validation accuracy over devices, or the training's total loss."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -48,8 +57,9 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.evaluation_samples < 0:
-            raise ValueError(f"evaluation_samples must be at least 0, got {self.evaluation_samples}")
+        for name in ("evaluation_samples", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")

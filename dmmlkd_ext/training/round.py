@@ -30,7 +30,8 @@ from dmmlkd_ext.training.keep.checkpoints import select_rows
 from dmmlkd_ext.training.learn import LocalTask, train, why_reference
 from dmmlkd_ext.training.learn.batches import BatchSampler
 from dmmlkd_ext.training.measure.judge import Judge
-from dmmlkd_ext.training.measure.record import RoundOutcome, make_record
+from dmmlkd_ext.training.measure.patience import Patience
+from dmmlkd_ext.training.measure.record import OF_CLASSES, RoundOutcome, make_record, measured
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.wireless.energy import EnergyAccount, initial_budget_joule
@@ -81,6 +82,7 @@ class Simulation:
         self.dataset, self.population, self.world = dataset, population, world
         self.method, self.config, self.guidance = method, config, guidance
         self.round, self.total_rounds = 0, config.rounds
+        self.patience = Patience(config.patience, config.patience_metric)
         self.part = part or alone(len(device_samples))
         self.sampler = BatchSampler(
             dataset.train, device_samples, config.batch_size, config.input_noise, seed, self.part.devices
@@ -158,7 +160,16 @@ class Simulation:
         self.round += 1
         judgement = self.judge.judge(self.population, self.guidance, self.round, self.total_rounds)
         rate = self.config.learning_rate_at(self.round - 1)
-        return make_record(self, RoundOutcome(links, plan, metric, losses, rate, learns, judgement))
+        record = make_record(self, RoundOutcome(links, plan, metric, losses, rate, learns, judgement))
+        if self.patience.is_over(record):
+            self.total_rounds = min(self.total_rounds, self.round + 1)  # the last round is evaluated in full
+        return record
+
+    def measure_again(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the record of the last round as it is where `total_rounds` says that more rounds follow."""
+        judgement = self.judge.judge(self.population, self.guidance, self.round, self.total_rounds)
+        found = measured(judgement, self.population.network.modalities, self.dataset.class_names)
+        return {key: found.get(key, value) for key, value in record.items() if key in found or key not in OF_CLASSES}
 
     def _plan(self, links: RoundLinks, metric: FloatArray) -> Plan:
         """Allocate the local iterations; none for a device that failed or cannot pay one iteration."""
@@ -243,7 +254,10 @@ class Simulation:
         rows = {name: {"devices": devices[name], **state} for name, state in self.population.state_dict().items()}
         if self.guidance:
             rows[GUIDANCE] = {"devices": self.part.devices, **self.guidance.state_dict()}
-        return {"round": self.round, "energy": self.energy.state_dict(), "speeds": self.speeds, "rows": [rows]}
+        state = {"round": self.round, "energy": self.energy.state_dict(), "speeds": self.speeds, "rows": [rows]}
+        if self.patience.evaluations:
+            state["patience"] = {**self.patience.state_dict(), "total_rounds": self.total_rounds}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict` of a simulation of the same configuration, with `rows` from any number of ranks.
@@ -258,4 +272,7 @@ class Simulation:
         self.speeds = np.array(state["speeds"], dtype=np.float64)
         if self.guidance:
             self.guidance.load_state_dict(select_rows(state["rows"], GUIDANCE, self.part.devices))
+        if self.patience.evaluations:
+            self.patience.load_state_dict(state["patience"])
+            self.total_rounds = int(state["patience"]["total_rounds"])
         self.round = int(state["round"])

@@ -6,7 +6,6 @@ files later gives the same.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from dmmlkd_ext.experiments.results import (
     read_records,
 )
 from dmmlkd_ext.experiments.run import is_finished, run_name
+from dmmlkd_ext.experiments.summary import read_seconds
 from paper_figures.collect.embedding import FEATURE_COLUMNS, embed_run
 from paper_figures.collect.kept import RUN_COLUMNS, Gathered, decode, encode
 from paper_figures.plan.experiments import BUDGETS, Case
@@ -76,23 +76,6 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
         features,
     )
     return decode(encode(tables)), {**unreadable, **lost}
-
-
-def read_seconds(path: Path) -> dict[str, float]:
-    """Return the seconds that each run took, over all times that it was resumed; none where they were not kept.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    total: dict[str, float] = {}
-    if path.exists():
-        with path.open(encoding="utf-8", newline="", errors="replace") as file:
-            for row in csv.DictReader(file):
-                try:
-                    total[row["run"]] = total.get(row["run"], 0.0) + float(row["seconds"])
-                except (KeyError, TypeError, ValueError) as error:
-                    raise ValueError(f"{path} is damaged: a line has no run and seconds, got {row}") from error
-    return total
 
 
 def _detailed(cases: Cases) -> set[str]:

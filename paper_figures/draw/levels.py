@@ -14,9 +14,9 @@ from paper_figures.judge.transforms import by_method
 
 
 def draw_accuracy(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
-    """Draw each method's accuracy, with bars of their intervals for the paper's and those of one level."""
+    """Draw each method's accuracy, with bars of their intervals, or dots, for the paper's and those of one level."""
     for method, rows in by_method(set_apart(panel, x)):
-        line = rows.rename(columns={"mean_low": "low", "mean_high": "high"})
+        line = rows.rename(columns={"mean_low": "low", "mean_high": "high", "mean_dots": "dots"})
         strong = method in style.STRONG
         style.draw_line(axis, line, method, x, strong=strong, band=False, bars=strong or len(line) == 1)
     style.keep_percent(axis)
@@ -40,7 +40,8 @@ def set_apart(panel: pd.DataFrame, x: str = "level") -> pd.DataFrame:
 def draw_differences(axis: Axes, panel: pd.DataFrame, x: str = "level") -> None:
     """Draw each method's difference to the reference with bands of its paired intervals."""
     axis.axhline(0, color=style.look(REFERENCE_METHOD).colour, linewidth=1.0, zorder=1)
-    names = {"difference": "mean", "difference_low": "low", "difference_high": "high"}
+    names = {"difference": "mean", "difference_low": "low", "difference_high": "high", "difference_dots": "dots"}
+    names = {name: short for name, short in names.items() if name in panel}
     for method, rows in by_method(panel.dropna(subset=["difference"])):
         line = rows[[x, *names]].rename(columns=names)
         style.draw_line(axis, line, method, x, band=True, bars=len(line) == 1)

@@ -39,7 +39,7 @@ def transform(results: Results) -> pd.DataFrame:
             shown |= rows["method"] == UNIMODAL + rows["modality"]
         parts.append(transforms.summarize(rows[shown], [*keys, "round"], "value").assign(measure=metric))
     drawn = pd.concat([part for part in parts if len(part)]) if any(map(len, parts)) else parts[0]
-    columns = ["measure", *keys, "round", "mean", "low", "high", "seeds"]
+    columns = ["measure", *keys, "round", "mean", "low", "high", "seeds", *(["dots"] if "dots" in drawn else [])]
     return drawn.reindex(columns=columns).astype({"round": "Int32"}).reset_index(drop=True)
 
 
@@ -73,7 +73,10 @@ def _draw_gaps(axis: Axes, gaps: pd.DataFrame) -> None:
     for place, (method, rows) in enumerate(transforms.by_method(gaps)):
         shown = style.look(method)
         mean, low, high = (100 * rows[name].to_numpy() for name in ("mean", "low", "high"))
-        style.draw_bars(axis, [place], mean, low, high, shown.colour)
+        if style.has_dots(rows):
+            style.draw_dots(axis, [place], rows["dots"], 100.0, shown.colour)
+        else:
+            style.draw_bars(axis, [place], mean, low, high, shown.colour)
         axis.plot([place], mean, color=shown.colour, marker=shown.marker, markersize=5, markeredgecolor="white")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks([])

@@ -49,9 +49,9 @@ def over_budgets(table: pd.DataFrame) -> pd.DataFrame:
     distilled = compare(with_distillation, keys, UNIFORM)
     plain = both[~both["method"].str.startswith(UNIFORM)]
     names = {"difference": "uniform_difference", "difference_low": "uniform_low", "difference_high": "uniform_high"}
-    names["p"] = "uniform_p"
+    names |= {"p": "uniform_p", "difference_dots": "uniform_dots"}
     uniform = pd.concat([part for part in (plain, distilled) if len(part)]).rename(columns=names)
-    columns = [*keys, "method", *names.values()]
+    columns = [*keys, "method", *(name for name in names.values() if name in uniform)]
     return transforms.in_figure_order(both.merge(uniform[columns], on=[*keys, "method"], how="left"))
 
 
@@ -136,7 +136,8 @@ def _draw_traces(axis: Axes, traces: pd.DataFrame) -> None:
 def _draw_gains(axis: Axes, panel: pd.DataFrame) -> None:
     """Draw each method's difference to the uniform cut of the same losses."""
     axis.axhline(0, color="black", linewidth=0.8, zorder=1)
-    names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high"}
+    names = {"uniform_difference": "mean", "uniform_low": "low", "uniform_high": "high", "uniform_dots": "dots"}
+    names = {name: short for name, short in names.items() if name in panel}
     for method, rows in transforms.by_method(levels.set_apart(panel).dropna(subset=["uniform_difference"])):
         line, strong = rows[["level", *names]].rename(columns=names), method in style.STRONG
         style.draw_line(axis, line, method, "level", strong=strong, band=strong, bars=len(line) == 1)

@@ -65,7 +65,10 @@ def _draw_gains(axis: Axes, gains: pd.DataFrame) -> None:
     mean, low, high = (100 * gains[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
     colours = [shown.colour if complete else "white" for complete in gains["complete"]]
     axis.bar(places, mean, width=0.6, color=colours, edgecolor=shown.colour, linewidth=1.0, alpha=0.8)
-    style.draw_bars(axis, places, mean, low, high, "black")
+    if style.has_dots(gains):
+        style.draw_dots(axis, places, gains["dots"], 100.0, "black")
+    else:
+        style.draw_bars(axis, places, mean, low, high, "black")
     axis.axhline(0, color="black", linewidth=0.8)
     if len(places):
         levels.set_level_axis(axis, list(places), "Modalities that a device holds")

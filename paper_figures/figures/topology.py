@@ -47,7 +47,8 @@ def transform(results: Results) -> pd.DataFrame:
         if len(named):
             found.append(transforms.summarize(named, keys).assign(measure=measure))
     columns = ["measure", *keys, "mean", "low", "high", "seeds"]
-    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+    drawn = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return drawn[[*columns, *(["dots"] if "dots" in drawn else [])]]
 
 
 def draw(drawn: pd.DataFrame) -> Figure:
@@ -83,7 +84,10 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, setting: str, scale: float) -> 
         places = np.array([topologies.index(name) for name in rows["topology"]]) + shift
         mean, low, high = (scale * rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
         shown = style.look(method)
-        style.draw_bars(axis, places, mean, low, high, shown.colour)
+        if style.has_dots(rows):
+            style.draw_dots(axis, places, rows["dots"], scale, shown.colour)
+        else:
+            style.draw_bars(axis, places, mean, low, high, shown.colour)
         axis.plot(places, mean, linestyle="none", marker=shown.marker, color=shown.colour, markeredgecolor="white")
     axis.set_xticks(range(len(topologies)))
     labels = [name.replace("_", " ") for name in topologies]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.benchmarks.results import FOLDER
+from tests.benchmarks.results import FOLDER, Row, read_rows
 
-KEY = ("operator", "case", "work", "threads", "against")
 NOISE = 0.15  # ratios of shared machines repeat to about this
 
 
@@ -30,22 +31,49 @@ def machine_of(rows: Path) -> str:
     return rows.parent.name[: -len("-2026-01-01")]
 
 
-def read(path: Path) -> dict[tuple[str, ...], float]:
-    """Return the ratio of each comparison."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return {tuple(row[key] for key in KEY): float(row["ratio"]) for row in csv.DictReader(file)}
+def read_skipped(rows: Path) -> dict[str, str]:
+    """Return the benchmarks that a session skipped, each with the reason."""
+    skipped: dict[str, str] = json.loads(rows.with_name("machine.json").read_text(encoding="utf-8")).get("skipped", {})
+    return skipped
 
 
-def changes(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], float]) -> list[str]:
-    """Return a line for each comparison that is new, gone, or changed by more than noise."""
-    lines = [f"gone      {' | '.join(key)}" for key in before if key not in after]
-    for key, ratio in after.items():
-        if key not in before:
-            lines.append(f"new       {' | '.join(key)}: {ratio:.2f}")
-        elif abs(ratio / before[key] - 1) > NOISE:
-            word = "faster" if ratio > before[key] else "slower"
-            lines.append(f"{word}    {' | '.join(key)}: {before[key]:.2f} -> {ratio:.2f}")
+def changes(before: list[Row], after: list[Row], skipped: Mapping[str, str]) -> list[str]:
+    """Return a line for each comparison that is new, missing, or changed by more than noise.
+
+    Of an operator whose benchmarks were not run, a line says so for all of its comparisons.
+    """
+    old, new = ({row.comparison: row for row in rows} for rows in (before, after))
+    ran = {row.operator for row in after}
+    absent = Counter(row.operator for row in before if row.operator not in ran and row.test not in skipped)
+    lines = [f"not run  {operator}: {count} comparisons" for operator, count in absent.items()]
+    gone = [row for key, row in old.items() if key not in new]
+    lines += [_missing(row, skipped) for row in gone if row.operator in ran or row.test in skipped]
+    for key, row in new.items():
+        if key not in old:
+            lines.append(f"new      {_name(row)}: {row.ratio:.2f} ({_times(row)})")
+        elif abs(row.ratio / old[key].ratio - 1) > NOISE:
+            word = "faster" if row.ratio > old[key].ratio else "slower"
+            lines.append(
+                f"{word}   {_name(row)}: {old[key].ratio:.2f} -> {row.ratio:.2f} ({_times(old[key])} -> {_times(row)})"
+            )
     return lines
+
+
+def _missing(row: Row, skipped: Mapping[str, str]) -> str:
+    """Return why a comparison is not there any more: skipped, or gone with its benchmark."""
+    if row.test in skipped:
+        return f"skipped  {_name(row)}: {skipped[row.test]}"
+    if not row.test and skipped:  # of a session that did not keep which benchmark measured what
+        return f"gone or skipped  {_name(row)}"
+    return f"gone     {_name(row)}"
+
+
+def _name(row: Row) -> str:
+    return " | ".join(map(str, row.comparison))
+
+
+def _times(row: Row) -> str:
+    return f"{row.native_us:.4g} us against {row.other_us:.4g}"
 
 
 def main() -> int:
@@ -59,8 +87,8 @@ def main() -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
-    lines = changes(read(stored), read(fresh))
-    print(f"against {stored.parent.name}, changes above {NOISE:.0%}:")
+    lines = changes(read_rows(stored), read_rows(fresh), read_skipped(fresh))
+    print(f"against {stored.parent.name}, changes above {NOISE:.0%}, ratios and microseconds of both sides:")
     print("\n".join(lines) or "none")
     return 0
 

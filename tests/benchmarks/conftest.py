@@ -10,6 +10,8 @@ import torch
 from tests.benchmarks.paired import interleave, ratio
 from tests.benchmarks.results import FOLDER, Results
 
+SKIPPED = pytest.StashKey[dict[str, str]]()
+
 
 def pytest_addoption(parser):
     parser.addoption("--results", action="store_true", help="keep what the benchmarks found")
@@ -21,6 +23,7 @@ def results(request):
     """Gather the rows of the session; print their table at its end and keep it if asked."""
     gathered = Results()
     yield gathered
+    gathered.skipped = request.config.stash.get(SKIPPED, {})
     if not gathered.rows:
         return
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -28,6 +31,23 @@ def results(request):
         if request.config.getoption("--results"):
             command = " ".join(["python -m pytest", *sys.argv[1:]])
             print(f"kept in {gathered.write(request.config.getoption('--results-folder'), command)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep why a benchmark was skipped: its rows are not gone."""
+    report = yield
+    if report.skipped:
+        where = report.longrepr
+        item.config.stash.setdefault(SKIPPED, {})[item.nodeid] = where[2] if isinstance(where, tuple) else str(where)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _name_the_test(request):
+    """Tell the results which benchmark measures."""
+    if "results" in request.fixturenames:
+        request.getfixturevalue("results").test = request.node.nodeid
 
 
 @pytest.fixture(autouse=True)

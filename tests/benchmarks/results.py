@@ -37,6 +37,8 @@ class Row:
     """Time of the other over time of the native one; above 1 the native one is faster."""
     target: float | None = None
     """The least ratio that was aimed at."""
+    test: str = ""
+    """The benchmark that measured it, as pytest names it; empty in results from before it was kept."""
 
     @property
     def comparison(self) -> tuple[str, str, str, int, str]:
@@ -54,6 +56,10 @@ class Results:
     """The rows of one session."""
 
     rows: list[Row] = field(default_factory=list)
+    test: str = ""
+    """The benchmark that is measuring."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Name of a benchmark that was skipped -> why."""
 
     def add(
         self,
@@ -80,17 +86,18 @@ class Results:
                     statistics.median(times[other]) * 1e6,
                     ratios[other],
                     (targets or {}).get(other),
+                    self.test,
                 )
             )
         return ratios
 
     def write(self, folder: Path, command: str) -> Path:
-        """Write rows, table, plot and the machine's description into a folder of its own.
+        """Write rows, table and the machine's description into a folder of its own.
 
         Where the same machine has left rows on the same day, these are added to them, or take their places: so the
         benchmarks may be run file by file.
         """
-        machine = describe_machine(command)
+        machine = describe_machine(command) | {"skipped": self.skipped}
         parts = machine["processor"], machine["build"]["instruction_set"] or "reference", machine["date"]
         name = "-".join(parts).lower().replace(" ", "-")
         target = folder / name
@@ -107,7 +114,6 @@ class Results:
                 }
                 writer.writerow({**numbers, "verdict": row.verdict})
         (target / "table.md").write_text(self.table(), encoding="utf-8")
-        draw(self.rows, target / "ratios.png")
         return target
 
     def table(self) -> str:
@@ -135,6 +141,7 @@ def read_rows(path: Path) -> list[Row]:
                 row["against"],
                 *(float(row[key]) for key in ("native_us", "other_us", "ratio")),
                 float(row["target"]) if row["target"] else None,
+                row.get("test", ""),
             )
             for row in csv.DictReader(file)
         ]
@@ -164,27 +171,3 @@ def describe_machine(command: str) -> dict[str, Any]:
         "command": command,
         "build": build_info(),
     }
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Draw the speed-up of each row over what it was compared with."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    operators = sorted({row.operator for row in rows})
-    figure, axes = plt.subplots(len(operators), 1, figsize=(7, 3 * len(operators)), squeeze=False)
-    for axis, operator in zip(axes[:, 0], operators, strict=True):
-        own = [row for row in rows if row.operator == operator and row.threads == 1]
-        cases = list(dict.fromkeys(f"{row.case} {row.work}" for row in own))
-        for against in dict.fromkeys(row.against for row in own):
-            points = [(cases.index(f"{row.case} {row.work}"), row.ratio) for row in own if row.against == against]
-            axis.plot(*zip(*points, strict=True), "o", label=against, markersize=4)
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(yscale="log", ylabel=f"{operator}\ntime over native's", xticks=range(len(cases)))
-        axis.set_xticklabels(cases, rotation=60, ha="right", fontsize=6)
-        axis.legend(fontsize=6, ncols=4)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)

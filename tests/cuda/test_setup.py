@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -186,3 +187,13 @@ def test_the_package_says_why_it_has_no_cuda_kernels(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "CUDA_LIBRARY", tmp_path / "_C_cuda.so")
     (tmp_path / "_cuda_not_built.txt").write_text("nvcc failed\n")
     assert native._load_cuda() == "the CUDA kernels were not built: nvcc failed"
+
+
+def test_other_systems_than_linux_run_by_the_reference(sources, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    build(monkeypatch, None, torch_cuda=None)
+    reason = (sources / PACKAGE / "_not_built.txt").read_text()
+    assert reason.startswith("it is built on Linux, and this is darwin")
+    assert not list((sources / PACKAGE).glob("_C*"))
+    build(monkeypatch, None, wanted="cpu", torch_cuda=None)
+    assert list((sources / PACKAGE).glob("_C*"))

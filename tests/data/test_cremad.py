@@ -104,9 +104,9 @@ def test_without_the_folders_it_says_what_to_do(cache: Path) -> None:
     assert str(cache / "cremad") in str(caught.value)
 
 
-def test_without_pillow_it_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_it_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match="extra 'figures'"):
+    with pytest.raises(ImportError, match="pip install pillow"):
         read_frame(tmp_path / "a.png")
 
 

@@ -303,11 +303,10 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
-def test_events_for_tensorboard_stay_out_of_the_folder(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    folder = run_experiment(small_config(), tmp_path, build=build_fake, tensorboard=True)
+def test_what_trackers_write_stays_out_of_the_folder(tmp_path: Path) -> None:
+    folder = run_experiment(small_config(), tmp_path, build=build_fake, track=["csv"])
     assert set(read_all(folder)) == FILES
-    assert list((tmp_path / "tensorboard" / folder.name).iterdir())
+    assert (tmp_path / "csv" / f"{folder.name}.csv").exists()
 
 
 def test_settings_of_torch_are_restored(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from dmmlkd_ext.experiments.config.tuned import Choice, Trial, by_key
 from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
+from dmmlkd_ext.experiments.statistics import LEAST_SEEDS
 from paper_figures.plan.experiments import ALONE, EXPERIMENTS, PROFILES, Case, configure, make_cases
 from paper_figures.plan.profiles import Profile, Scope
 from paper_figures.plan.search import SEEDS as TUNING_SEEDS
@@ -38,7 +39,7 @@ def test_the_profiles_are_no_larger_than_their_time_allows() -> None:
         for name, profile in PROFILES.items()
     }
     assert distinct["smoke"] <= 50
-    assert distinct["quick"] <= 120
+    assert distinct["quick"] <= 300
     assert distinct["full"] <= 1250
     for experiment in EXPERIMENTS:
         assert {case.config.seed for case in make_cases(experiment, PROFILES["full"], {})} == {0, 1, 2, 3, 4}
@@ -116,3 +117,9 @@ def test_a_profile_with_fewer_devices_has_no_natural_split() -> None:
     small = configure(PROFILES["smoke"], point, 0, {})
     assert (small.data.partition, small.data.num_devices) == ("dirichlet", 6)
     assert configure(PROFILES["full"], point, 0, {}).data.partition == "natural"
+
+
+def test_the_quick_profile_has_a_verdict_on_every_claim() -> None:
+    """Each of its points has five seeds, and each experiment that a claim needs is there."""
+    for name, scopes in PROFILES["quick"].scopes.items():
+        assert all(len(scope.seeds) >= LEAST_SEEDS for scope in scopes), name

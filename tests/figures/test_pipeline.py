@@ -86,7 +86,9 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_figures_of_a_profile(tmp_path: Path, fake_runs: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"table_one.csv", "table_two.csv"}
-    assert f"12 of 12 runs finished, 0 of them earlier; figures are in {tmp_path / 'out'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "12 of 12 runs finished, 0 of them earlier\n" in said
+    assert said.endswith(f"all figures with their captions: {tmp_path / 'out' / 'index.md'}\n")
     one, two = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in pipeline.MODULES)
     assert set(one["experiment"]) == {"comparison"}
     assert set(two["experiment"]) == {"comparison", "balance"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,37 @@ def test_the_command_writes_what_it_chose_and_keeps_other_datasets(
     assert "16 settings chosen" in capsys.readouterr().out  # one of them earlier
     with pytest.raises(SystemExit):
         tune.main(["--workers", "0"])
+
+
+def test_the_command_leaves_the_committed_settings_unless_it_is_told_to_keep_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dmmlkd_ext.experiments import sweep
+
+    def run_sweep(configs: Sequence[ExperimentConfig], folder: Path, **_: object) -> sweep.SweepReport:
+        RecordedRuns(folder, prefer(0.17))(configs)
+        return sweep.SweepReport(tuple(folder / run_name(config) for config in configs), 0)
+
+    monkeypatch.setattr(sweep, "run_sweep", run_sweep)
+    monkeypatch.setattr("paper_figures.collect.availability.load_dataset", lambda name: None)
+    committed = tmp_path / "committed.json"
+    tuned.write_choices(
+        tuned.by_key([choice("dmml", 0.3), replace(choice("dmml", 0.3), dataset="mfeat")]), committed, {}
+    )
+    before = committed.read_bytes()
+    monkeypatch.setattr(tuned, "PATH", committed)
+    arguments = ["--datasets", "mfeat", "--methods", "dmml", "--budget", "none", "--runs", str(tmp_path / "runs")]
+    assert tune.main(arguments) == 0
+    assert committed.read_bytes() == before
+    found = tuned.read_choices(tmp_path / "runs" / "tuned.json")
+    assert found["mfeat", None, "dmml"].learning_rate != 0.3
+    assert found["watch", None, "dmml"].learning_rate == 0.3
+    assert "1 of them differ from the committed ones in committed.json, which stay" in capsys.readouterr().out
+    assert tune.main([*arguments, "--keep"]) == 0
+    assert tuned.read_choices(committed) == found
+    assert "which were replaced" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        tune.main(["--keep", "--output", "x.json"])
 
 
 def test_the_levels_of_a_dataset_differ_in_the_split_alone() -> None:

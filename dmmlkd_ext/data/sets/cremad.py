@@ -204,10 +204,7 @@ def read_frame(path: Path) -> npt.NDArray[np.float32]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError(
-            "frames of cremad are read by Pillow, which comes with the extra 'figures': "
-            "pip install 'dmmlkd-ext[figures]'"
-        ) from error
+        raise ImportError("frames of cremad are read by Pillow, which is not installed: pip install pillow") from error
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             grey = image.convert("L")

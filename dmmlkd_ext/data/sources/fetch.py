@@ -8,7 +8,6 @@ atomic step, when it is complete and its SHA-256 matches, so several processes m
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import os
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+
+from dmmlkd_ext.locks import lock_file
 
 _TIMEOUT_SECONDS = 60.0
 
@@ -128,7 +129,7 @@ def _make_held(target: Path) -> tuple[Path, int]:
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         lock = os.open(scratch, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock)
         if scratch.exists():  # else another process removed it before it was locked
             return scratch, lock
         os.close(lock)
@@ -141,7 +142,7 @@ def _remove_unheld(folder: Path) -> None:
     except OSError:  # its process has just removed it
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(lock, wait=False)
         shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         return

@@ -63,6 +63,11 @@ class Choice:
     validation_accuracy: float | None
     trials: tuple[Trial, ...]
 
+    @property
+    def settings(self) -> tuple[float, float | None]:
+        """What was chosen."""
+        return self.learning_rate, self.own_parameter
+
 
 Choices = dict[tuple[str, float | None, str], Choice]
 

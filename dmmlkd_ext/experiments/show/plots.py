@@ -73,7 +73,7 @@ def draw_accuracy(runs: Runs, design: Design, x: str = "round") -> Drawn:
         for name, look in style.looks(names).items():
             chosen = panel[panel[line] == name]
             curve = statistics.summarize(chosen, ["round"]).merge(chosen.groupby("round")["x"].mean(), on="round")
-            _draw_curve(axis, curve, chosen, look)
+            _draw_curve(axis, curve, look)
         style.keep_percent(axis)
     _finish(figure, found, "Test accuracy (%)", names)
     return figure, f"test accuracy over {AXES[x].text}, mean over devices and seeds; {_BANDS}"
@@ -102,7 +102,7 @@ def draw_difference(runs: Runs, design: Design) -> Drawn:
         for name, look in style.looks(names).items():
             chosen = panel[panel[line] == name]
             curve = statistics.summarize(chosen, ["round"])
-            _draw_curve(axis, curve.assign(x=curve["round"]), chosen, look)
+            _draw_curve(axis, curve.assign(x=curve["round"]), look)
         style.tick_rounds(axis)
     _finish(figure, found, f"Difference to\n{label(design.baseline or '')} (points)", names)
     return figure, f"difference of test accuracy to {design.baseline} over rounds, paired by seed; {_BANDS}"
@@ -237,14 +237,11 @@ def _panels(
     return figure, found
 
 
-def _draw_curve(axis: Axes, curve: pd.DataFrame, seeds: pd.DataFrame, look: style.Look) -> None:
+def _draw_curve(axis: Axes, curve: pd.DataFrame, look: style.Look) -> None:
     """Draw a line with its band, or with the dots of its seeds where these are too few for a band."""
     if curve.empty:
         return
-    enough = bool((curve["seeds"] >= LEAST_SEEDS).all())
-    style.draw_line(axis, curve, look, "x", band=enough)
-    if not enough:
-        axis.plot(seeds["x"], 100 * seeds["mean"], ".", color=look.colour, markersize=2.5, alpha=0.5, zorder=2)
+    style.draw_line(axis, curve, look, "x")
 
 
 def _finish(figure: Figure, found: Sequence[tuple[Axes, Any]], text: str, names: Sequence[str] = ()) -> None:

@@ -153,11 +153,11 @@ def draw_line(
     band: bool = True,
     bars: bool = False,
 ) -> None:
-    """Draw a method's line with the band, or the bars, of its intervals.
+    """Draw a method's line with the band, or the bars, of its intervals; of few seeds, with the dots of their values.
 
     Args:
         axis: where it is drawn.
-        rows: columns `x`, mean, low, high, a row per point.
+        rows: columns `x`, mean, low, high, and dots if there are any, a row per point.
         method: the look, or the method that has it.
         x: name of the column of the horizontal axis.
         scale: factor on the values; 100 gives percent.
@@ -182,12 +182,29 @@ def draw_line(
         alpha=1.0 if strong else 0.8,
         zorder=3 if strong else 2,
     )
-    if band:
+    if (band or bars) and has_dots(rows):
+        draw_dots(axis, places, rows["dots"], scale, shown.colour)
+    elif band:
         axis.fill_between(places, low, high, color=shown.colour, alpha=BAND_ALPHA, linewidth=0)
         for edge in (low, high):  # bands overlap: their edges tell whose they are
             axis.plot(places, edge, color=shown.colour, alpha=EDGE_ALPHA, linewidth=0.5)
-    if bars:
+    elif bars:
         draw_bars(axis, places, mean, low, high, shown.colour)
+
+
+def has_dots(rows: pd.DataFrame) -> bool:
+    """Return whether some rows have too few seeds for an interval to be drawn, so that their values are."""
+    return "dots" in rows and bool(rows["dots"].fillna("").ne("").any())
+
+
+def draw_dots(axis: Axes, places: Iterable[float], dots: Iterable[str], scale: float, colour: str) -> None:
+    """Draw the values of seeds, as `statistics.summarize` names them, at their places."""
+    points = [
+        (place, scale * float(word))
+        for place, text in zip(places, dots, strict=True)
+        for word in (text.split() if isinstance(text, str) else ())
+    ]
+    axis.plot(*zip(*points, strict=True), ".", color=colour, markersize=2.5, alpha=0.6, zorder=2.5)
 
 
 def draw_bars(axis: Axes, places: Any, mean: Any, low: Any, high: Any, colour: str) -> None:

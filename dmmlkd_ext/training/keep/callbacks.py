@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: their base class, progress, checkpoints, TensorBoard.
+"""Callbacks of the training loop: their base class, progress, checkpoints.
 
 Callbacks are called in the order of their list. Records come before checkpoints, so that a checkpoint never holds a
 round that the records lack.
@@ -7,7 +7,9 @@ round that the records lack.
 from __future__ import annotations
 
 import math
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +20,11 @@ from dmmlkd_ext.training.keep.checkpoints import save_checkpoint
 
 if TYPE_CHECKING:
     from dmmlkd_ext.training.keep.records import RecordWriter
+
+
+_BAR_WIDTH = 80
+_DESCRIPTION = 24
+"""Columns of the bar, and the most that the names of dataset and method take of them."""
 
 
 class RunningSimulation(Protocol):
@@ -46,7 +53,7 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar on standard error with the loss, the mean test accuracy and the time left.
+    """A bar on standard error, in at most 80 columns: rounds, time left, loss, mean test accuracy over devices.
 
     If `enabled` is None, it is drawn only where standard error is a terminal.
     """
@@ -54,23 +61,24 @@ class ProgressBar(Callback):
     def __init__(self, description: str = "", enabled: bool | None = None) -> None:
         self._description = description
         self._enabled = enabled
-        self._shown: dict[str, str] = {}
+        self._loss = self._accuracy = ""
 
     @override
     def on_start(self, simulation: RunningSimulation) -> None:
         """Open the bar at the rounds already done."""
         from tqdm import tqdm
 
-        disable = None if self._enabled is None else not self._enabled
         tier = getattr(simulation, "local_training", "native").partition(":")[0]
         where = str(getattr(simulation, "torch_device", "cpu"))
         parts = [self._description, *([tier] if tier != "native" else []), *([where] if where != "cpu" else [])]
+        description = ", ".join(parts)
         self._bar = tqdm(
             total=simulation.total_rounds,
             initial=simulation.round,
-            desc=", ".join(parts),
-            unit="round",
-            disable=disable,
+            desc=description if len(description) <= _DESCRIPTION else f"{description[: _DESCRIPTION - 2]}..",
+            disable=None if self._enabled is None else not self._enabled,
+            ncols=min(_BAR_WIDTH, shutil.get_terminal_size().columns),
+            bar_format="{desc} {n_fmt}/{total_fmt}|{bar}|{remaining}{postfix}",
             file=sys.stderr,
         )
 
@@ -78,10 +86,11 @@ class ProgressBar(Callback):
     def on_round_end(self, simulation: RunningSimulation, record: dict[str, Any]) -> None:
         """Advance by one round; an accuracy stays until the next evaluation."""
         loss = record["loss"]["total"]
-        self._shown["loss"] = "none" if loss is None else f"{loss:.3f}"
+        self._loss = "no loss" if loss is None else f"loss {loss:.3f}"
         if record.get("accuracy"):
-            self._shown["accuracy"] = f"{_mean(record['accuracy']['test']):.1%}"
-        self._bar.set_postfix(self._shown, refresh=False)
+            self._accuracy = f", mean test accuracy {mean_of(record['accuracy']['test']):.1%}"
+        self._bar.set_postfix_str(self._loss + self._accuracy, refresh=False)
+        self._bar.total = simulation.total_rounds  # fewer than at the start if the run stops early
         self._bar.update()
 
     @override
@@ -134,57 +143,12 @@ class Checkpoint(Callback):
         self._saved = simulation.round
 
 
-class TensorBoard(Callback):
-    """Writes the scalars of every record for TensorBoard; lists over devices are written as their mean.
+def mean_of(values: Sequence[float | None]) -> float:
+    """Return the mean of the numbers in a list of a record; NaN without any.
 
-    Args:
-        folder: for the event files; outside of a run's folder, as they hold the time.
-
-    Raises:
-        ImportError: the package tensorboard is not installed.
+    Example:
+        >>> mean_of([0.5, None, 1.0])
+        0.75
     """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "TensorBoard needs the package tensorboard, which the extra `track` brings: "
-                "pip install 'dmmlkd-ext[track]'"
-            ) from error
-        self._writer_type = SummaryWriter
-        self.folder = folder
-
-    @override
-    def on_start(self, simulation: RunningSimulation) -> None:
-        """Open the writer; events that a killed run wrote after its checkpoint are hidden."""
-        self._writer = self._writer_type(str(self.folder), purge_step=simulation.round + 1)
-
-    @override
-    def on_round_end(self, simulation: RunningSimulation, record: dict[str, Any]) -> None:
-        """Write the round's scalars."""
-        for name, value in _scalars(record, ""):
-            if name != "round":
-                self._writer.add_scalar(name, value, simulation.round)
-
-    @override
-    def on_end(self, simulation: RunningSimulation) -> None:
-        """Close the writer."""
-        self._writer.close()
-
-
-def _mean(values: list[float | None]) -> float:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else math.nan
-
-
-def _scalars(value: Any, name: str) -> list[tuple[str, float]]:
-    """Return the named numbers in a record, and the means of lists."""
-    if isinstance(value, dict):
-        prefix = f"{name}/" if name else ""
-        return [pair for key, item in value.items() for pair in _scalars(item, f"{prefix}{key}")]
-    if isinstance(value, (list, tuple)):
-        value = _mean(list(value))
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return []
-    return [(name, float(value))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from dmmlkd_ext.locks import lock_file
 from dmmlkd_ext.training.keep.files import RunChangedError
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def _acquire(path: Path, run: str, wait: bool) -> TextIO:
 
 def _lock(file: TextIO, run: str, wait: bool) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, wait=False)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"
@@ -69,7 +69,7 @@ def _lock(file: TextIO, run: str, wait: bool) -> None:
         if not wait:
             raise RunLockedError(f"{message}; wait for it, or end it") from None
         _log.warning("%s; waiting for it", message)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file)
 
 
 def _lies_at(file: TextIO, path: Path) -> bool:

@@ -76,7 +76,7 @@ class RecordWriter(Callback):
         """
         if self.may_write is not None:
             self.may_write()
-        line = (json.dumps(_without_nonfinite(record), allow_nan=False) + "\n").encode()
+        line = encode_record(record)
         with self._opened() as file, naming(self.path):
             file.write(line)
             if simulation.round % self.every == 0:
@@ -112,6 +112,11 @@ class RecordWriter(Callback):
 
     def _changed(self, what: str) -> RunChangedError:
         return RunChangedError(f"{self.path} was changed while its run was on: {what}")
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    """Return a record as a line of JSON, null for a number that is not finite."""
+    return (json.dumps(_without_nonfinite(record), allow_nan=False) + "\n").encode()
 
 
 def first_lines(content: bytes, count: int) -> bytes:

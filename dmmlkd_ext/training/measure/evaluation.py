@@ -47,6 +47,9 @@ class Judged(NamedTuple):
     """Accuracy with each modality and, in the last row, with all, [modalities + 1, devices]; NaN without samples."""
     features: list[RealFeatures]
     """Of each modality, if asked for; their devices are counted from the first of the range."""
+    predicted: torch.Tensor | None = None
+    """The class predicted with all modalities, int64 [devices, samples], -1 where a sample does not count; of the
+    reference alone."""
 
 
 @torch.no_grad()
@@ -109,12 +112,19 @@ def _natively(population: Population) -> bool:
 
 def _parts(population: Population, split: Split, with_features: bool) -> Iterator[slice]:
     """Yield the ranges of devices that are judged at a time."""
+    return parts_at_once(population, split, with_features, natively=_natively(population))
+
+
+def parts_at_once(
+    population: Population, split: Split, with_features: bool = False, natively: bool = False
+) -> Iterator[slice]:
+    """Yield the ranges of devices that are judged at a time, so that what is kept of them has a bounded size."""
     devices, network = population.num_devices, population.network
     at_once, factor = max(1, devices), 1 if population.torch_device.type == "cpu" else GPU_FACTOR
     if with_features:
         kept = len(split) * network.feature_width * len(network.modalities)
         at_once = max(torch.get_num_threads(), factor * FEATURE_VALUES // kept)
-    if not _natively(population):
+    if not natively:
         values = len(split) * max(features[0].numel() for features in split.features.values())
         at_once = min(at_once, max(1, factor * CHUNK_VALUES // max(1, values)))
     for begin in range(0, devices, at_once):
@@ -199,7 +209,7 @@ def judge_reference(
         if with_features:
             features.append(RealFeatures(here, parts.common, split.present[:, column]))
     found[-1] = _shares(total, labels, count > 0)
-    return Judged(found.cpu().numpy(), features)
+    return Judged(found.cpu().numpy(), features, torch.where(count > 0, total.argmax(-1), -1))
 
 
 def _shares(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

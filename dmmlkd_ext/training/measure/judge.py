@@ -14,6 +14,7 @@ from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.exchange.ranks import Slice
 from dmmlkd_ext.training.guide import GENERATOR, Guidance
+from dmmlkd_ext.training.measure.classes import ClassScores, count_confusion
 from dmmlkd_ext.training.measure.evaluation import Evaluation, evaluate
 from dmmlkd_ext.training.measure.evaluation_samples import draw_evaluation_samples
 from dmmlkd_ext.training.measure.generator_quality import GeneratorQuality
@@ -31,11 +32,13 @@ class Judgement:
         validation: on validation data.
         test: on test data; after the last round with the generator.
         probe: accuracy of a linear probe of each encoder, after the last round.
+        classes: what each device's model takes the test samples of each class for (`TrainingConfig.per_class`).
     """
 
     validation: Evaluation | None = None
     test: Evaluation | None = None
     probe: dict[str, FloatArray] | None = None
+    classes: ClassScores | None = None
 
 
 class Judge:
@@ -61,6 +64,8 @@ class Judge:
         self.guess = np.array([np.bincount(labels[samples]).argmax() for samples in mine], dtype=np.int64)
         self._validated_by = self._draw(dataset.validation, "validation samples", seed)
         self._tested_by = self._draw(dataset.test, "test samples", seed)
+        if config.patience and config.patience_metric == "validation_accuracy" and not len(dataset.validation):
+            raise ValueError(f"patience_metric must be loss: {dataset.name} has no validation samples")
 
     def _draw(self, split: Split, purpose: str, seed: int) -> torch.Tensor | None:
         count, devices = self.config.evaluation_samples, len(self.part.owner)
@@ -77,11 +82,16 @@ class Judge:
                 self._evaluate(population, validation),
                 self._evaluate(population, test, pool=pool),
                 self._probe(population),
+                self._count_classes(population, None) if self.config.per_class != "none" else None,
             )
         if round_number % self.config.evaluate_every:
             return Judgement()
         validated, tested = self._validated_by, self._tested_by
-        return Judgement(self._evaluate(population, validation, validated), self._evaluate(population, test, tested))
+        return Judgement(
+            self._evaluate(population, validation, validated),
+            self._evaluate(population, test, tested),
+            classes=self._count_classes(population, tested) if self.config.per_class == "evaluated" else None,
+        )
 
     def _evaluate(
         self,
@@ -97,6 +107,12 @@ class Judge:
         columns = self.part.gather(columns)
         quality = None if found.generator is None else GeneratorQuality(columns["nearest_mean"], columns["spread"])
         return Evaluation(columns["joint"], {name: columns[f"alone {name}"] for name in found.alone}, quality)
+
+    def _count_classes(self, population: Population, samples: torch.Tensor | None) -> ClassScores:
+        mine = count_confusion(population, self.dataset.test, self.guess, samples).confusion
+        shape = mine.shape[1:]
+        columns = self.part.gather({str(cell): mine[:, *cell] for cell in np.ndindex(shape)})
+        return ClassScores(np.stack(list(columns.values()), axis=1).reshape(-1, *shape))
 
     def _generated(self, population: Population, guidance: Guidance | None, round_number: int) -> torch.Tensor | None:
         """Return the generated features of this rank's devices if those of all classes are valid, else None."""

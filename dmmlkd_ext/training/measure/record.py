@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmmlkd_ext.balance import Plan
+from dmmlkd_ext.data.dataset import MultiModalDataset
 from dmmlkd_ext.training.learn.terms import term_names
 from dmmlkd_ext.training.measure.evaluation import Evaluation
 from dmmlkd_ext.training.measure.generator_quality import GeneratorQuality
@@ -22,10 +23,15 @@ from dmmlkd_ext.wireless.world import RoundLinks
 FloatArray = npt.NDArray[np.float64]
 
 
+OF_CLASSES = ("class_accuracy", "class_f1", "macro_f1", "confusion")
+"""Keys that a record has where `TrainingConfig.per_class` asks for them."""
+
+
 class RecordedSimulation(Protocol):
     """What a record uses of the simulation after the round."""
 
     round: int
+    dataset: MultiModalDataset
     population: Population
     method: MethodConfig
     energy: EnergyAccount
@@ -65,7 +71,9 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
 
     Lists have one entry per device; an entry that does not apply, such as of a modality that a device lacks, is None.
     Energies are in joules, times in seconds of simulated time; `loss` is a mean over the devices that trained, and
-    `spectral_gap` that of the mixing of all devices on the working links (METHOD 4 to 6 define the rest).
+    `spectral_gap` that of the mixing of all devices on the working links (METHOD 4 to 6 define the rest). Where
+    `TrainingConfig.per_class` asks for it, there are `class_accuracy` and `class_f1` by class, `macro_f1`, and
+    `confusion`: samples of each true class (row) that were taken for each class, summed over the devices.
 
     Example:
         >>> from dmmlkd_ext.experiments.config.presets import preset
@@ -75,7 +83,6 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         (20, ['classification', 'difference', 'generator'])
     """
     population, plan, links = simulation.population, outcome.plan, outcome.links
-    probe = outcome.judgement.probe
     names = population.network.modalities
     held = simulation.holds
     learning_time = np.where(outcome.learns, simulation.learning_time, 0.0)
@@ -86,10 +93,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "learning_rate": outcome.learning_rate,
         "loss": _losses(outcome, simulation),
         "device_loss": {term: _values(outcome.losses[term]) for term in term_names(simulation.method.losses)},
-        "accuracy": _accuracies(outcome),
-        "modality_accuracy": _alone(outcome.judgement.test, names),
-        "generator_quality": _quality(None if outcome.judgement.test is None else outcome.judgement.test.generator),
-        "probe_accuracy": None if probe is None else {name: _values(probe[name]) for name in names},
+        **measured(outcome.judgement, names, simulation.dataset.class_names),
         "consensus_distance": simulation.consensus_distance(),
         "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
         "balance_metric": _by_modality(outcome.metric, names, held),
@@ -104,6 +108,25 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         # A round lasts until the slowest device has computed, sent, and trained its generator.
         "simulated_time_s": float(device_time.max(initial=0.0)),
     }
+
+
+def measured(judgement: Judgement, modalities: Sequence[str], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a record that the measurements after the round decide."""
+    test, validation, probe, classes = judgement.test, judgement.validation, judgement.probe, judgement.classes
+    both = None if test is None or validation is None else (test.joint, validation.joint)
+    found: dict[str, Any] = {
+        "accuracy": None if both is None else dict(zip(("test", "validation"), map(_values, both), strict=True)),
+        "modality_accuracy": _alone(test, modalities),
+        "generator_quality": _quality(None if test is None else test.generator),
+        "probe_accuracy": None if probe is None else {name: _values(probe[name]) for name in modalities},
+    }
+    if classes is not None:
+        by_class = [
+            dict(zip(class_names, map(_values, values.T), strict=True)) for values in (classes.accuracy, classes.f1)
+        ]
+        confusion = classes.confusion.sum(0).astype(int).tolist()
+        found |= dict(zip(OF_CLASSES, (*by_class, _values(classes.macro_f1), confusion), strict=True))
+    return found
 
 
 def _values(array: FloatArray) -> list[float | None]:
@@ -132,12 +155,6 @@ def _losses(outcome: RoundOutcome, simulation: RecordedSimulation) -> dict[str, 
             mean = float(outcome.losses[term][trained].mean())  # NaN shows that a training diverged
             means[term], total = mean, total + weight * mean
     return {"total": total, **means}
-
-
-def _accuracies(outcome: RoundOutcome) -> dict[str, list[float | None]] | None:
-    if outcome.judgement.test is None or outcome.judgement.validation is None:
-        return None
-    return {"test": _values(outcome.judgement.test.joint), "validation": _values(outcome.judgement.validation.joint)}
 
 
 def _alone(test: Evaluation | None, names: Sequence[str]) -> dict[str, list[float | None]] | None:

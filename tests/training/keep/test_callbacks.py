@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import builtins
 import io
+import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,6 @@ from dmmlkd_ext.training.keep.callbacks import (
     Callback,
     Checkpoint,
     ProgressBar,
-    TensorBoard,
 )
 from dmmlkd_ext.training.keep.files import load_state
 from tests.training.keep.counter import Counter
@@ -48,8 +46,31 @@ def test_the_bar_is_silent_without_a_terminal_and_speaks_when_asked(monkeypatch:
         monkeypatch.setattr(sys, "stderr", stream)
         Counter(4).run(ProgressBar("watch", enabled))
         assert bool(stream.getvalue()) == speaks
-    assert "accuracy=60.0%" in stream.getvalue()
-    assert "loss=0.500" in stream.getvalue()
+    assert "loss 0.500, mean test accuracy 60.0%" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("description", "columns"), [("watch dmml", 80), ("avdigits dmml-kd-no-classification", 80), ("x", 60)]
+)
+def test_the_bar_fits_its_columns(description: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", str(columns if columns < 80 else 200))
+    Counter(4).run(ProgressBar(description, True))
+    lines = re.split(r"[\r\n]", stream.getvalue())
+    assert max(map(len, lines)) <= columns
+    assert description[:20] in lines[-2]
+
+
+def test_the_bar_of_a_run_that_stops_early_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    simulation, bar = Counter(9), ProgressBar(enabled=True)
+    bar.on_start(simulation)
+    simulation.round, simulation.total_rounds = 1, 1
+    bar.on_round_end(simulation, {"loss": {"total": 0.5}, "accuracy": None})
+    bar.on_end(simulation)
+    assert "1/1|" in stream.getvalue()
 
 
 def test_a_round_in_which_no_device_trained_has_no_loss() -> None:
@@ -58,27 +79,3 @@ def test_a_round_in_which_no_device_trained_has_no_loss() -> None:
     bar.on_start(simulation)
     bar.on_round_end(simulation, record)
     bar.on_end(simulation)
-
-
-def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    Counter(4).run(TensorBoard(tmp_path))
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert {"loss/total", "accuracy/test", "accuracy/validation"} <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("accuracy/test")] == [2, 4]
-    assert events.Scalars("accuracy/test")[0].value == pytest.approx(0.6)
-
-
-def test_tensorboard_that_is_not_installed_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_import = builtins.__import__
-
-    def without_tensorboard(name: str, *args: Any, **kwargs: Any) -> Any:
-        if "tensorboard" in name:
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_tensorboard)
-    with pytest.raises(ImportError, match=r"extra `track`"):
-        TensorBoard(tmp_path)
