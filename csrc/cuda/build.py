@@ -28,11 +28,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 BUILD_DIR = HERE.parents[1] / "build" / "cuda"
 CSRC = HERE.parent
-SOURCES = ("pairwise_kl", "gossip_mix")  # each folder holds a cuda.cu and its kernel.cuh
+SOURCES = ("pairwise_kl", "gossip_mix", "orthogonality")  # each folder holds a cuda.cu and its kernel.cuh
+HOST_SOURCES = (HERE / "bindings.cpp", CSRC / "orthogonality" / "library.cpp")
 ARCHITECTURES = (80, 90, 100, 120)
 PTX_ARCHITECTURE = 75
 CUDA_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-[0-9]*")  # where its installers put it
-OPERATORS = ("pairwise_kl_forward", "gossip_mix_", "gossip_mix_inplace_")
+OPERATORS = (
+    "pairwise_kl_forward",
+    "pairwise_kl_backward",
+    "orthogonality_forward",
+    "gossip_mix_",
+    "gossip_mix_inplace_",
+)
 
 
 @dataclass(frozen=True)
@@ -126,8 +133,8 @@ def build_extension(output_path: Path, build_dir: Path | None = None) -> Path:
     build_dir = BUILD_DIR if build_dir is None else build_dir
     build_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
-        bindings = pool.submit(_compile_host, HERE / "bindings.cpp", build_dir / "bindings.o")
-        objects = [*compile_objects(build_dir), bindings.result()]
+        hosts = [pool.submit(_compile_host, source, build_dir / f"{source.stem}.o") for source in HOST_SOURCES]
+        objects = [*compile_objects(build_dir), *(host.result() for host in hosts)]
     # nvcc knows where its runtime lies. Hidden, so that the symbols of this copy and those of torch's never meet.
     _link([*_nvcc(), "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL,--no-undefined"], objects, output_path)
     return output_path
@@ -238,7 +245,8 @@ def _compile_host(source: Path, output: Path) -> Path:
     include = _torch_dir() / "include"
     flags = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
-    inputs = [source, CSRC / "check.h", CSRC / "interface.h", HERE / "launchers.h", _torch_dir() / "version.py"]
+    headers = [CSRC / "check.h", CSRC / "interface.h", CSRC / "orthogonality" / "form.h", HERE / "launchers.h"]
+    inputs = [source, *headers, _torch_dir() / "version.py"]
     return _compile([*_compiler(), *flags, "-c", str(source)], output, inputs)
 
 
