@@ -3,7 +3,7 @@
 torch.utils.cpp_extension refuses to compile CUDA beside a torch without CUDA. Here nothing includes a CUDA header of
 torch, so a machine with nvcc alone, no GPU and no CUDA torch, compiles and links all of it::
 
-    python csrc/cuda/build.py            # build, load beside torch, print what each kernel takes
+    python csrc/cuda/build.py            # build, load beside torch, print what each kernel takes; fails if one spills
     python csrc/cuda/build.py --output dmmlkd_ext/_C_cuda.so
 
 setup.py loads this file by its path and calls `build_extension`. Environment: CUDA_HOME (else nvcc of PATH, else that
@@ -51,6 +51,7 @@ class Kernel:
     registers: int
     stack_bytes: int
     spill_bytes: int
+    shared_bytes: int  # what is fixed; most kernels ask for theirs at the launch
 
 
 def nvcc_path() -> Path | None:
@@ -166,6 +167,22 @@ def check(build_dir: Path) -> list[Kernel]:
     return sorted(kernels, key=lambda kernel: (kernel.name, int(kernel.architecture)))
 
 
+def refuse_spills(kernels: list[Kernel]) -> None:
+    """Checks that every kernel keeps its variables in registers.
+
+    Raises:
+        RuntimeError: some do not; the line names each with its architecture and bytes.
+    """
+    spilled = [kernel for kernel in kernels if kernel.spill_bytes or kernel.stack_bytes]
+    if spilled:
+        named = "; ".join(
+            f"{kernel.name} on sm_{kernel.architecture}: {kernel.spill_bytes} bytes spilled, "
+            f"{kernel.stack_bytes} bytes of stack"
+            for kernel in spilled
+        )
+        raise RuntimeError(f"kernels must keep their variables in registers, these do not: {named}")
+
+
 def _architectures() -> tuple[list[int], int]:
     """Returns the architectures to embed machine code for, and the one of the PTX: all of them known to nvcc."""
     known = {int(number) for number in re.findall(r"compute_(\d+)\b", _run([*_nvcc(), "--list-gpu-arch"]))}
@@ -266,7 +283,9 @@ def _read_log(log: Path) -> list[Kernel]:
         elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             stack, spills = int(frame[1]), int(frame[2]) + int(frame[3])
         elif used := re.search(r"Used (\d+) registers", line):
-            kernels.append(Kernel(_short(name), architecture, int(used[1]), stack, spills))
+            shared = re.search(r"(\d+) bytes smem", line)
+            fixed = int(shared[1]) if shared else 0
+            kernels.append(Kernel(_short(name), architecture, int(used[1]), stack, spills, fixed))
     return kernels
 
 
@@ -283,12 +302,17 @@ def main() -> None:
     parser.add_argument("--build-dir", type=Path, default=BUILD_DIR)
     parser.add_argument("--output", type=Path, help="copy the library here if all is well")
     options = parser.parse_args()
-    kernels = check(options.build_dir)
-    for kernel in kernels:
-        print(
-            f"{kernel.name:60} sm_{kernel.architecture:4} {kernel.registers:4} registers "
-            f"{kernel.stack_bytes:4} bytes of stack {kernel.spill_bytes:4} bytes spilled"
-        )
+    try:
+        kernels = check(options.build_dir)
+        print(f"{'kernel':44} {'for':6} {'registers':>9} {'stack':>6} {'spilled':>7} {'fixed shared memory':>19}")
+        for kernel in kernels:
+            print(
+                f"{kernel.name:44} sm_{kernel.architecture:3} {kernel.registers:9} {kernel.stack_bytes:6} "
+                f"{kernel.spill_bytes:7} {kernel.shared_bytes:19}"
+            )
+        refuse_spills(kernels)
+    except RuntimeError as error:
+        sys.exit(f"cuda-check: {error}")
     library = options.build_dir / "_C_cuda.so"
     print(f"{len(kernels)} kernels; {library.name} has {library.stat().st_size / 2**20:.1f} MiB and loads beside torch")
     if options.output:

@@ -84,7 +84,7 @@ __device__ __forceinline__ void store_access(scalar* row, int64_t column, int64_
 
 // `local` and `out` are not declared restrict: in the in-place form they are one.
 template <typename scalar, int kWidth, bool kStaged>
-__global__ void __launch_bounds__(kGossipThreads)
+__global__ void __launch_bounds__(kGossipThreads, 3)  // for fewer registers some architectures spill
     gossip_mix(const __grid_constant__ GossipMixArguments a, const __grid_constant__ GossipMixPlan plan) {
   using compute = compute_t<scalar>;
   using access_type = Access<scalar, kWidth>;
