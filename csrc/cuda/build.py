@@ -110,10 +110,14 @@ def compile_objects(build_dir: Path) -> list[Path]:
         flags += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
     flags += ["-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
     flags += ["--threads", str(max(1, (os.cpu_count() or 1) // len(SOURCES)))]
-    inputs = [*CSRC.glob("*/*.cu"), *CSRC.glob("*/*.cuh"), HERE / "launchers.h", CSRC / "interface.h"]
-    jobs = [([*_nvcc(), *flags, "-c", str(CSRC / source / "cuda.cu")], build_dir / f"{source}.o") for source in SOURCES]
+    shared = [*HERE.glob("*.cuh"), HERE / "launchers.h", CSRC / "interface.h"]
+
+    def compile_source(source: str) -> Path:
+        command = [*_nvcc(), *flags, "-c", str(CSRC / source / "cuda.cu")]
+        return _compile(command, build_dir / f"{source}.o", [*(CSRC / source).glob("*.cu*"), *shared], version)
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda job: _compile(job[0], job[1], inputs, version), jobs))
+        return list(pool.map(compile_source, SOURCES))
 
 
 def build_extension(output_path: Path, build_dir: Path | None = None) -> Path:
