@@ -5,7 +5,7 @@ namespace dmmlkd::cuda {
 namespace {
 
 constexpr int kWidest = 128;
-constexpr int kMostRows = 1 << 30;
+constexpr int kMost = 1 << 30;            // samples, and pairs
 constexpr int kMostSegments = 32;         // whose partial products a block adds up
 constexpr int kUsualShared = 100 * 1024;  // so that two blocks share a processor of compute capability 9.0
 
@@ -32,7 +32,7 @@ bool prefers_samples(const OrthogonalityArguments& a) {
 bool plan_orthogonality(const OrthogonalityArguments& a, const DeviceLimits& limits,
                         OrthogonalityPlan& plan) {
   const int widest = a.common_features > a.specific_features ? a.common_features : a.specific_features;
-  if (widest > kWidest || a.samples > kMostRows) return false;
+  if (widest > kWidest || a.samples > kMost || a.problems > kMost) return false;
   for (const int chunk : {32, 16, 8}) {
     plan.chunk = min(chunk, whole_tiles(a.samples));
     plan.shared_bytes = shared_bytes(a, plan.chunk, false);
