@@ -110,10 +110,10 @@ def pairwise_kl_similarity(
 def _gradient_comes_later(logits: torch.Tensor) -> bool:
     """Return whether the backward pass computes the gradient, with the upstream gradient in it.
 
-    On a GPU a saved gradient would have to be read and written once more even for an upstream gradient of 1, of which
+    On CUDA a saved gradient would have to be read and written once more even for an upstream gradient of 1, of which
     the host learns by waiting only.
     """
-    return logits.device.type not in ("cpu", "meta")
+    return logits.device.type == "cuda"
 
 
 class _PairwiseKL(torch.autograd.Function):

@@ -23,7 +23,6 @@ from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.wireless.topology import build_topology
 from tests.benchmarks.population.workloads import WORKLOADS, build
 from tests.cuda.on_device import SKIPPED
-from tests.training.synthetic import make_simulation
 
 PAIRWISE_KL = [(100, 256, 6, 100), (4096, 3, 1000), (100, 32, 2, 10), (10_000, 32, 6, 10)]
 # Pairs, samples, features, normalized: of training; by samples; few pairs of many rows; beyond the kernels.
@@ -247,7 +246,7 @@ def simulation(clock: Clock, scale: int, findings: Findings) -> None:
 
 def agreement(clock: Clock, workload: str) -> Iterator[dict[str, Any]]:
     there, here = (
-        build(WORKLOADS[workload], "all losses", 12, where=_on(where))[0] for where in (str(clock.torch_device), "cpu")
+        build(WORKLOADS[workload], "all losses", 12, **_on(where))[0] for where in (str(clock.torch_device), "cpu")
     )
     records = [(there.run_round(), here.run_round()) for _ in range(1 if clock.quick else 2)]
     loss = max(abs(a["loss"]["total"] / b["loss"]["total"] - 1) for a, b in records)
@@ -262,7 +261,7 @@ def _on(torch_device: str) -> dict[str, str]:
 
 
 def round_times(clock: Clock, workload: str, devices: int) -> Iterator[dict[str, Any]]:
-    simulation, _ = build(WORKLOADS[workload], "all losses", devices, where=_on(str(clock.torch_device)))
+    simulation, _ = build(WORKLOADS[workload], "all losses", devices, **_on(str(clock.torch_device)))
     times = []
     for _ in range(1 if clock.quick else 4):
         clock.wait()
@@ -304,7 +303,7 @@ def main() -> int:
         once(clock)
         return 0
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    takes_device = "torch_device" in inspect.signature(make_simulation).parameters
+    takes_device = "torch_device" in inspect.signature(build).parameters
     if options.what == "simulation" and clock.on_gpu and not takes_device:
         print("skipped: the simulation of this tree takes no torch device")
         return SKIPPED

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -65,17 +64,9 @@ WORKLOADS = {
 
 
 def build(
-    workload: Workload,
-    method: str,
-    num_devices: int,
-    ranks: Ranks | None = None,
-    where: Mapping[str, str] = MappingProxyType({}),
-    **training: object,
+    workload: Workload, method: str, num_devices: int, ranks: Ranks | None = None, **training: object
 ) -> tuple[Simulation, list[npt.NDArray[np.int64]]]:
-    """Return a simulation that never evaluates, or this rank's part of it, and the samples of all devices.
-
-    `where` may name the `torch_device`.
-    """
+    """Return a simulation that never evaluates, or this rank's part of it, and the samples of all devices."""
     generator = np.random.default_rng(0)
     device_samples = [generator.choice(POOL, SAMPLES, replace=False) for _ in range(num_devices)]
     settings = {"rounds": 10**6, "evaluate_every": 10**6, **training}
@@ -95,7 +86,6 @@ def build(
         topology=TOPOLOGY,
         device_samples=device_samples,
         part=_part(workload, holds, ranks) if ranks else None,
-        **where,
     )
     return simulation, device_samples
 
