@@ -30,7 +30,7 @@ COMPILED = $(filter-out csrc/emulation/% csrc/cuda/%,$(filter %.cpp,$(CPP_SOURCE
 BUILD_INPUTS = setup.py $(CPP_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% table-% cuda-check cuda-sanitize sanitize docs clean FORCE
+.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% table-% cuda-check gpu-check sanitize docs clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -76,8 +76,8 @@ else
 	$(RUN) csrc/cuda/build.py
 endif
 
-cuda-sanitize: $(VENV)/.built ## run the tests of the CUDA kernels under compute-sanitizer; needs a GPU
-	compute-sanitizer --error-exitcode 1 $(RUN) -m pytest -q -m cuda tests/cuda
+gpu-check: ## build, test, sanitize and measure on a GPU, in 8 minutes; installs nothing (DRY=1: on a CPU what it can do)
+	PYTHON="$(if $(wildcard $(RUN)),$(RUN),$(PYTHON))" tests/cuda/on_device.sh $(if $(DRY),--dry-run)
 
 sanitize: $(VENV)/.installed ## test the CPU operators built with AddressSanitizer and UndefinedBehaviorSanitizer
 	tests/sanitize.sh $(RUN)

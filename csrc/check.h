@@ -53,6 +53,16 @@ inline void check_pairwise_kl(const at::Tensor& logits, const std::optional<at::
                     " like logits, got ", mask->device());
 }
 
+// The gradient of the loss: as wide as its dtype, or wider.
+inline void check_upstream(const at::Tensor& upstream, const at::Tensor& logits, int64_t reduction) {
+  const auto leading = logits.sym_sizes().slice(0, reduction == reduction_none ? logits.dim() - 2 : 0);
+  TORCH_CHECK_VALUE(upstream.is_floating_point() && upstream.sym_sizes() == leading, "pairwise_kl_similarity",
+                    ": upstream must be floating, of the loss's shape ", leading, ", got ",
+                    upstream.scalar_type(), " of shape ", upstream.sym_sizes());
+  TORCH_CHECK_VALUE(upstream.device() == logits.device(), "pairwise_kl_similarity", ": upstream must be on ",
+                    logits.device(), " like logits, got ", upstream.device());
+}
+
 inline void check_orthogonality(const at::Tensor& common, const at::Tensor& specific,
                                 const std::optional<at::Tensor>& mask, int64_t reduction) {
   const char* op = "orthogonality_difference";

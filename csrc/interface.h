@@ -4,6 +4,6 @@
 
 namespace dmmlkd {
 
-constexpr int interface_number = 5;
+constexpr int interface_number = 6;
 
 }  // namespace dmmlkd

@@ -24,6 +24,8 @@ TORCH_LIBRARY(dmmlkd, m) {
   m.def(
       "pairwise_kl_forward(Tensor logits, Tensor? mask, int reduction, bool with_gradient) -> (Tensor, "
       "Tensor)");
+  // The gradient of that loss times an upstream gradient of the loss's shape, on CUDA alone.
+  m.def("pairwise_kl_backward(Tensor upstream, Tensor logits, Tensor? mask, int reduction) -> Tensor");
 
   // One value per pair of matrices in the leading dimensions, or reduced, and the gradients for an upstream
   // gradient of 1 (each empty unless asked for).

@@ -11,12 +11,14 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <tuple>
 
 #include "../check.h"
 #include "../interface.h"
+#include "../orthogonality/form.h"
 #include "launchers.h"
 
 namespace dmmlkd::cuda {
@@ -157,30 +159,14 @@ struct Mixing {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> pairwise_kl_forward(const at::Tensor& logits,
-                                                       const std::optional<at::Tensor>& mask,
-                                                       int64_t reduction, bool with_gradient) {
-  const char* op = "pairwise_kl_similarity";
-  check_pairwise_kl(logits, mask, reduction);
-  const c10::DeviceGuard guard(logits.device());
-  const auto leading = logits.sizes().slice(0, logits.dim() - 2);
-  const auto loss_shape = reduction == reduction_none ? leading : at::IntArrayRef();
+namespace {
 
+// Fills the gradient of the loss, times `upstream` if that is defined, or the loss, or both.
+void run_pairwise_kl(const at::Tensor& logits, const std::optional<at::Tensor>& mask, int64_t reduction,
+                     const at::Tensor& upstream, const at::Tensor& loss, const at::Tensor& gradient) {
   PairwiseKlArguments a{};
   a.modalities = logits.size(-2), a.classes = logits.size(-1);
   a.samples = logits.numel() / (a.modalities * a.classes);
-  const at::Tensor none = at::empty({0}, logits.options());
-  if (a.samples == 0 || a.modalities == 1) {
-    return {at::zeros(loss_shape, logits.options()), with_gradient ? at::zeros_like(logits) : none};
-  }
-
-  // The layout of the gradient is that of the CPU kernel's, for which torch.compile learns it.
-  const bool rows_contiguous = logits.stride(-1) == 1 || a.classes == 1;
-  at::Tensor gradient;
-  if (with_gradient) {
-    gradient =
-        rows_contiguous ? at::empty_like(logits) : at::empty_like(logits, at::MemoryFormat::Contiguous);
-  }
   at::Tensor source = logits;
   at::Tensor present = mask ? mask->expand(logits.sizes().slice(0, logits.dim() - 1)) : at::Tensor();
   at::Tensor target = gradient;
@@ -191,23 +177,114 @@ std::tuple<at::Tensor, at::Tensor> pairwise_kl_forward(const at::Tensor& logits,
     describe_samples(source, target, present, a);
   }
 
-  const at::Tensor loss = at::empty(loss_shape, logits.options());
   at::Tensor partials;
-  if (reduction != reduction_none) {
+  if (loss.defined() && reduction != reduction_none) {
     partials = at::empty({std::min(a.samples, kMaxPartials)}, logits.options().dtype(at::kDouble));
     a.partials = partials.mutable_data_ptr<double>();
   }
   a.logits = source.const_data_ptr();
   a.mask = present.defined() ? present.const_data_ptr<bool>() : nullptr;
+  a.upstream = upstream.defined() ? upstream.const_data_ptr() : nullptr;
   a.gradient = target.defined() ? target.mutable_data_ptr() : nullptr;
-  a.loss = loss.mutable_data_ptr();
+  a.loss = loss.defined() ? loss.mutable_data_ptr() : nullptr;
   a.dtype = dtype_of(logits);
   a.reduction = static_cast<Reduction>(reduction);
-  check_launch(op,
+  check_launch("pairwise_kl_similarity",
                dmmlkd_cuda_pairwise_kl(&a, device_index(logits.device()), current_stream(logits.device())));
-  if (!with_gradient) return {loss, none};
-  if (!target.is_same(gradient)) gradient.copy_(target);
-  return {loss, gradient};
+  if (target.defined() && !target.is_same(gradient)) gradient.copy_(target);
+}
+
+bool compares_nothing(const at::Tensor& logits) { return logits.numel() == 0 || logits.size(-2) == 1; }
+
+// The layout of the gradient is that of the CPU kernel's, for which torch.compile learns it.
+at::Tensor empty_gradient(const at::Tensor& logits) {
+  const bool rows_contiguous = logits.stride(-1) == 1 || logits.size(-1) == 1;
+  return rows_contiguous ? at::empty_like(logits) : at::empty_like(logits, at::MemoryFormat::Contiguous);
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> pairwise_kl_forward(const at::Tensor& logits,
+                                                       const std::optional<at::Tensor>& mask,
+                                                       int64_t reduction, bool with_gradient) {
+  check_pairwise_kl(logits, mask, reduction);
+  const c10::DeviceGuard guard(logits.device());
+  const auto leading = logits.sizes().slice(0, logits.dim() - 2);
+  const auto loss_shape = reduction == reduction_none ? leading : at::IntArrayRef();
+  const at::Tensor none = at::empty({0}, logits.options());
+  if (compares_nothing(logits))
+    return {at::zeros(loss_shape, logits.options()), with_gradient ? at::zeros_like(logits) : none};
+  const at::Tensor loss = at::empty(loss_shape, logits.options());
+  const at::Tensor gradient = with_gradient ? empty_gradient(logits) : at::Tensor();
+  run_pairwise_kl(logits, mask, reduction, at::Tensor(), loss, gradient);
+  return {loss, with_gradient ? gradient : none};
+}
+
+at::Tensor pairwise_kl_backward(const at::Tensor& upstream, const at::Tensor& logits,
+                                const std::optional<at::Tensor>& mask, int64_t reduction) {
+  check_pairwise_kl(logits, mask, reduction);
+  check_upstream(upstream, logits, reduction);
+  const c10::DeviceGuard guard(logits.device());
+  if (compares_nothing(logits)) return at::zeros_like(logits);
+  const at::Tensor gradient = empty_gradient(logits);
+  const auto compute = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  run_pairwise_kl(logits, mask, reduction, upstream.to(compute).contiguous(), at::Tensor(), gradient);
+  return gradient;
+}
+
+LossAndGradients orthogonality_forward(const at::Tensor& common, const at::Tensor& specific,
+                                       const std::optional<at::Tensor>& mask, bool normalize,
+                                       int64_t reduction, bool with_common, bool with_specific) {
+  const char* op = "orthogonality_difference";
+  check_orthogonality(common, specific, mask, reduction);
+  const c10::DeviceGuard guard(common.device());
+  const auto leading = common.sizes().slice(0, common.dim() - 2);
+  const auto loss_shape = reduction == reduction_none ? leading : at::IntArrayRef();
+  const at::Tensor none = at::empty({0}, common.options());
+  const auto like = [&](const at::Tensor& features, bool wanted) {
+    return wanted ? at::empty(features.sizes(), features.options()) : none;
+  };
+  if (common.numel() == 0)
+    return {at::zeros(loss_shape, common.options()), like(common, with_common).zero_(),
+            like(specific, with_specific).zero_()};
+
+  OrthogonalityArguments a{};
+  a.dtype = dtype_of(common);
+  a.reduction = static_cast<Reduction>(reduction);
+  a.problems = c10::multiply_integers(leading);
+  a.scale = reduction == reduction_mean ? 1.0 / static_cast<double>(a.problems) : 1.0;
+  const int64_t most = std::numeric_limits<int>::max();
+  a.samples = static_cast<int>(std::min(common.size(-2), most));
+  a.common_features = static_cast<int>(std::min(common.size(-1), most));
+  a.specific_features = static_cast<int>(std::min(specific.size(-1), most));
+  a.normalize = normalize;
+  const int index = device_index(common.device());
+  int64_t products = 0;
+  bool fits = false;
+  check_launch(op, dmmlkd_cuda_orthogonality_plan(&a, index, &fits, &products));
+  const auto type = common.scalar_type(), compute = type == at::kDouble ? at::kDouble : at::kFloat;
+  if (!fits) {
+    const auto [loss, first, second] = orthogonality_by_library(
+        common.to(compute), specific.to(compute), mask, normalize, reduction, with_common, with_specific);
+    return {loss.to(type), first.to(type), second.to(type)};
+  }
+
+  const at::Tensor h = common.contiguous(), s = specific.contiguous();
+  const at::Tensor present =
+      mask ? mask->expand(common.sizes().slice(0, common.dim() - 1)).contiguous() : at::Tensor();
+  const at::Tensor loss = at::empty(loss_shape, common.options());
+  const at::Tensor first = like(common, with_common), second = like(specific, with_specific);
+  const at::Tensor sums =
+      at::empty({reduction == reduction_none ? 0 : a.problems}, common.options().dtype(at::kDouble));
+  const at::Tensor shares = at::empty({products}, common.options().dtype(compute));
+  a.common = h.const_data_ptr(), a.specific = s.const_data_ptr();
+  a.mask = present.defined() ? present.const_data_ptr<bool>() : nullptr;
+  a.common_gradient = with_common ? first.mutable_data_ptr() : nullptr;
+  a.specific_gradient = with_specific ? second.mutable_data_ptr() : nullptr;
+  a.loss = loss.mutable_data_ptr();
+  a.partials = sums.mutable_data_ptr<double>(), a.products = shares.mutable_data_ptr();
+  check_launch(op, dmmlkd_cuda_orthogonality(&a, index, current_stream(common.device())));
+  return {loss, first, second};
 }
 
 at::Tensor gossip_mix_(const at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
@@ -281,6 +358,8 @@ void gossip_mix_inplace_(at::Tensor& local, const at::Tensor& row_pointers, cons
 
 #ifndef DMMLKD_EMULATION
 TORCH_LIBRARY_IMPL(dmmlkd, CUDA, m) {
+  m.impl("orthogonality_forward", orthogonality_forward);
+  m.impl("pairwise_kl_backward", pairwise_kl_backward);
   m.impl("pairwise_kl_forward", pairwise_kl_forward);
   m.impl("gossip_mix_", gossip_mix_);
   m.impl("gossip_mix_inplace_", gossip_mix_inplace_);

@@ -3,7 +3,7 @@
 torch.utils.cpp_extension refuses to compile CUDA beside a torch without CUDA. Here nothing includes a CUDA header of
 torch, so a machine with nvcc alone, no GPU and no CUDA torch, compiles and links all of it::
 
-    python csrc/cuda/build.py            # build, load beside torch, print what each kernel takes
+    python csrc/cuda/build.py            # build, load beside torch, print what each kernel takes; fails if one spills
     python csrc/cuda/build.py --output dmmlkd_ext/_C_cuda.so
 
 setup.py loads this file by its path and calls `build_extension`. Environment: CUDA_HOME (else nvcc of PATH, else that
@@ -28,11 +28,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 BUILD_DIR = HERE.parents[1] / "build" / "cuda"
 CSRC = HERE.parent
-SOURCES = ("pairwise_kl", "gossip_mix")  # each folder holds a cuda.cu and its kernel.cuh
+SOURCES = ("pairwise_kl", "gossip_mix", "orthogonality")  # each folder holds a cuda.cu and its kernel.cuh
+HOST_SOURCES = (HERE / "bindings.cpp", CSRC / "orthogonality" / "library.cpp")
 ARCHITECTURES = (80, 90, 100, 120)
 PTX_ARCHITECTURE = 75
 CUDA_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-[0-9]*")  # where its installers put it
-OPERATORS = ("pairwise_kl_forward", "gossip_mix_", "gossip_mix_inplace_")
+OPERATORS = (
+    "pairwise_kl_forward",
+    "pairwise_kl_backward",
+    "orthogonality_forward",
+    "gossip_mix_",
+    "gossip_mix_inplace_",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Kernel:
     registers: int
     stack_bytes: int
     spill_bytes: int
+    shared_bytes: int  # what is fixed; most kernels ask for theirs at the launch
 
 
 def nvcc_path() -> Path | None:
@@ -102,10 +110,14 @@ def compile_objects(build_dir: Path) -> list[Path]:
         flags += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
     flags += ["-gencode", f"arch=compute_{ptx},code=compute_{ptx}"]
     flags += ["--threads", str(max(1, (os.cpu_count() or 1) // len(SOURCES)))]
-    inputs = [*CSRC.glob("*/*.cu"), *CSRC.glob("*/*.cuh"), HERE / "launchers.h", CSRC / "interface.h"]
-    jobs = [([*_nvcc(), *flags, "-c", str(CSRC / source / "cuda.cu")], build_dir / f"{source}.o") for source in SOURCES]
+    shared = [*HERE.glob("*.cuh"), HERE / "launchers.h", CSRC / "interface.h"]
+
+    def compile_source(source: str) -> Path:
+        command = [*_nvcc(), *flags, "-c", str(CSRC / source / "cuda.cu")]
+        return _compile(command, build_dir / f"{source}.o", [*(CSRC / source).glob("*.cu*"), *shared], version)
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda job: _compile(job[0], job[1], inputs, version), jobs))
+        return list(pool.map(compile_source, SOURCES))
 
 
 def build_extension(output_path: Path, build_dir: Path | None = None) -> Path:
@@ -126,8 +138,8 @@ def build_extension(output_path: Path, build_dir: Path | None = None) -> Path:
     build_dir = BUILD_DIR if build_dir is None else build_dir
     build_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
-        bindings = pool.submit(_compile_host, HERE / "bindings.cpp", build_dir / "bindings.o")
-        objects = [*compile_objects(build_dir), bindings.result()]
+        hosts = [pool.submit(_compile_host, source, build_dir / f"{source.stem}.o") for source in HOST_SOURCES]
+        objects = [*compile_objects(build_dir), *(host.result() for host in hosts)]
     # nvcc knows where its runtime lies. Hidden, so that the symbols of this copy and those of torch's never meet.
     _link([*_nvcc(), "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL,--no-undefined"], objects, output_path)
     return output_path
@@ -157,6 +169,22 @@ def check(build_dir: Path) -> list[Kernel]:
     _run([sys.executable, "-c", program, str(schemas), str(library), *OPERATORS])
     kernels = [kernel for source in SOURCES for kernel in _read_log(build_dir / f"{source}.o.log")]
     return sorted(kernels, key=lambda kernel: (kernel.name, int(kernel.architecture)))
+
+
+def refuse_spills(kernels: list[Kernel]) -> None:
+    """Checks that every kernel keeps its variables in registers.
+
+    Raises:
+        RuntimeError: some do not; the line names each with its architecture and bytes.
+    """
+    spilled = [kernel for kernel in kernels if kernel.spill_bytes or kernel.stack_bytes]
+    if spilled:
+        named = "; ".join(
+            f"{kernel.name} on sm_{kernel.architecture}: {kernel.spill_bytes} bytes spilled, "
+            f"{kernel.stack_bytes} bytes of stack"
+            for kernel in spilled
+        )
+        raise RuntimeError(f"kernels must keep their variables in registers, these do not: {named}")
 
 
 def _architectures() -> tuple[list[int], int]:
@@ -238,7 +266,8 @@ def _compile_host(source: Path, output: Path) -> Path:
     include = _torch_dir() / "include"
     flags = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
-    inputs = [source, CSRC / "check.h", CSRC / "interface.h", HERE / "launchers.h", _torch_dir() / "version.py"]
+    headers = [CSRC / "check.h", CSRC / "interface.h", CSRC / "orthogonality" / "form.h", HERE / "launchers.h"]
+    inputs = [source, *headers, _torch_dir() / "version.py"]
     return _compile([*_compiler(), *flags, "-c", str(source)], output, inputs)
 
 
@@ -258,7 +287,9 @@ def _read_log(log: Path) -> list[Kernel]:
         elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             stack, spills = int(frame[1]), int(frame[2]) + int(frame[3])
         elif used := re.search(r"Used (\d+) registers", line):
-            kernels.append(Kernel(_short(name), architecture, int(used[1]), stack, spills))
+            shared = re.search(r"(\d+) bytes smem", line)
+            fixed = int(shared[1]) if shared else 0
+            kernels.append(Kernel(_short(name), architecture, int(used[1]), stack, spills, fixed))
     return kernels
 
 
@@ -275,12 +306,17 @@ def main() -> None:
     parser.add_argument("--build-dir", type=Path, default=BUILD_DIR)
     parser.add_argument("--output", type=Path, help="copy the library here if all is well")
     options = parser.parse_args()
-    kernels = check(options.build_dir)
-    for kernel in kernels:
-        print(
-            f"{kernel.name:60} sm_{kernel.architecture:4} {kernel.registers:4} registers "
-            f"{kernel.stack_bytes:4} bytes of stack {kernel.spill_bytes:4} bytes spilled"
-        )
+    try:
+        kernels = check(options.build_dir)
+        print(f"{'kernel':44} {'for':6} {'registers':>9} {'stack':>6} {'spilled':>7} {'fixed shared memory':>19}")
+        for kernel in kernels:
+            print(
+                f"{kernel.name:44} sm_{kernel.architecture:3} {kernel.registers:9} {kernel.stack_bytes:6} "
+                f"{kernel.spill_bytes:7} {kernel.shared_bytes:19}"
+            )
+        refuse_spills(kernels)
+    except RuntimeError as error:
+        sys.exit(f"cuda-check: {error}")
     library = options.build_dir / "_C_cuda.so"
     print(f"{len(kernels)} kernels; {library.name} has {library.stat().st_size / 2**20:.1f} MiB and loads beside torch")
     if options.output:

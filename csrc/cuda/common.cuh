@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #ifndef DMMLKD_EMULATION
 #include <cuda_bf16.h>
@@ -73,6 +74,30 @@ struct alignas(kPackBytes) Pack {
   scalar values[kWidth];
 };
 
+// Neighbouring numbers to and from an aligned address, 16 bytes an access.
+template <int kCount, typename compute>
+__device__ __forceinline__ void load_run(const compute* from, compute (&values)[kCount]) {
+  constexpr int kWidth = Pack<compute>::kWidth;
+#pragma unroll
+  for (int j = 0; j < kCount; j += kWidth) {
+    const Pack<compute> pack = *reinterpret_cast<const Pack<compute>*>(from + j);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) values[j + i] = pack.values[i];
+  }
+}
+
+template <int kCount, typename compute>
+__device__ __forceinline__ void store_run(compute* to, const compute (&values)[kCount]) {
+  constexpr int kWidth = Pack<compute>::kWidth;
+#pragma unroll
+  for (int j = 0; j < kCount; j += kWidth) {
+    Pack<compute> pack;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) pack.values[i] = values[j + i];
+    *reinterpret_cast<Pack<compute>*>(to + j) = pack;
+  }
+}
+
 // n / divisor for n and divisor below 2^16, where one multiplication is exact.
 struct FastDivisor {
   unsigned divisor = 1;
@@ -86,6 +111,14 @@ struct FastDivisor {
     return magic != 0 ? __umulhi(n, magic) : n;
   }
 };
+
+// What is computed from the result is computed where it stands, not kept in registers from outside of a loop.
+__device__ __forceinline__ int computed_here(int x) {
+#ifndef DMMLKD_EMULATION
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
 
 struct Add {
   template <typename value>
@@ -135,6 +168,36 @@ __device__ __forceinline__ void combine_group(value (&values)[kCount], int lanes
 #pragma unroll 1
   for (int offset = warps / 2; offset > 0; offset /= 2) exchange(values, offset, combine);
 }
+
+// Sums of squares of a thread: in the type of the sums, and in float64 those that float32 cannot hold.
+template <typename compute>
+struct Squares {
+  compute usual = 0;
+  double unusual = 0;
+
+  template <int kWidth>
+  __device__ __forceinline__ void add(const compute (&values)[kWidth]) {
+    compute sum = 0;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum = fma(values[j], values[j], sum);
+    // Above the least no square that counts was lost below the smallest number, and below the most the sum
+    // over a row of a tile cannot overflow. Zeros, of a row that did not change, cost no float64.
+    const bool kept =
+        std::is_same_v<compute, double> || (sum >= compute(0x1p-100) && sum <= compute(0x1p100));
+    if (kept) {
+      usual += sum;
+      return;
+    }
+    bool zeros = true;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) zeros = zeros && values[j] == compute(0);
+    if (zeros) return;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      unusual = fma(static_cast<double>(values[j]), static_cast<double>(values[j]), unusual);
+  }
+  __device__ __forceinline__ double total() const { return static_cast<double>(usual) + unusual; }
+};
 
 constexpr int kSumThreads = 256;
 

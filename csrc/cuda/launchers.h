@@ -26,9 +26,12 @@ struct Strides {
 struct PairwiseKlArguments {
   const void* logits;
   const bool* mask;  // null: every modality is present
+  // What the gradient is multiplied by, float or for float64 double: one per sample, or a single one if
+  // reduced; null: 1.
+  const void* upstream;
   void* gradient;    // null: not wanted
-  void* loss;        // one element per sample, or a single one if reduced
-  double* partials;  // min(samples, kMaxPartials) doubles if reduced
+  void* loss;        // one element per sample, or a single one if reduced; null: not wanted
+  double* partials;  // min(samples, kMaxPartials) doubles for a reduced loss, else null
   Dtype dtype;
   Reduction reduction;
   int64_t samples;
@@ -39,6 +42,23 @@ struct PairwiseKlArguments {
   Strides logits_strides;
   Strides gradient_strides;
   Strides mask_strides;  // `classes` is not used
+};
+
+struct OrthogonalityArguments {
+  const void* common;       // [problems, samples, common_features]
+  const void* specific;     // [problems, samples, specific_features]
+  const bool* mask;         // [problems, samples]; null: every sample counts
+  void* common_gradient;    // like common; null: not wanted
+  void* specific_gradient;  // like specific; null: not wanted
+  void* loss;               // one element per problem, or a single one if reduced
+  double* partials;         // of a reduced loss, one per problem
+  void* products;           // float, or for float64 double, as many as orthogonality_plan says
+  Dtype dtype;
+  Reduction reduction;
+  double scale;  // 1 / problems for the mean, else 1
+  int64_t problems;
+  int samples, common_features, specific_features;
+  bool normalize;
 };
 
 struct GossipMixArguments {
@@ -65,6 +85,12 @@ struct GossipMixArguments {
 extern "C" {
 const char* dmmlkd_cuda_pairwise_kl(const dmmlkd::cuda::PairwiseKlArguments* arguments, int device,
                                     void* stream);
+
+// Whether the kernels take features as wide as these, and how many numbers `products` needs.
+const char* dmmlkd_cuda_orthogonality_plan(const dmmlkd::cuda::OrthogonalityArguments* arguments, int device,
+                                           bool* fits, int64_t* products);
+const char* dmmlkd_cuda_orthogonality(const dmmlkd::cuda::OrthogonalityArguments* arguments, int device,
+                                      void* stream);
 
 // How many doubles `partials` needs, and whether the rows fit into shared memory, as the in-place form needs.
 const char* dmmlkd_cuda_gossip_mix_partials(const dmmlkd::cuda::GossipMixArguments* arguments, int device,

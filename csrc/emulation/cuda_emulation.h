@@ -121,6 +121,8 @@ class Machine {
     return theirs;
   }
 
+  // How many barriers the last block passed.
+  uint64_t barriers() const { return passed_; }
   unsigned char* shared() const { return shared_.get(); }
   unsigned current() const { return static_cast<unsigned>(current_); }
 

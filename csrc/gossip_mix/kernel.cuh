@@ -4,8 +4,6 @@
 // use it. README.md has the limits that shaped this.
 #pragma once
 
-#include <type_traits>
-
 #include "../cuda/common.cuh"
 
 namespace dmmlkd::cuda {
@@ -84,39 +82,9 @@ __device__ __forceinline__ void store_access(scalar* row, int64_t column, int64_
   *reinterpret_cast<Access<scalar, kWidth>*>(row + column) = access;
 }
 
-// Sums of squares of a thread: in the type of the sums, and in float64 those that float32 cannot hold.
-template <typename compute>
-struct Squares {
-  compute usual = 0;
-  double unusual = 0;
-
-  template <int kWidth>
-  __device__ __forceinline__ void add(const compute (&values)[kWidth]) {
-    compute sum = 0;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) sum = fma(values[j], values[j], sum);
-    // Above the least no square that counts was lost below the smallest number, and below the most the sum
-    // over a row of a tile cannot overflow. Zeros, of a row that did not change, cost no float64.
-    const bool kept =
-        std::is_same_v<compute, double> || (sum >= compute(0x1p-100) && sum <= compute(0x1p100));
-    if (kept) {
-      usual += sum;
-      return;
-    }
-    bool zeros = true;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) zeros = zeros && values[j] == compute(0);
-    if (zeros) return;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j)
-      unusual = fma(static_cast<double>(values[j]), static_cast<double>(values[j]), unusual);
-  }
-  __device__ __forceinline__ double total() const { return static_cast<double>(usual) + unusual; }
-};
-
 // `local` and `out` are not declared restrict: in the in-place form they are one.
 template <typename scalar, int kWidth, bool kStaged>
-__global__ void __launch_bounds__(kGossipThreads)
+__global__ void __launch_bounds__(kGossipThreads, 3)  // for fewer registers some architectures spill
     gossip_mix(const __grid_constant__ GossipMixArguments a, const __grid_constant__ GossipMixPlan plan) {
   using compute = compute_t<scalar>;
   using access_type = Access<scalar, kWidth>;

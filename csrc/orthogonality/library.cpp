@@ -63,7 +63,8 @@ struct Products {
   at::Tensor loss, first, second;
 
   Products(const at::Tensor& h, const at::Tensor& s) {
-    if (by_samples(h.size(-2), h.size(-1), s.size(-1))) {
+    // On a GPU the question whether to trust it would wait for the device.
+    if (h.is_cpu() && by_samples(h.size(-2), h.size(-1), s.size(-1))) {
       first = at::matmul(s, transposed(s)), second = at::matmul(h, transposed(h));
       loss = inner_product(first, second);
       // Where little is left of larger numbers, or a product left the range of its type, by features.

@@ -76,17 +76,19 @@ bool plan_resident(const PairwiseKlArguments& a, const DeviceLimits& limits, Res
   // Offsets in a row are counted in 32 bits, in bytes.
   const int64_t widest = a.logits_strides.classes > a.gradient_strides.classes ? a.logits_strides.classes
                                                                                : a.gradient_strides.classes;
-  if (lanes > kMaxResidentThreads ||
+  if (lanes > kMaxResidentThreads<scalar> ||
       widest > 0x7fffffff / (a.classes * static_cast<int64_t>(sizeof(scalar)))) {
     return false;
   }
   // A batch that one block can take is taken by one, which needs no second launch to sum the loss.
-  const int64_t wanted = a.samples * lanes <= kMaxResidentThreads ? kMaxResidentThreads
-                                                                  : kThreadsPerProcessor * limits.processors;
-  while (2 * a.samples * lanes <= wanted && 2 * lanes <= kMaxResidentThreads && lanes < a.classes) lanes *= 2;
+  const int64_t wanted = a.samples * lanes <= kMaxResidentThreads<scalar>
+                             ? kMaxResidentThreads<scalar>
+                             : kThreadsPerProcessor * limits.processors;
+  while (2 * a.samples * lanes <= wanted && 2 * lanes <= kMaxResidentThreads<scalar> && lanes < a.classes)
+    lanes *= 2;
 
   int64_t samples = lanes < kTargetThreads ? kTargetThreads / lanes : 1;
-  if (a.samples * lanes <= kMaxResidentThreads) samples = a.samples;
+  if (a.samples * lanes <= kMaxResidentThreads<scalar>) samples = a.samples;
   plan_block<scalar, kModalities>(a, limits, samples, lanes, plan);
   // The largest batch of one block may need just more than the 64 KB of compute capability 7.5.
   while (plan.shared_bytes > limits.max_shared && samples * lanes > kWarpSize) {
@@ -118,7 +120,7 @@ const char* launch_streamed(const PairwiseKlArguments& a, const DeviceLimits& li
   const int64_t grid = grid_size(a.samples, limits);
   DMMLKD_LAUNCH(kernel, grid, kStreamedThreads, static_cast<int>(shared_bytes), stream, a, staged);
   const char* error = last_launch_error();
-  if (error != nullptr || a.reduction == Reduction::kNone) return error;
+  if (error != nullptr || a.partials == nullptr) return error;
   return sum_losses<scalar>(a, grid, stream);
 }
 
@@ -130,7 +132,7 @@ const char* launch_unrolled(const PairwiseKlArguments& a, const DeviceLimits& li
   if (!allow_shared(reinterpret_cast<const void*>(kernel), plan.shared_bytes)) return last_launch_error();
   DMMLKD_LAUNCH(kernel, plan.grid, plan.threads, plan.shared_bytes, stream, a, plan);
   const char* error = last_launch_error();
-  if (error != nullptr || a.reduction == Reduction::kNone || plan.grid == 1) return error;
+  if (error != nullptr || a.partials == nullptr || plan.grid == 1) return error;
   return sum_losses<scalar>(a, plan.grid, stream);
 }
 

@@ -12,21 +12,21 @@
 // shaped the layout; kernel.inl beside this file computes the same on a CPU.
 #pragma once
 
-#include <type_traits>
-
 #include "../cuda/common.cuh"
 
 namespace dmmlkd::cuda {
 
 constexpr int kMaxUnrolledModalities = 8;
-constexpr int kMaxResidentThreads = 512;
+// With 128 registers for a thread of float, 255 for one of double: what ptxas needs to spill none.
+template <typename scalar>
+constexpr int kMaxResidentThreads = sizeof(scalar) == 8 ? 256 : 512;
 constexpr int kStreamedThreads = 512;
 constexpr int kStreamedChunk = 1024;
 
 // Classes of a sample that one thread holds in registers, logits and probabilities: 24 or 32 of each over all
 // rows.
 template <typename scalar, int kModalities>
-constexpr int kClassesPerThread = (kModalities == 2   ? 16
+constexpr int kClassesPerThread = (kModalities == 2   ? 12
                                    : kModalities <= 4 ? 8
                                                       : 4) /
                                   (sizeof(scalar) == 8 ? 2 : 1);
@@ -114,6 +114,13 @@ __device__ __forceinline__ int64_t batch_offset(int64_t sample, const PairwiseKl
   return offset + sample * strides.batch[0];
 }
 
+// What a sample's gradient is multiplied by, besides the reduction's weight.
+template <typename compute>
+__device__ __forceinline__ compute upstream_of(const PairwiseKlArguments& a, int64_t sample) {
+  if (a.upstream == nullptr) return compute(1);
+  return static_cast<const compute*>(a.upstream)[a.reduction == Reduction::kNone ? sample : 0];
+}
+
 // One bit per modality.
 template <int kModalities>
 __device__ __forceinline__ unsigned present_bits(const PairwiseKlArguments& a, int64_t sample) {
@@ -184,15 +191,8 @@ __device__ __forceinline__ void for_each_flat(const scalar* base, const Resident
 // A pack's elements to or from shared memory, 16 bytes at a time where they lie so.
 template <int kWidth, typename compute>
 __device__ __forceinline__ void put_run(compute* tile, unsigned place, const compute (&values)[kWidth]) {
-  constexpr int kVector = kPackBytes / static_cast<int>(sizeof(compute));
-  if (place % kVector == 0) {
-#pragma unroll
-    for (int j = 0; j < kWidth; j += kVector) {
-      Pack<compute> pack;
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) pack.values[i] = values[j + i];
-      *reinterpret_cast<Pack<compute>*>(tile + place + j) = pack;
-    }
+  if (place % Pack<compute>::kWidth == 0) {
+    store_run(tile + place, values);
   } else {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) tile[place + j] = values[j];
@@ -201,14 +201,8 @@ __device__ __forceinline__ void put_run(compute* tile, unsigned place, const com
 
 template <int kWidth, typename compute>
 __device__ __forceinline__ void get_run(const compute* tile, unsigned place, compute (&values)[kWidth]) {
-  constexpr int kVector = kPackBytes / static_cast<int>(sizeof(compute));
-  if (place % kVector == 0) {
-#pragma unroll
-    for (int j = 0; j < kWidth; j += kVector) {
-      const Pack<compute> pack = *reinterpret_cast<const Pack<compute>*>(tile + place + j);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) values[j + i] = pack.values[i];
-    }
+  if (place % Pack<compute>::kWidth == 0) {
+    load_run(tile + place, values);
   } else {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) values[j] = tile[place + j];
@@ -314,7 +308,7 @@ __device__ __forceinline__ void store_tile(const PairwiseKlArguments& a, const R
 // present: it then counts in no mean, its u is 0, and row 0 is the reference r whichever modalities are
 // there.
 template <typename scalar, int kModalities>
-__global__ void __launch_bounds__(kMaxResidentThreads)
+__global__ void __launch_bounds__(kMaxResidentThreads<scalar>, 1)  // without the 1 double spills
     pairwise_kl_resident(const __grid_constant__ PairwiseKlArguments a,
                          const __grid_constant__ ResidentPlan plan) {
   using compute = compute_t<scalar>;
@@ -499,8 +493,9 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
 
     const compute inverse_pairs = compute(1) / static_cast<compute>(count - 1);
     const compute loss = present != 0 ? finite_loss(raw_loss) * inverse_pairs : compute(0);
-    const compute scale = fma(loss, compute(0), weight * inverse_pairs);  // NaN if the loss is
-    if (active && lane == 0) {
+    // NaN if the loss is.
+    const compute scale = fma(loss, compute(0), weight * inverse_pairs * upstream_of<compute>(a, sample));
+    if (active && lane == 0 && a.loss != nullptr) {
       if (a.reduction == Reduction::kNone) {
         static_cast<scalar*>(a.loss)[sample] = from_compute<scalar>(loss);
       } else {
@@ -564,7 +559,7 @@ __global__ void __launch_bounds__(kMaxResidentThreads)
     }
   }
 
-  if (a.reduction == Reduction::kNone) return;
+  if (a.reduction == Reduction::kNone || a.loss == nullptr) return;
   double warp_total[1] = {total};
   combine_group(warp_total, kWarpSize, static_cast<double*>(nullptr), Add{});
   if (threadIdx.x % kWarpSize == 0) totals[threadIdx.x / kWarpSize] = warp_total[0];
@@ -750,8 +745,8 @@ __global__ void __launch_bounds__(kStreamedThreads, 1)  // without the 1 it spil
     if (a.gradient != nullptr) {
       scalar* gradient = static_cast<scalar*>(a.gradient) + batch_offset(sample, a, a.gradient_strides);
       // NaN if the loss is.
-      const compute scale =
-          pairs ? fma(loss, compute(0), weight / static_cast<compute>(count - 1)) : compute(0);
+      const compute per_pair = weight * upstream_of<compute>(a, sample) / static_cast<compute>(count - 1);
+      const compute scale = pairs ? fma(loss, compute(0), per_pair) : compute(0);
       for (int64_t chunk = 0; chunk < a.classes; chunk += kStreamedChunk) {
         const int size = static_cast<int>(min(static_cast<int64_t>(kStreamedChunk), a.classes - chunk));
         // The means of a single chunk are still there.
@@ -774,13 +769,13 @@ __global__ void __launch_bounds__(kStreamedThreads, 1)  // without the 1 it spil
       }
     }
 
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && a.loss != nullptr) {
       if (a.reduction == Reduction::kNone) static_cast<scalar*>(a.loss)[sample] = from_compute<scalar>(loss);
       block_total += static_cast<double>(loss);
     }
     __syncthreads();
   }
-  if (a.reduction != Reduction::kNone && threadIdx.x == 0) a.partials[blockIdx.x] = block_total;
+  if (a.partials != nullptr && threadIdx.x == 0) a.partials[blockIdx.x] = block_total;
 }
 
 }  // namespace dmmlkd::cuda

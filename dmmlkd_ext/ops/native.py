@@ -21,7 +21,7 @@ import torch
 
 from dmmlkd_ext._version import __version__
 
-INTERFACE = 5
+INTERFACE = 6
 """Version of the schemas in csrc/ops.cpp, equal to that in csrc/interface.h; increase both when a schema changes."""
 
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"

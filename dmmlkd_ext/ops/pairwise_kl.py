@@ -107,14 +107,24 @@ def pairwise_kl_similarity(
     return loss if loss.dtype is logits.dtype else loss.to(loss_dtype(logits))
 
 
+def _gradient_comes_later(logits: torch.Tensor) -> bool:
+    """Return whether the backward pass computes the gradient, with the upstream gradient in it.
+
+    On CUDA a saved gradient would have to be read and written once more even for an upstream gradient of 1, of which
+    the host learns by waiting only.
+    """
+    return logits.device.type == "cuda"
+
+
 class _PairwiseKL(torch.autograd.Function):
     """Loss (half precisions: in float32) whose gradient the forward pass computes and the backward pass scales."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, mask: torch.Tensor | None, reduction: str) -> torch.Tensor:
         code = _REDUCTIONS[reduction]
-        loss, gradient = torch.ops.dmmlkd.pairwise_kl_forward.default(widened(logits), mask, code, True)
-        ctx.save_for_backward(logits, mask, gradient)
+        later = _gradient_comes_later(logits)
+        loss, gradient = torch.ops.dmmlkd.pairwise_kl_forward.default(widened(logits), mask, code, not later)
+        ctx.save_for_backward(logits, mask, None if later else gradient)
         ctx.reduction = reduction
         result: torch.Tensor = loss
         return result
@@ -126,6 +136,9 @@ class _PairwiseKL(torch.autograd.Function):
             reduction = "sum" if ctx.reduction == "mean_present" else ctx.reduction
             loss = _formula(logits, mask, reduction)
             return *torch.autograd.grad(loss, logits, upstream, create_graph=True), None, None
+        if gradient is None:
+            code = _REDUCTIONS[ctx.reduction]
+            return torch.ops.dmmlkd.pairwise_kl_backward.default(upstream, logits, mask, code), None, None
         return scaled(gradient, upstream, logits.dtype), None, None
 
 
@@ -309,21 +322,30 @@ class PairwiseKLSimilarity(nn.Module):
 
 
 def _register() -> None:
-    """Register the native operator's shapes (fake tensors)."""
+    """Register the native operators' shapes (fake tensors)."""
+
+    def check_device(mask: torch.Tensor | None, logits: torch.Tensor) -> None:
+        if mask is not None and mask.device != logits.device:
+            raise ValueError(f"{_OPERATOR}: mask must be on {logits.device} like logits, got {mask.device}")
+
+    def gradient_of(logits: torch.Tensor) -> torch.Tensor:
+        if logits.shape[-2] == 1:  # nothing to compare
+            return torch.zeros_like(logits)
+        dense = logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
+        return torch.empty_like(dense)
 
     @torch.library.register_fake("dmmlkd::pairwise_kl_forward")
     def _(
         logits: torch.Tensor, mask: torch.Tensor | None, reduction: int, with_gradient: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if mask is not None and mask.device != logits.device:
-            raise ValueError(f"{_OPERATOR}: mask must be on {logits.device} like logits, got {mask.device}")
+        check_device(mask, logits)
         loss = logits.new_empty(logits.shape[:-2] if reduction == 0 else ())
-        if not with_gradient:
-            return loss, logits.new_empty(0)
-        if logits.shape[-2] == 1:  # nothing to compare
-            return loss, torch.zeros_like(logits)
-        dense = logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
-        return loss, torch.empty_like(dense)
+        return loss, gradient_of(logits) if with_gradient else logits.new_empty(0)
+
+    @torch.library.register_fake("dmmlkd::pairwise_kl_backward")
+    def _(upstream: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor | None, reduction: int) -> torch.Tensor:
+        check_device(mask, logits)
+        return gradient_of(logits)
 
 
 if _native.backend() == "native":

@@ -5,6 +5,7 @@ that a kernel that lacks a barrier is wrong.
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,15 +40,16 @@ def build_emulation(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         pytest.skip("the emulation is built with g++ on Linux")
 
     def run_compiler(*arguments: str) -> None:
-        command = ["g++", "-std=c++20", "-fPIC", "-fno-strict-aliasing", *arguments]
+        cached = ["ccache"] if shutil.which("ccache") else []  # nothing in the files depends on where they lie
+        command = [*cached, "g++", "-std=c++20", "-fPIC", "-fno-strict-aliasing", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
-    def build(main: str, *flags: str, link: Sequence[str] = ()) -> Path:
+    def build(main: str, *flags: str, link: Sequence[str] = (), beside: Sequence[Path] = ()) -> Path:
         folder = tmp_path_factory.mktemp(Path(main).stem)
         header = str(CSRC / "emulation" / "cuda_emulation.h")
         warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        sources = [HERE / main, CSRC / "pairwise_kl" / "cuda.cu", CSRC / "gossip_mix" / "cuda.cu"]
+        sources = [HERE / main, *sorted(CSRC.glob("*/cuda.cu")), *beside]
         objects = [str(folder / f"{number}.o") for number in range(len(sources))]
         with ThreadPoolExecutor() as pool:
             jobs = [
@@ -68,7 +70,8 @@ def emulated_library(build_emulation: Callable[..., Path]) -> None:
     root = Path(torch.__file__).parent
     include = [f"-isystem{root / 'include'}", f"-isystem{root / 'include/torch/csrc/api/include'}"]
     libraries = ["-shared", f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
-    torch.ops.load_library(build_emulation("emulated_ops.cpp", "-O1", *include, link=libraries))
+    library = [CSRC / "orthogonality" / "library.cpp"]
+    torch.ops.load_library(build_emulation("emulated_ops.cpp", "-O1", *include, link=libraries, beside=library))
 
 
 @dataclass
@@ -93,6 +96,17 @@ class Kernels:
         mask = None if mask is None else mask.to(self.device)
         loss, gradient = self.ops().pairwise_kl_forward(logits.to(self.device), mask, reduction, with_gradient)
         return loss.cpu(), gradient.cpu()
+
+    def pairwise_kl_backward(self, upstream, logits, mask=None, reduction=1):
+        mask = None if mask is None else mask.to(self.device)
+        arguments = upstream.to(self.device), logits.to(self.device), mask, reduction
+        return self.ops().pairwise_kl_backward(*arguments).cpu()
+
+    def orthogonality(self, common, specific, mask=None, normalize=False, reduction=0, wanted=(True, True)):
+        mask = None if mask is None else mask.to(self.device)
+        features = common.to(self.device), specific.to(self.device)
+        results = self.ops().orthogonality_forward(*features, mask, normalize, reduction, *wanted)
+        return tuple(result.cpu() for result in results)
 
     def gossip_mix(self, local, weights, out, begin, end, measure):
         weights = [part.to(self.device) for part in weights]

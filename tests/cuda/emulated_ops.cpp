@@ -20,6 +20,10 @@ TORCH_LIBRARY(dmmlkd_emulated, m) {
   m.def(
       "pairwise_kl_forward(Tensor logits, Tensor? mask, int reduction, bool with_gradient) -> (Tensor, "
       "Tensor)");
+  m.def("pairwise_kl_backward(Tensor upstream, Tensor logits, Tensor? mask, int reduction) -> Tensor");
+  m.def(
+      "orthogonality_forward(Tensor common, Tensor specific, Tensor? mask, bool normalize, int reduction, "
+      "bool common_gradient, bool specific_gradient) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gossip_mix_(Tensor local, Tensor row_pointers, Tensor columns, Tensor values, Tensor(a!) out, "
       "int column_begin, int column_end, bool measure) -> Tensor");
@@ -29,6 +33,8 @@ TORCH_LIBRARY(dmmlkd_emulated, m) {
 }
 
 TORCH_LIBRARY_IMPL(dmmlkd_emulated, CPU, m) {
+  m.impl("orthogonality_forward", dmmlkd::cuda::orthogonality_forward);
+  m.impl("pairwise_kl_backward", dmmlkd::cuda::pairwise_kl_backward);
   m.impl("pairwise_kl_forward", dmmlkd::cuda::pairwise_kl_forward);
   m.impl("gossip_mix_", dmmlkd::cuda::gossip_mix_);
   m.impl("gossip_mix_inplace_", dmmlkd::cuda::gossip_mix_inplace_);

@@ -1,5 +1,8 @@
 """What only a GPU can show: streams, devices, graphs, and agreement with the kernels of the CPU."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -132,6 +135,10 @@ def leaf(*shape, seed=0, dtype=torch.float32):
     return random_logits(*shape, seed=seed, dtype=dtype).cuda().requires_grad_()
 
 
+def normalized(h, s):
+    return dmmlkd_ext.orthogonality_difference(h, s, normalize=True)
+
+
 def losses():
     """Each loss as a function of leaves on a GPU, with these leaves."""
     mask = (torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) < 0.8).cuda()
@@ -139,15 +146,16 @@ def losses():
     return {
         "pairwise_kl": (lambda z: dmmlkd_ext.pairwise_kl_similarity(z, mask), [(300, 3, 10)]),
         "orthogonality": (dmmlkd_ext.orthogonality_difference, [(4, 32, 16), (4, 32, 16)]),
-        "normalized": (
-            lambda h, s: dmmlkd_ext.orthogonality_difference(h, s, normalize=True),
-            [(4, 32, 16), (4, 32, 16)],
-        ),
+        "normalized": (normalized, [(4, 32, 16), (4, 32, 16)]),
+        "by samples": (normalized, [(4, 32, 100), (4, 32, 90)]),
+        "shared out": (normalized, [(2, 4096, 64), (2, 4096, 20)]),
+        "by the library": (normalized, [(2, 300, 150), (2, 300, 140)]),
         "gossip_mix": (lambda x: dmmlkd_ext.gossip_mix(x, weights).square().sum(), [(6, 100)]),
     }
 
 
-LOSSES = ["pairwise_kl", "orthogonality", "normalized", "gossip_mix"]
+ORTHOGONALITY = ["orthogonality", "normalized", "by samples", "shared out", "by the library"]
+LOSSES = ["pairwise_kl", *ORTHOGONALITY, "gossip_mix"]
 
 
 def on_the_cpu(name, leaves):
@@ -155,12 +163,12 @@ def on_the_cpu(name, leaves):
     wide = [x.detach().cpu().double().requires_grad_() for x in leaves]
     mask = torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) < 0.8
     weights = dmmlkd_ext.ops.GossipWeights(*ring(6, torch.float64))
-    loss = {
+    functions = {
         "pairwise_kl": lambda z: pairwise_kl_similarity_reference(z, mask),
         "orthogonality": orthogonality_difference_reference,
-        "normalized": lambda h, s: orthogonality_difference_reference(h, s, normalize=True),
         "gossip_mix": lambda x: gossip_mix_reference(x, weights).square().sum(),
-    }[name](*wide)
+    }
+    loss = functions.get(name, lambda h, s: orthogonality_difference_reference(h, s, normalize=True))(*wide)
     return loss.detach(), torch.autograd.grad(loss, wide)
 
 
@@ -183,7 +191,7 @@ def test_autograd(name, compiled):
     check_against_the_cpu(name, loss, torch.autograd.grad(loss, leaves), leaves)
 
 
-@pytest.mark.parametrize("name", ["pairwise_kl", "orthogonality", "normalized"])
+@pytest.mark.parametrize("name", ["pairwise_kl", *ORTHOGONALITY])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_computes_in_float32(name, dtype):
     function, shapes = losses()[name]
@@ -203,12 +211,16 @@ def test_mixing_compiles_for_reduced_overhead():
         check_against_the_cpu("gossip_mix", loss.clone(), torch.autograd.grad(loss, leaves), leaves)
 
 
-@pytest.mark.parametrize("name", ["pairwise_kl_forward", "gossip_mix", "gossip_mix_", "orthogonality_forward"])
+OPERATORS = ["pairwise_kl_forward", "pairwise_kl_backward", "gossip_mix", "gossip_mix_", "orthogonality_forward"]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name):
     weights = [part.cuda() for part in ring(6)]
     local = random_logits(6, 100).cuda()
     arguments = {
         "pairwise_kl_forward": (random_logits(40, 3, 10).cuda(), None, 1, True),
+        "pairwise_kl_backward": (local.sum(), random_logits(40, 3, 10).cuda(), None, 1),
         "gossip_mix": (local, *weights, None),
         "gossip_mix_": (local, *weights, torch.zeros_like(local), 0, 100, True),
         "orthogonality_forward": (local.view(6, 10, 10), local.view(6, 10, 10), None, False, 1, True, True),
@@ -219,15 +231,47 @@ def test_opcheck(name):
     torch.library.opcheck(operator, arguments)
 
 
-def test_the_loss_and_its_gradient_wait_for_nothing():
-    logits = leaf(300, 3, 10)
-    dmmlkd_ext.pairwise_kl_similarity(logits).backward()  # whatever the first call sets up
+@pytest.mark.parametrize("name", ["pairwise_kl", *ORTHOGONALITY])
+def test_a_loss_and_its_gradient_wait_for_nothing(name):
+    function, shapes = losses()[name]
+    leaves = [leaf(*shape) for shape in shapes]
+    function(*leaves).backward()  # whatever the first call sets up
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        dmmlkd_ext.pairwise_kl_similarity(logits).backward()
+        function(*leaves).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["pairwise_kl", *ORTHOGONALITY])
+def test_a_loss_and_its_gradient_in_a_cuda_graph(name):
+    function, shapes = losses()[name]
+    leaves = [leaf(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.autograd.grad(function(*leaves), leaves)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = function(*leaves)
+        gradients = torch.autograd.grad(loss, leaves)
+    graph.replay()
+    check_against_the_cpu(name, loss, gradients, leaves)
+
+
+def test_the_first_call_may_be_captured():
+    """Kernels that were never loaded are loaded in a capture: in a process of its own."""
+    program = (
+        "import torch, dmmlkd_ext\n"
+        "logits, graph = torch.randn(4096, 3, 100, device='cuda'), torch.cuda.CUDAGraph()\n"
+        "with torch.cuda.graph(graph): captured = torch.ops.dmmlkd.pairwise_kl_forward(logits, None, 1, True)\n"
+        "graph.replay()\n"
+        "again = torch.ops.dmmlkd.pairwise_kl_forward(logits, None, 1, True)\n"
+        "assert all(torch.equal(*pair) for pair in zip(captured, again))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_mixing_and_its_gradient_wait_once_a_matrix():

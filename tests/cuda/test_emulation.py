@@ -2,8 +2,11 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
 
 
 @pytest.mark.timeout(900)  # most of it compiles
@@ -12,7 +15,7 @@ def test_kernels_under_the_sanitizers(build_emulation):
     # What is left out doubles the time to compile and finds nothing that the address sanitizer does not.
     undefined = ["-fsanitize=undefined", "-fno-sanitize=null,object-size,vptr"]
     flags = ["-O1", "-g1", "-fsanitize=address", *undefined, "-fno-sanitize-recover=all"]
-    program = build_emulation("emulate.cpp", *flags)
+    program = build_emulation("emulate.cpp", *flags, beside=[HERE / "emulate_orthogonality.cpp"])
     done = subprocess.run(
         [program],
         capture_output=True,
