@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dmmlkd_ext._interrupts import imports_are_over
 
 if TYPE_CHECKING:
-    from dmmlkd_ext.experiments.commands import Command
+    from dmmlkd_ext.experiments.commands.command import Command
 
 _WRONGLY = 2
 _INTERRUPTED = 130
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_closed_streams()
     try:
-        from dmmlkd_ext.experiments.commands import UserError
+        from dmmlkd_ext.experiments.commands.command import UserError
     except ModuleNotFoundError as error:
         brings = "or, in a clone, pip install '.[simulation]', which brings all that commands need"
         return _complain(f"the package {error.name} is missing: pip install {error.name}, {brings}", 1)
@@ -65,22 +65,20 @@ def _parse(arguments: list[str]) -> Command:
     """
     import tyro
 
-    from dmmlkd_ext.experiments.commands import (
-        InfoCommand,
-        RunCommand,
-        SweepCommand,
-        UserError,
-    )
+    from dmmlkd_ext.experiments.commands.command import UserError
+    from dmmlkd_ext.experiments.commands.data import DataCommand
+    from dmmlkd_ext.experiments.commands.info import InfoCommand
+    from dmmlkd_ext.experiments.commands.run import RunCommand
+    from dmmlkd_ext.experiments.commands.show import CompareCommand, PlotCommand
+    from dmmlkd_ext.experiments.commands.sweep import SweepCommand
     from dmmlkd_ext.experiments.config.arguments import arrange
     from dmmlkd_ext.experiments.config.presets import preset
-    from dmmlkd_ext.experiments.data_command import DataCommand
-    from dmmlkd_ext.experiments.show.commands import CompareCommand, PlotCommand
     from dmmlkd_ext.plugins import import_modules
 
     arguments, modules = _gather_modules(arguments)
     told, names = None, []
     if arguments[:1] == ["run"] and not {"-h", "--help"}.isdisjoint(arguments):
-        from dmmlkd_ext.experiments.short_help import run_help
+        from dmmlkd_ext.experiments.commands.help import run_help
 
         print(run_help(*(word for word in arguments[1:3] if not word.startswith("-"))))
         raise SystemExit(0)
@@ -130,7 +128,7 @@ def _gather_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
         >>> _gather_modules(["sweep", "--module=a.py,b.py", "--quiet", "--module", "c"])
         (['sweep', '--quiet'], ['a.py', 'b.py', 'c'])
     """
-    from dmmlkd_ext.experiments.commands import UserError
+    from dmmlkd_ext.experiments.commands.command import UserError
 
     remaining, found, waiting = [], [], list(arguments)
     while waiting:

@@ -156,7 +156,7 @@ def test_info_and_data_list(capsys: Captured) -> None:
 
 def test_data_that_cannot_be_had_is_one_line_and_exit_code_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     from dmmlkd_ext.data import DataUnavailableError
-    from dmmlkd_ext.experiments import data_command
+    from dmmlkd_ext.experiments.commands import data as data_command
 
     def fail(name: str):
         raise DataUnavailableError("not here\nand not there")
@@ -270,7 +270,7 @@ def test_whatever_a_loader_says_of_its_files_is_one_line(
     def fail(name: str):
         raise error
 
-    monkeypatch.setattr("dmmlkd_ext.experiments.data_command.load_dataset", fail)
+    monkeypatch.setattr("dmmlkd_ext.experiments.commands.data.load_dataset", fail)
     assert run(capsys, "data", "fetch", "watch") == (1, "", f"watch: {error}\n")
 
 

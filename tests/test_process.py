@@ -32,7 +32,7 @@ def test_an_interrupt_during_the_imports_is_one_line(
     real_import = builtins.__import__
 
     def interrupt(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "dmmlkd_ext.experiments.commands":
+        if name == "dmmlkd_ext.experiments.commands.command":
             raise KeyboardInterrupt
         return real_import(name, *arguments, **options)
 
@@ -65,7 +65,7 @@ def test_a_package_that_is_missing_is_named_with_what_brings_it(
     real_import = builtins.__import__
 
     def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "dmmlkd_ext.experiments.commands":
+        if name == "dmmlkd_ext.experiments.commands.command":
             raise ModuleNotFoundError("No module named 'tyro'", name="tyro")
         return real_import(name, *arguments, **options)
 

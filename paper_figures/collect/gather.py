@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from dmmlkd_ext.experiments.commands.summary import read_seconds
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.results import (
     MEASUREMENT,
@@ -23,7 +24,6 @@ from dmmlkd_ext.experiments.results import (
     read_records,
 )
 from dmmlkd_ext.experiments.run import is_finished, run_name
-from dmmlkd_ext.experiments.summary import read_seconds
 from paper_figures.collect.embedding import FEATURE_COLUMNS, embed_run
 from paper_figures.collect.kept import RUN_COLUMNS, Gathered, decode, encode
 from paper_figures.plan.experiments import BUDGETS, Case

@@ -11,7 +11,7 @@ from fake_simulation import build_fake
 
 from dmmlkd_ext import cli
 from dmmlkd_ext.experiments import build as world
-from dmmlkd_ext.experiments import commands
+from dmmlkd_ext.experiments.commands import sweep
 from dmmlkd_ext.experiments.config import ExperimentConfig
 from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.config.presets import preset
@@ -52,7 +52,7 @@ def swept(monkeypatch: pytest.MonkeyPatch) -> list[ExperimentConfig]:
         found.extend(configs)
         return SweepReport((), 0)
 
-    monkeypatch.setattr(commands, "run_sweep", run_sweep)
+    monkeypatch.setattr(sweep, "run_sweep", run_sweep)
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dmmlkd_ext import cli
-from dmmlkd_ext.experiments.summary import read_seconds, summarize_run
+from dmmlkd_ext.experiments.commands.summary import read_seconds, summarize_run
 
 SMALL = ["mfeat", "--data.num-devices", "4", "--training.evaluate-every", "1", "--training.local-iterations", "2"]
 

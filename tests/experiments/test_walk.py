@@ -10,7 +10,7 @@ from fake_simulation import build_fake
 
 from dmmlkd_ext import cli
 from dmmlkd_ext.experiments import build as world
-from dmmlkd_ext.experiments import commands
+from dmmlkd_ext.experiments.commands import sweep
 from dmmlkd_ext.experiments.run import is_finished, run_experiment
 from dmmlkd_ext.experiments.sweep import SweepReport
 
@@ -40,7 +40,7 @@ def run_sweep(configs, runs_folder: Path, **_) -> SweepReport:
 def test_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(world, "build_simulation", build_fake)
-    monkeypatch.setattr(commands, "run_sweep", run_sweep)
+    monkeypatch.setattr(sweep, "run_sweep", run_sweep)
     Path("mine.toml").write_text(TOML)
     told = []
     for command in COMMANDS.strip().splitlines():

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dmmlkd_ext.data import FILES, ChecksumError, DataUnavailableError, available_datasets, load_dataset
-from dmmlkd_ext.experiments.commands import UnavailableError, UserError
+from dmmlkd_ext.experiments.commands.command import UnavailableError, UserError
 from dmmlkd_ext.experiments.config.presets import PRESETS, preset
 from dmmlkd_ext.experiments.config.settings import override_settings
 from dmmlkd_ext.plugins import import_modules

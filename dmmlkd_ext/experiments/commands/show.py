@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dmmlkd_ext.experiments.commands import UnavailableError, UserError
+from dmmlkd_ext.experiments.commands.command import UnavailableError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,1 @@
+"""The commands of `dmmlkd`, as dataclasses: their fields are the options."""
