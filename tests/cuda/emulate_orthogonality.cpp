@@ -110,7 +110,7 @@ void check(const Case& c) {
 // comes of it would not be trusted, and computed again, rightly, by features.
 template <typename scalar>
 void check_form_by_samples() {
-  check<scalar>({1, 30, 50, 60, false, false, true, Reduction::kNone});
+  check<scalar>({1, 12, 40, 36, false, false, true, Reduction::kNone});
   require(dmmlkd::emulation::Machine::instance().barriers() == 7,
           "a pair of few samples is computed by samples");
 }

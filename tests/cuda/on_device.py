@@ -25,7 +25,10 @@ TIMED_OUT = (124, 137)  # of timeout, and of what it had to kill
 TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", "tests/cuda")
 MEASURE = ("-m", "tests.cuda.measure")
 # Every kernel in one dtype, small: a sanitizer slows a kernel a hundredfold.
-SMALL = "float32 and (test_matches or test_in_place or test_halo) or test_is_the_saved_gradient and float32"
+SMALL = (
+    "(float32 or test_orthogonality) and not other_dtypes and not bfloat16 and "
+    "(test_matches or test_in_place or test_halo or test_is_the_saved_gradient)"
+)
 METRICS = ",".join(
     (
         "gpu__time_duration.sum",
@@ -81,7 +84,7 @@ def steps(output: Path, dry_run: bool) -> list[Step]:
         Step("build", 150, build, environment=_build_environment() if not dry_run else {}),
         Step("kernels", 90, measure("kernels"), needs_gpu=False),
         Step("simulation", 110, measure("simulation"), needs_gpu=False),
-        Step("tests", 110, (python, *TESTS, *collect), needs_gpu=False),
+        Step("tests", 140, (python, *TESTS, *collect), needs_gpu=False),
         Step("memcheck", 80, sanitize("memcheck")),
         Step("racecheck", 70, sanitize("racecheck")),
         Step("synccheck", 50, sanitize("synccheck")),
