@@ -45,6 +45,9 @@ class TrainingConfig:
     never does. The learning rate still falls over `rounds`."""
     patience_metric: Literal["validation_accuracy", "loss"] = "validation_accuracy"
     """The value that `patience` watches: mean validation accuracy over devices, or the training's total loss."""
+    ranking: bool = False
+    """Judge the balance metric in every round: how often it ranks a device's modalities as the losses of their heads
+    do."""
 
     def __post_init__(self) -> None:
         for name in (
