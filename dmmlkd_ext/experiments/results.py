@@ -167,6 +167,10 @@ def describe_run(run: str, config: ExperimentConfig, commit: str | None) -> dict
     return dict(zip(PROVENANCE, values, strict=True))
 
 
+RANKED = (1, 2, 3, 10)
+"""Rounds in which the agreement of the metric's ranking is kept, besides the last one."""
+
+
 class Number(NamedTuple):
     """One number of a run."""
 
@@ -184,7 +188,9 @@ def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_devi
     In evaluated rounds: `accuracy` by device; means over devices of `modality_accuracy`, `imbalance`,
     `cumulative_energy_joule` and `cumulative_bits`; `cumulative_time_s`, `consensus_distance` by block, and the total
     `loss`. In the last round: `modality_accuracy` and `probe_accuracy` by device, `modalities_held`, the
-    mean of `spectral_gap` over rounds, and means of `generator_quality` and of `class_accuracy` by class.
+    mean of `spectral_gap` over rounds, and means of `generator_quality` and of `class_accuracy` by class; the mean of
+    `budget_joule` if there is a limit. In the rounds `RANKED` and the last one the mean of `ranking_agreement`. Devices
+    with one modality, whose metric is 1 and whose imbalance is 0 by definition, stay out of the means of both.
 
     Args:
         records: of the rounds, in order.
@@ -200,8 +206,10 @@ def extract(records: Iterable[Mapping[str, Any]], limited: bool = False, by_devi
         if last["accuracy"] is not None:
             yield from _evaluated(last, {"cumulative_bits": bits, "cumulative_time_s": time_s})
         if limited:
-            for metric in ("local_iterations", "balance_metric"):
-                yield from _means(index, metric, last.get(metric))
+            yield from _means(index, "local_iterations", last.get("local_iterations"))
+            yield from _means(index, "balance_metric", _of_several(last, last.get("balance_metric")))
+        if index in RANKED:
+            yield from _means(index, "ranking_agreement", {"": last.get("ranking_agreement") or []})
         if by_device:
             yield from _devices(index, "local_iterations", last.get("local_iterations"))
             yield from _devices(index, "energy_left_joule", {"": last.get("energy_left_joule") or []})
@@ -214,7 +222,7 @@ def _evaluated(record: Mapping[str, Any], costs: Mapping[str, float | None]) -> 
     index = record["round"]
     yield from _devices(index, "accuracy", record["accuracy"])
     yield from _means(index, "modality_accuracy", record.get("modality_accuracy"))
-    yield from _means(index, "imbalance", {"": record.get("imbalance") or []})
+    yield from _means(index, "imbalance", _of_several(record, {"": record.get("imbalance") or []}))
     yield from _means(index, "cumulative_energy_joule", {"": record.get("energy_spent_joule") or []})
     blocks, total = record.get("consensus_distance") or {}, (record.get("loss") or {}).get("total")
     whole = [(name, "", cost) for name, cost in costs.items()]
@@ -230,8 +238,30 @@ def _final(record: Mapping[str, Any]) -> Iterator[Number]:
     yield from _devices(index, "probe_accuracy", record.get("probe_accuracy"))
     yield from _means(index, "generator_quality", record.get("generator_quality"))
     yield from _means(index, "class_accuracy", record.get("class_accuracy"))
-    for device, held in enumerate(zip(*(record.get("local_iterations") or {}).values(), strict=True)):
-        yield Number(index, "modalities_held", "", device, float(sum(value is not None for value in held)))
+    if index not in RANKED:
+        yield from _means(index, "ranking_agreement", {"": record.get("ranking_agreement") or []})
+    spent, left = record.get("energy_spent_joule") or [], record.get("energy_left_joule") or []
+    budget = [None if rest is None else used + rest for used, rest in zip(spent, left, strict=False)]
+    yield from _means(index, "budget_joule", {"": budget})
+    for device, held in enumerate(_held(record)):
+        yield Number(index, "modalities_held", "", device, float(held))
+
+
+def _held(record: Mapping[str, Any]) -> list[int]:
+    """Return how many modalities each device holds; empty where it was not recorded."""
+    columns = zip(*(record.get("local_iterations") or {}).values(), strict=True)
+    return [sum(value is not None for value in column) for column in columns]
+
+
+def _of_several(
+    record: Mapping[str, Any], parts: Mapping[str, Sequence[float | None]] | None
+) -> dict[str, list[float | None]]:
+    """Return lists by device in which devices with one modality have no value."""
+    held = _held(record)
+    return {
+        name: [value if count > 1 else None for value, count in zip(values, held or [2] * len(values), strict=True)]
+        for name, values in (parts or {}).items()
+    }
 
 
 def _devices(index: int, metric: str, parts: Mapping[str, Sequence[float | None]] | None) -> Iterator[Number]:

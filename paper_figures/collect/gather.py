@@ -28,6 +28,9 @@ from paper_figures.collect.embedding import FEATURE_COLUMNS, embed_run
 from paper_figures.collect.kept import RUN_COLUMNS, Gathered, decode, encode
 from paper_figures.plan.experiments import BUDGETS, Case
 
+UNTRACED = ("metrics", "regimes", "unseen")
+"""Experiments that are shown by their last rounds alone."""
+
 Cases = Mapping[str, Sequence[Case]]
 """Name of an experiment -> its cases."""
 
@@ -40,7 +43,7 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
     """
     seconds = read_seconds(runs_folder / "timings.csv")
     configs = {run_name(case.config): case.config for group in cases.values() for case in group}
-    detailed = _detailed(cases)
+    detailed, traced = _detailed(cases), _traced(cases)
     numbers: list[tuple[Any, ...]] = []
     finished, unreadable = {}, {}
     for run, config in configs.items():
@@ -48,7 +51,7 @@ def gather(cases: Cases, runs_folder: Path) -> tuple[Gathered, dict[str, str]]:
             continue
         try:
             commit = read_commit(runs_folder / run)
-            limited = config.energy.budget_fraction is not None
+            limited = config.energy.budget_fraction is not None and run in traced
             kept = [(run, *number) for number in extract(read_records(runs_folder / run), limited, run in detailed)]
         except (OSError, ValueError, KeyError) as error:
             unreadable[run] = f"{type(error).__name__}: {error}"
@@ -83,6 +86,11 @@ def _detailed(cases: Cases) -> set[str]:
     balanced = [case for case in cases.get("balance", ()) if case.level == BUDGETS[0]]
     first = min((case.config.seed for case in balanced), default=None)
     return {run_name(case.config) for case in balanced if case.config.seed == first}
+
+
+def _traced(cases: Cases) -> set[str]:
+    """Return the runs of which the means of every round are shown: those of experiments that have a figure of them."""
+    return {run_name(case.config) for name, group in cases.items() if name not in UNTRACED for case in group}
 
 
 def _embed(configs: Sequence[ExperimentConfig], runs_folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
