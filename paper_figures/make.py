@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=FOLDER / "results",
         help=f"folder of the tables, which are kept when all of the profile {REPORTED} is drawn",
     )
+    parser.add_argument(
+        "--add", action="store_true", help="with --only: renew these figures' experiments in the kept tables"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"profile must be {REPORTED}, whose tables are kept, got {options.profile}")
             return redraw(options.results, options.output / REPORTED, options.only)
         profile = options.profile or "quick"
+        if options.add and (profile != REPORTED or not options.only):
+            raise ValueError(f"add must come with --only and --profile {REPORTED}, whose tables are kept")
         return make(
             PROFILES[profile],
             options.runs / profile,
@@ -61,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results_folder=options.results,
             run=not options.no_run,
             device=options.device,
+            add=options.add,
         )
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))

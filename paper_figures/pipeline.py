@@ -56,6 +56,7 @@ def make(
     results_folder: Path | None = None,
     run: bool = True,
     device: str = "cpu",
+    add: bool = False,
 ) -> int:
     """Run what is missing and draw.
 
@@ -67,6 +68,7 @@ def make(
         workers: processes at a time; None is one per core.
         results_folder: where the gathered tables are kept, when all figures of the reported profile are drawn from runs
             on a CPU.
+        add: keep them also when some figures are drawn, with other experiments as they are in that folder.
         run: False draws from the runs that are finished.
         device: the processor that simulates, as of `dmmlkd run`: cpu, cuda, cuda:N or auto.
 
@@ -87,6 +89,8 @@ def make(
     gathered, unreadable = gather.gather(cases, runs_folder)
     if results_folder is not None and not names and profile.name == REPORTED and kind == "cpu":
         gathered.write(results_folder)
+    elif results_folder is not None and add and kind == "cpu":
+        kept.read(results_folder).with_experiments_of(gathered).write(results_folder)
     undrawn = draw_all(drawn, gathered, output)
     finished = gathered.runs.loc[gathered.runs["finished"], "run"].nunique()
     print(f"{finished} of {len(configs)} runs finished, {report.reused} of them earlier")

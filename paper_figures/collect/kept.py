@@ -54,6 +54,18 @@ class Gathered:
         features = self.features[self.features["run"].isin(set(finished["run"]))].reset_index(drop=True)
         return Results(table, unfinished, features, options)
 
+    def with_experiments_of(self, other: Gathered) -> Gathered:
+        """Return these tables with the experiments of others in the place of what was kept of them."""
+        renewed = set(other.runs["experiment"])
+        runs = pd.concat([self.runs[~self.runs["experiment"].isin(renewed)], other.runs], ignore_index=True)
+        parts = {}
+        for name in ("metrics", "settings", "features"):
+            kept, new = getattr(self, name), getattr(other, name)
+            stays = kept["run"].isin(set(runs["run"])) & ~kept["run"].isin(set(other.runs["run"]))
+            frames = [frame for frame in (kept[stays], new) if len(frame)]
+            parts[name] = pd.concat(frames, ignore_index=True) if frames else new
+        return decode(encode(Gathered(runs, **parts)))
+
     def write(self, folder: Path) -> None:
         """Write the tables and their checksums into a folder, which is made if it is not there."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dmmlkd_ext.experiments.results import add_costs
 from dmmlkd_ext.experiments.show import plots, style
-from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
+from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, label
 from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
@@ -29,8 +29,9 @@ def transform(results: Results) -> pd.DataFrame:
     Methods that use one modality alone are left out; `table_accuracy` has them.
 
     Returns:
-        Columns dataset, setting, method, round, mean, low, high, seeds, time_s, energy_joule: simulated time and a
-        device's energy up to the round, means over seeds; not a number where they were not recorded.
+        Columns dataset, setting, method, round, mean, low, high, seeds, rise, time_s, energy_joule: the rise in the
+        last tenth of the rounds; simulated time and a device's energy up to the round, means over seeds; not a number
+        where they were not recorded.
     """
     keys = ["dataset", "setting", "method", "round"]
     accuracy = transforms.accuracy_by_run(results.table)
@@ -38,6 +39,7 @@ def transform(results: Results) -> pd.DataFrame:
     if accuracy.empty:
         return accuracy
     curves = transforms.summarize(accuracy, keys)
+    curves = curves.merge(transforms.last_rise(curves, keys[:-1]), on=keys[:-1], how="left")
     return add_costs(curves, results.table, keys, COSTS)
 
 
@@ -64,6 +66,9 @@ def _draw_panel(axis: Axes, panel: pd.DataFrame, x: str) -> None:
     for method, rows in reversed(list(transforms.by_method(panel))):
         strong = method in style.STRONG
         style.draw_line(axis, rows, method, x, strong=strong, band=strong)
+        if rows["rise"].iloc[0] > transforms.RISING:
+            end = rows.iloc[-1]
+            axis.annotate("↑", (end[x], 100 * end["mean"]), fontsize=6, ha="left", va="center")
     rivals = panel.loc[panel["method"] != "centralized", x]
     if x != "round" and len(rivals):
         # The upper reference computes all devices' work in one place: in its scale the others could not be told apart.
@@ -75,13 +80,27 @@ def caption(results: Results, curves: pd.DataFrame) -> tuple[str, captions.Secti
     """Return what is drawn, and the accuracies in the last round."""
     settings = list(dict.fromkeys(curves["setting"]))
     in_text = {cost: plots.AXES[cost].text for cost in COSTS}
+    rises = f"by more than {100 * transforms.RISING:g} points in the last tenth of the rounds"
     shown = (
         f"Mean test accuracy over devices and up to {curves['seeds'].max()} seeds, with no limit on energy; bands are "
-        "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. "
+        "95% Student intervals over seeds, drawn for the methods with strong lines. Columns are datasets. An arrow "
+        f"marks a curve that still rises {rises}. "
         f"{captions.SAMPLED} The last rows show the last setting ({settings[-1]}) over "
         f"{' and over '.join(in_text.values())}, means over devices and seeds at the evaluated rounds, as far as the "
         "devices' methods go; the numbers of every setting are in the CSV. Differences are paired by seed; "
         f"{P_VALUES}{captions.absent({text: curves[cost].notna().any() for cost, text in in_text.items()})}"
     )
     comparison = compare(transforms.final_accuracy(results.table), ["dataset", "setting"])
-    return shown, {"Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD)}
+    return shown, {
+        "Accuracy in the last round": captions.describe_differences(comparison, REFERENCE_METHOD),
+        f"Still rising, {rises}": rising(curves),
+    }
+
+
+def rising(curves: pd.DataFrame) -> list[str]:
+    """Return a line per curve that still rises."""
+    ends = curves.drop_duplicates(["dataset", "setting", "method"])
+    return [
+        f"- {captions.where(row)}, {label(row['method'])}: by {100 * row['rise']:.1f} points"
+        for row in ends[ends["rise"] > transforms.RISING].to_dict("records")
+    ]

@@ -15,7 +15,7 @@ from dmmlkd_ext.experiments.show import style, words
 from dmmlkd_ext.experiments.show.labels import label
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions, levels
-from paper_figures.judge import transforms
+from paper_figures.judge import measures, transforms
 from paper_figures.judge.comparisons import P_VALUES, compare
 
 EXPERIMENTS = ("balance",)
@@ -150,7 +150,7 @@ def _against_uniform(row: Mapping[Any, Any]) -> str:
     return f"; against uniform {gap} points, p {words.p_value(row['uniform_p'])}"
 
 
-def caption(_results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> tuple[str, captions.Sections]:
+def caption(results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return what is drawn, and the accuracies in the last round."""
     runs = traces[["dataset", "level", "seed"]].drop_duplicates().to_dict("records")
     named = "; ".join(f"{run['dataset']} at budget {run['level']:g}, seed {run['seed']}" for run in runs)
@@ -169,4 +169,17 @@ def caption(_results: Results, traces: pd.DataFrame, budgets: pd.DataFrame) -> t
         f"{words.with_interval(*words.interval_of(row, 'mean'))} %{_against_uniform(row)}"
         for row in budgets.to_dict("records")
     ]
-    return shown, {"Accuracy in the last round": lines}
+    return shown, {"Accuracy in the last round": lines, "Joules per device": describe_joules(results.table)}
+
+
+def describe_joules(table: pd.DataFrame) -> list[str]:
+    """Return a line per dataset and budget: what the devices had, if all methods had the same, and what they spent."""
+    lines = []
+    for (dataset, level), rows in measures.joules(table).dropna(subset=["level"]).groupby(["dataset", "level"]):
+        budget, spent = rows["budget_joule"], rows["spent_joule"]
+        alike = budget.notna().all() and budget.max() <= (1 + 1e-6) * budget.min()
+        had = f"{words.quantity(budget.mean(), 'J')} for every method" if alike else "not the same for every method"
+        had = "not recorded" if budget.isna().any() else had
+        used = f"{words.quantity(spent.min(), 'J')} to {words.quantity(spent.max(), 'J')}"
+        lines.append(f"- {dataset}, energy budget {level:g}: {had}; spent {used}, by method")
+    return lines

@@ -85,11 +85,41 @@ def lone_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(accuracy="mean", devices="size").reset_index()
 
 
+def accuracy_with_one_missing(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the final accuracy of the devices that hold two modalities where one of them is missing at test.
+
+    Returns:
+        Columns of `RUN`, mean (over devices and over which one is left).
+    """
+    last = last_round(table)
+    held = pick(last, "modalities_held", of_devices=True)
+    both = held[held["value"] == 2][[*RUN, "device"]].drop_duplicates()
+    left = pick(last, "modality_accuracy", of_devices=True).merge(both, on=[*RUN, "device"])
+    return left.groupby(RUN, dropna=False)["value"].mean().reset_index(name="mean")
+
+
 def runs_with(settings: pd.DataFrame, option: str, value: str) -> set[str]:
     """Return the runs in which an option has a value; none where it was not recorded."""
     if "run" not in settings:
         return set()
     return set(settings.loc[(settings["option"] == option) & (settings["value"] == value), "run"])
+
+
+def joules(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what a device spent in all rounds and what it had at first, means over devices and seeds.
+
+    Returns:
+        Columns experiment, dataset, setting, level, method, spent_joule, budget_joule; not a number where a run has no
+        limit or it was not recorded.
+    """
+    keys = ["experiment", "dataset", "setting", "level", "method"]
+    last = last_round(table)
+    names = {"cumulative_energy_joule": "spent_joule", "budget_joule": "budget_joule"}
+    means = {
+        name: pick(last, metric, of_devices=False).groupby(keys, dropna=False)["value"].mean()
+        for metric, name in names.items()
+    }
+    return pd.DataFrame(means).reindex(columns=list(names.values())).rename_axis(keys).reset_index()
 
 
 def feature_distance(features: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from dmmlkd_ext.experiments.results import last_round
+from dmmlkd_ext.experiments.results import last_round, pick
 from dmmlkd_ext.experiments.statistics import mean_interval
-from paper_figures.collect.inputs import pick
 from paper_figures.plan.experiments import METRICS
 
 CHOOSING = tuple(range(5))

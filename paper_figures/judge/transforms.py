@@ -15,6 +15,10 @@ RUN = ["experiment", "dataset", "setting", "level", "method", "seed", "run"]
 """What tells one use of a run from another: a run may serve two experiments, or two settings of one."""
 
 
+RISING = 0.005
+"""Rise in the last tenth of the rounds above which a curve is marked: half a point."""
+
+
 def accuracy_by_run(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
     """Return the mean and the worst device's test accuracy of each evaluated round of each run; no methods are all.
 
@@ -33,6 +37,33 @@ def device_accuracy(table: pd.DataFrame, methods: Sequence[str] = ()) -> pd.Data
     """Return each device's test accuracy in the last round: columns of `RUN`, device, value."""
     rows = pick(last_round(table), "accuracy", ["test"], methods, of_devices=True)
     return rows[[*RUN, "device", "value"]].reset_index(drop=True)
+
+
+def last_rise(curves: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return by how much curves rise in the last tenth of their rounds: a method that still learns is judged early.
+
+    The rise is that since the last evaluated round at or before nine tenths, scaled to one tenth.
+
+    Args:
+        curves: with columns round and mean, a row per evaluated round of each curve.
+        keys: columns that tell curves apart.
+
+    Returns:
+        Columns `keys`, rise; not a number where nothing was evaluated by nine tenths.
+
+    Example:
+        >>> curves = pd.DataFrame({"method": "a", "round": [10, 35, 40], "mean": [0.5, 0.6, 0.61]})
+        >>> round(last_rise(curves, ["method"])["rise"].item(), 4)
+        0.008
+    """
+    ordered = curves.sort_values("round", kind="stable")
+    last = ordered.groupby(list(keys), dropna=False).tail(1)
+    ends = last[[*keys, "round"]].rename(columns={"round": "end"})
+    before = ordered.merge(ends, on=list(keys))
+    before = before[before["round"] <= 0.9 * before["end"]].groupby(list(keys), dropna=False).tail(1)
+    both = last.merge(before[[*keys, "round", "mean"]], on=list(keys), how="left", suffixes=("", "_before"))
+    rounds = both["round"] - both["round_before"]
+    return both[list(keys)].assign(rise=(both["mean"] - both["mean_before"]) * 0.1 * both["round"] / rounds)
 
 
 def summarize(rows: pd.DataFrame, keys: Sequence[str], value: str = "mean") -> pd.DataFrame:

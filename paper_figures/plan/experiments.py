@@ -21,7 +21,10 @@ __all__ = ["EXPERIMENTS", "PROFILES", "Case", "Profile", "make_cases"]
 DEFAULT_SETTING = "default"
 """The setting of a case whose experiment varies its level alone; it is not written."""
 SETTING_ORDER = (DEFAULT_SETTING, "moderate", "severe", "topology", "devices", "link loss")
-CONTROLS = ("dmml-reversed", "dmml-kd-reversed", "dmml-kd-separate", "dmml-kd-greedy")
+CONTROLS = (
+    *("dmml-random", "dmml-reversed", "dmml-kd-random", "dmml-kd-reversed"),
+    *("dmml-kd-separate", "dmml-kd-greedy"),
+)
 RIVALS = ("fedprox", "ogm-ge", "mmpareto", "fedgen", "fedproto")
 ABLATIONS = tuple(
     f"dmml-kd-{change}"

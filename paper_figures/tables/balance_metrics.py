@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
+from dmmlkd_ext.experiments.show import words
+from dmmlkd_ext.experiments.show.labels import label
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import metrics
 from paper_figures.plan.experiments import METRICS
-from paper_figures.plan.labels import label
 
 EXPERIMENTS = ("metrics",)
 NEEDS = "test accuracy of the experiment metrics"
@@ -49,8 +50,8 @@ def show(summary: pd.DataFrame, _differences: pd.DataFrame) -> pd.DataFrame:
         agreement = " / ".join("-" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in ("early", "tenth", "last"))
         shown = {"Metric": row["setting"], "Use": row["use"], "Agreement, rounds 1-3 / 10 / last": agreement}
         for control in metrics.CONTROLS:
-            gap = captions.signed(*captions.interval_of(row, control)) if pd.notna(row.get(control)) else "-"
-            worst = captions.signed(row[f"{control}_worst"], float("nan"), float("nan"))
+            gap = words.signed(*words.interval_of(row, control)) if pd.notna(row.get(control)) else "-"
+            worst = words.signed(row[f"{control}_worst"], float("nan"), float("nan"))
             shown[f"Minus {control} (worst)"] = gap if gap == "-" else f"{gap} ({worst})"
         rows.append(shown)
     return pd.DataFrame(rows)
@@ -79,7 +80,7 @@ def describe(differences: pd.DataFrame) -> list[str]:
     for key, rows in places.groupby(["use", "setting", *metrics.PLACE], sort=False):
         use, setting, dataset, base = key
         gaps = [
-            f"{row['control']} {captions.signed(row['difference'], row['low'], row['high'])}"
+            f"{row['control']} {words.signed(row['difference'], row['low'], row['high'])}"
             for row in rows.to_dict("records")
         ]
         first = rows.iloc[0]

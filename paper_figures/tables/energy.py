@@ -12,7 +12,7 @@ from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD, label
 from dmmlkd_ext.experiments.statistics import mean_interval
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
-from paper_figures.judge import transforms
+from paper_figures.judge import measures, transforms
 
 EXPERIMENTS = ("balance", "comparison")
 NEEDS = "test accuracy of the experiments balance and comparison"
@@ -27,8 +27,8 @@ def transform(results: Results) -> pd.DataFrame:
 
     Returns:
         Columns experiment, dataset, setting, level, method, accuracy, accuracy_low, accuracy_high, target, seeds,
-        reached, round, time_s, energy_joule, bits; the costs are means over the seeds that reached the target, not a
-        number where none did.
+        reached, round, time_s, energy_joule, bits: the costs are means over the seeds that reached the target, not a
+        number where none did; spent_joule and budget_joule: what a device spent in all rounds and had at first.
     """
     accuracy = transforms.accuracy_by_run(results.table)
     if accuracy.empty:
@@ -44,7 +44,8 @@ def transform(results: Results) -> pd.DataFrame:
         row |= {"accuracy": interval.mean, "accuracy_low": interval.low, "accuracy_high": interval.high}
         row |= {"target": group["target"].iloc[0], "seeds": len(group), "reached": len(runs)}
         found.append(row | {name: runs[name].mean() for name in ("round", *COSTS)})
-    return transforms.in_figure_order(pd.DataFrame(found))
+    found = pd.DataFrame(found).merge(measures.joules(results.table), on=GROUP, how="left")
+    return transforms.in_figure_order(found)
 
 
 def with_target(final: pd.DataFrame) -> pd.DataFrame:
@@ -76,10 +77,16 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
             "Time": words.quantity(row["time_s"], "s"),
             "Energy": words.quantity(row["energy_joule"], "J"),
             "Sent": words.quantity(row["bits"], "bit"),
+            "Spent in all": _of_budget(row["spent_joule"], row["budget_joule"]),
         }
         for row in rows.to_dict("records")
     ]
     return pd.DataFrame(shown)
+
+
+def _of_budget(spent: float, budget: float) -> str:
+    shown = words.quantity(spent, "J")
+    return shown if math.isnan(budget) else f"{shown} of {words.quantity(budget, 'J')}"
 
 
 def caption(_results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Sections]:
@@ -89,6 +96,7 @@ def caption(_results: Results, _rows: pd.DataFrame) -> tuple[str, captions.Secti
         f"{FRACTION:.0%} of the best final accuracy of DMML on the dataset, the best over energy budgets where there "
         "are several; how many seeds' mean over devices reached it in an evaluated round; and the rounds, the "
         "simulated time, the energy per device and the bits per device until then, means over the seeds that reached "
-        f"it. {captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
+        f"it. Spent in all: the energy per device in all rounds, of its budget where that was recorded, whatever was "
+        f"reached. {captions.SAMPLED} A mean over some of the seeds is one over the luckier ones."
     )
     return shown, {}

@@ -56,6 +56,7 @@ def test_what_is_kept_of_a_run() -> None:
             Number(2, "consensus_distance", "shared", None, 0.125),
             Number(2, "loss", "total", None, 2.0),
             Number(2, "spectral_gap", "", None, 0.5),
+            Number(2, "budget_joule", "", None, 4.5),
             Number(2, "modalities_held", "", 0, 1.0),
             Number(2, "modalities_held", "", 1, 2.0),
         ],
@@ -72,7 +73,7 @@ def test_a_limited_run_keeps_its_allotment_of_every_round() -> None:
         (2, "audio", 4.0),
     ]
     metrics = [number for number in extract([FIRST, LAST], limited=True) if number.metric == "balance_metric"]
-    assert [(number.round, number.part, number.value) for number in metrics] == [(2, "image", 1.25), (2, "audio", 0.5)]
+    assert [(number.round, number.part, number.value) for number in metrics] == [(2, "image", 1.5), (2, "audio", 0.5)]
 
 
 def test_a_run_that_is_shown_by_device_keeps_every_device() -> None:
@@ -87,9 +88,25 @@ def test_a_run_that_is_shown_by_device_keeps_every_device() -> None:
 
 
 def test_numbers_of_devices_are_averaged_not_their_median() -> None:
-    record = LAST | {"imbalance": [0.0, 0.0, 0.75], "sent_bits": [0.0, 0.0, 30.0]}
+    held = {"local_iterations": {"image": [1, 1, 1], "audio": [2, 2, 2]}}
+    record = LAST | held | {"imbalance": [0.0, 0.0, 0.75], "sent_bits": [0.0, 0.0, 30.0]}
     kept = {number.metric: number.value for number in extract([record]) if number.part == ""}
     assert (kept["imbalance"], kept["cumulative_bits"]) == (0.25, 10.0)
+
+
+def test_devices_with_one_modality_stay_out_of_the_mean_metric_and_imbalance() -> None:
+    record = LAST | {"imbalance": [0.0, 0.5], "balance_metric": {"image": [1.0, 1.5], "audio": [None, 0.5]}}
+    kept = {(number.metric, number.part): number.value for number in extract([record], limited=True)}
+    assert kept["imbalance", ""] == 0.5
+    assert kept["balance_metric", "image"] == 1.5
+    unlimited = LAST | {"energy_left_joule": [None, None]}
+    assert "budget_joule" not in {number.metric for number in extract([unlimited])}
+
+
+def test_the_agreement_is_kept_of_some_rounds_and_the_last() -> None:
+    records = [LAST | {"round": index, "ranking_agreement": [0.5, 1.0, None]} for index in range(1, 13)]
+    kept = [(number.round, number.value) for number in extract(records) if number.metric == "ranking_agreement"]
+    assert kept == [(index, 0.75) for index in (1, 2, 3, 10, 12)]
 
 
 def test_a_run_without_records_keeps_nothing() -> None:

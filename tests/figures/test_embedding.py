@@ -12,7 +12,7 @@ from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.training.keep.files import save_state
 from dmmlkd_ext.training.population import Population
 from paper_figures.collect import embedding
-from paper_figures.collect.embedding import Features, class_distance, compute_features, embed, pick_samples
+from paper_figures.collect.embedding import Features, class_distance, class_ratio, compute_features, embed, pick_samples
 from tests.training.synthetic import MIXED_SHAPES, UNEVEN_HOLDS, make_split
 
 
@@ -39,6 +39,25 @@ def test_the_distance_equals_a_loop_over_pairs() -> None:
         spreads += [((sample - means[device]) ** 2).sum() for device in range(4) for sample in own[device]]
     expected = np.sqrt(np.mean(pairs) / np.mean(spreads))
     assert class_distance(features(values, labels.tolist())) == pytest.approx(expected)
+
+
+def test_the_ratio_is_that_of_one_class_to_different_ones_on_different_devices() -> None:
+    values = np.random.default_rng(3).normal(size=(3, 6, 2))
+    labels = [0, 0, 1, 1, 2, 2]
+    means = values.reshape(3, 3, 2, 2).mean(2)  # [devices, classes, d]
+    places = [(device, label) for device in range(3) for label in range(3)]
+    pairs = [(one, other) for one in places for other in places if one[0] != other[0]]
+    squares = {True: [], False: []}
+    for one, other in pairs:
+        squares[one[1] == other[1]].append(((means[one] - means[other]) ** 2).sum())
+    expected = np.sqrt(np.mean(squares[True]) / np.mean(squares[False]))
+    assert class_ratio(features(values, labels)) == pytest.approx(expected)
+    assert class_ratio(features(7 * values + 1, labels)) == pytest.approx(expected)
+    spread = np.repeat(values.reshape(3, 3, 2, 2).mean(2), 2, axis=1) + np.tile([[-5.0], [5.0]], (3, 1))
+    assert class_ratio(features(spread, labels)) == pytest.approx(expected)  # however wide a class is
+    assert np.isnan(class_ratio(features(values[:1], labels)))
+    assert np.isnan(class_ratio(features(values, [0] * 6)))
+    assert class_ratio(features(np.repeat(values[:1], 3, axis=0), labels)) == 0
 
 
 def test_a_single_device_has_no_distance_and_equal_devices_none_between_them() -> None:
@@ -102,6 +121,6 @@ def test_what_is_shown_of_a_run_are_features_of_its_test_data(monkeypatch, tmp_p
     shown = embedding.embed_run(world("watch", "dmml", 0), tmp_path)
     assert loaded == [{"round": 2, "rows": [1, 2]}]  # of both ranks that ran it
     expected = embed(list(compute_features(population, test)), UNEVEN_HOLDS)
-    points = shown[shown["embedding"] != "distance"]
+    points = shown[~shown["embedding"].isin(["distance", "ratio"])]
     names = ["class", "x", "y"]
     np.testing.assert_array_equal(points[names].to_numpy(float), expected[names].to_numpy(float))

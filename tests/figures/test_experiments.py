@@ -7,7 +7,10 @@ import pytest
 from dmmlkd_ext.experiments.config.tuned import Choice, Trial, by_key
 from dmmlkd_ext.experiments.show.labels import REFERENCE_METHOD
 from dmmlkd_ext.experiments.statistics import LEAST_SEEDS
-from paper_figures.plan.experiments import ALONE, EXPERIMENTS, PROFILES, Case, configure, make_cases
+from dmmlkd_ext.training.config import TrainingConfig
+from dmmlkd_ext.training.methods import METHODS
+from paper_figures.judge.metrics import CHOOSING, CONFIRMING
+from paper_figures.plan.experiments import ALONE, EXPERIMENTS, METRICS, PROFILES, Case, configure, make_cases
 from paper_figures.plan.profiles import Profile, Scope
 from paper_figures.plan.search import SEEDS as TUNING_SEEDS
 
@@ -38,11 +41,46 @@ def test_the_profiles_are_no_larger_than_their_time_allows() -> None:
         name: len({case.config for group in everything(profile).values() for case in group})
         for name, profile in PROFILES.items()
     }
-    assert distinct["smoke"] <= 50
-    assert distinct["quick"] <= 300
-    assert distinct["full"] <= 1250
+    assert distinct["smoke"] <= 70
+    assert distinct["quick"] <= 330
+    assert distinct["full"] <= 2900
     for experiment in EXPERIMENTS:
-        assert {case.config.seed for case in make_cases(experiment, PROFILES["full"], {})} == {0, 1, 2, 3, 4}
+        seeds = {case.config.seed for case in make_cases(experiment, PROFILES["full"], {})}
+        assert seeds == set(CHOOSING) | (set(CONFIRMING) if experiment == "metrics" else set())
+
+
+def test_a_metric_is_confirmed_on_seeds_that_no_other_run_has() -> None:
+    cases = make_cases("metrics", PROFILES["full"], {})
+    assert not set(CHOOSING) & set(CONFIRMING)
+    of_metrics = {setting: {case.config.seed for case in cases if case.setting == setting} for setting in METRICS}
+    assert all(set(CHOOSING) <= seeds for seeds in of_metrics.values())
+    confirmed = [setting for setting, seeds in of_metrics.items() if seeds >= set(CONFIRMING)]
+    assert METHODS["dmml-tb"].balance.metric in {METRICS[setting][0] for setting in confirmed}
+
+
+def test_metrics_differ_in_the_metric_alone() -> None:
+    cases = [case.config for case in make_cases("metrics", WHOLE, {}) if case.config.data.dataset == "watch"]
+    by_policy: dict[str, set] = {}
+    for config in cases:
+        balance = dataclasses.replace(config.method.balance, metric="variation", exponent=3.0)
+        method = dataclasses.replace(config.method, balance=balance)
+        by_policy.setdefault(config.method.name, set()).add(dataclasses.replace(config, method=method))
+    assert {name: len(configs) for name, configs in by_policy.items()} == dict.fromkeys(by_policy, 1)
+    assert {config.method.balance.policy for config in cases} == {"uniform", "balanced", "random", "reversed"}
+    assert all(config.training.ranking and config.training.evaluate_every == 3 for config in cases)
+
+
+def test_regimes_are_natural_ones() -> None:
+    cases = {case.setting: case.config for case in make_cases("regimes", WHOLE, {})}
+    assert cases["every device holds a strong and a weak view"].data.missing_rate == 0
+    assert cases["a rare gyroscope, never alone"].data.lacking == "gyroscope"
+    assert cases["a clean image beside noisy audio"].data.dataset == "avdigits-clean"
+    unseen = [case.config for case in make_cases("unseen", WHOLE)]
+    plain = TrainingConfig(rounds=3, evaluate_every=1)
+    assert {config.data.dataset for config in unseen} == {"cameras"}
+    assert all(dataclasses.replace(config.training, evaluate_every=1) == plain for config in unseen)
+    assert {config.data.dirichlet_alpha for config in unseen} == {0.5, 0.1}
+    assert {config.data.missing_rate for config in unseen} == {0.6}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

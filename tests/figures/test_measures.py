@@ -203,3 +203,49 @@ def test_a_modality_alone_has_no_balance_metric() -> None:
         ["modality_accuracy", "unimodal:audio"],
         ["balance_metric", "dmml"],
     ]
+
+
+def test_one_missing_is_of_devices_that_hold_two() -> None:
+    rows = []
+    for device, (held, alone) in enumerate(((2, {"image": 0.4, "audio": 0.6}), (1, {"audio": 0.9}))):
+        rows.append({"device": device, "metric": "modalities_held", "part": "", "value": held})
+        rows += [
+            {"device": device, "metric": "modality_accuracy", "part": part, "value": v} for part, v in alone.items()
+        ]
+    (row,) = measures.accuracy_with_one_missing(table_of(rows)).to_dict("records")
+    assert row["mean"] == pytest.approx(0.5)
+
+
+def test_joules_are_those_of_the_last_round() -> None:
+    rows = [
+        {"metric": "cumulative_energy_joule", "part": "", "round": index, "value": value, "level": 0.3}
+        for index, value in ((1, 2.0), (2, 5.0))
+    ]
+    rows.append({"metric": "budget_joule", "part": "", "round": 2, "value": 6.0, "level": 0.3})
+    (row,) = measures.joules(table_of(rows)).to_dict("records")
+    assert (row["spent_joule"], row["budget_joule"]) == (5.0, 6.0)
+    (row,) = measures.joules(table_of(rows[:2])).to_dict("records")
+    assert math.isnan(row["budget_joule"])
+    assert iterations_energy.describe_joules(table_of(rows)) == [
+        "- watch, energy budget 0.3: 6 J for every method; spent 5 J to 5 J, by method"
+    ]
+    assert "not recorded" in iterations_energy.describe_joules(table_of(rows[:2]))[0]
+    unlike = table_of([*rows, {**rows[2], "method": "dmml-kd", "value": 7.0}, {**rows[1], "method": "dmml-kd"}])
+    assert "not the same for every method" in iterations_energy.describe_joules(unlike)[0]
+
+
+def test_a_curve_that_still_rises_is_marked() -> None:
+    rows = [
+        {"method": method, "round": index, "rounds": 40, "device": 0, "value": value}
+        for method, values in (("dmml", (0.5, 0.6, 0.6045)), ("dmml-kd", (0.5, 0.6, 0.61)))
+        for index, value in zip((20, 35, 40), values, strict=True)
+    ]
+    curves = convergence.transform(Results(table_of(rows)))
+    rise = curves.groupby("method")["rise"].first()
+    assert rise["dmml"] == pytest.approx(0.0045 * 4 / 5)
+    assert rise["dmml-kd"] == pytest.approx(0.01 * 4 / 5)
+    assert convergence.rising(curves) == ["- watch, DMML-KD: by 0.8 points"]
+    drawn = convergence.draw(curves)
+    assert sum(text.get_text() == "↑" for text in drawn.axes[0].texts) == 1
+    short = convergence.transform(Results(table_of([{**row, "round": 40} for row in rows[::3]])))
+    assert short["rise"].isna().all()

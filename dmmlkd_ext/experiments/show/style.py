@@ -65,6 +65,8 @@ _LOOKS: dict[str, Look] = {
     # Controls of the balance and ablations, which meet the rivals in no figure: colours again, other markers
     "dmml-reversed": Look(_PURPLE, "d", (1, 1)),
     "dmml-kd-reversed": Look(_WINE, "d", (1, 1)),
+    "dmml-random": Look(_ORANGE, "H", (3, 1)),
+    "dmml-kd-random": Look(_BLACK, "P", (2, 1, 1, 1)),
     "dmml-kd-separate": Look(_OLIVE, "h", (4, 1.5)),
     "dmml-kd-greedy": Look(_TEAL, "8", (2, 1)),
     "dmml-kd-no-classification": Look(_ORANGE, "v", (4, 1.5)),
