@@ -6,11 +6,11 @@ import pandas as pd
 
 from dmmlkd_ext.experiments.show import words
 from dmmlkd_ext.experiments.show.labels import label
-from dmmlkd_ext.experiments.statistics import mean_interval
+from dmmlkd_ext.experiments.statistics import difference_of, mean_interval
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import measures, transforms, verdicts
-from paper_figures.judge.comparisons import P_VALUES, difference_of
+from paper_figures.judge.comparisons import P_VALUES
 from paper_figures.plan.experiments import REGIMES
 
 EXPERIMENTS = ("regimes",)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dmmlkd_ext.training.methods import METHODS
 from paper_figures.collect.inputs import Results
+from paper_figures.plan.experiments import REGIMES
 
 MODALITIES = {
     "avdigits": ("image", "audio"),
@@ -23,9 +24,11 @@ NAN = float("nan")
 ABLATED = [name for name in METHODS if name.startswith("dmml-kd-no") or name == "dmml-kd-gaussian"]
 ABLATION = ["dmml", "dmml-kd", *ABLATED, "dmml-kd-tb"]
 BALANCE = [
-    *("dmml", "dmml-tb", "dmml-reversed", "dmml-kd", "dmml-kd-tb", "dmml-kd-reversed"),
+    *("dmml", "dmml-tb", "dmml-random", "dmml-reversed"),
+    *("dmml-kd", "dmml-kd-tb", "dmml-kd-random", "dmml-kd-reversed"),
     *("dmml-kd-separate", "dmml-kd-greedy"),
 ]
+CUTS = [f"{base}{end}" for base in ("dmml", "dmml-kd") for end in ("", "-tb", "-random", "-reversed")]
 COMPARED = [
     name for name in METHODS if name not in (*ABLATED, *BALANCE) or name in ("dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb")
 ]
@@ -91,6 +94,12 @@ def make_table(size: Size = FULL) -> pd.DataFrame:
     for setting in ("default", "similarity x10", "generator from round 1", "no momentum", "feature width 8"):
         shift = 0.0 if setting == "default" else -0.02
         builder.add("sensitivity", ["dmml-kd"], setting, NAN, shift, datasets=("mfeat", "watch"))
+    for setting in ("early", "rank", "score"):
+        builder.add("metrics", CUTS, setting, NAN, 0.0, datasets=("mfeat", "watch"), budget=0.3)
+    for setting in list(REGIMES)[:3]:
+        builder.add("regimes", CUTS, setting, NAN, 0.0, datasets=("watch", "mfeat"), budget=0.3)
+    for setting in size.settings:
+        builder.add("unseen", ["local", "dmml", "dmml-tb", "dmml-kd", "dmml-kd-tb"], setting, NAN, 0.0)
     return builder.table()
 
 
@@ -159,7 +168,13 @@ class _Builder:
         final = BASE[dataset] + shift + gain + luck
         devices = range(size.devices)
         held = [1 + (device % len(names)) if device < 0.6 * size.devices else len(names) for device in devices]
-        rows: list[tuple] = [(1, "modalities_held", "", device, count) for device, count in enumerate(held)]
+        rows: list[tuple] = [(size.rounds, "modalities_held", "", device, count) for device, count in enumerate(held)]
+        for order, name in enumerate(names):
+            alone = [device for device, count in enumerate(held) if order < count]
+            rows += [(size.rounds, "modality_accuracy", name, device, final - 0.1) for device in alone]
+        if about["experiment"] == "metrics":
+            rows += [(index, "ranking_agreement", "", None, 0.6) for index in (1, 2, 3, 10) if index < size.rounds]
+            rows.append((size.rounds, "ranking_agreement", "", None, 0.5))
         spread = np.random.default_rng(seed + 100).normal(0, 0.05, size.devices)
         for index in rounds:
             level = final * (1 - 0.7 * np.exp(-4 * index / size.rounds))

@@ -101,6 +101,32 @@ def test_devices_are_kept_round_by_round_for_one_seed_of_the_balance(gathered: G
     assert set(means["seed"]) == {0, 1}
 
 
+def test_experiments_are_renewed_beside_what_was_kept(gathered: Gathered) -> None:
+    kept_names = set(gathered.runs["experiment"])
+    renewed = sorted(kept_names)[0]
+    part = gathered.runs[gathered.runs["experiment"] == renewed]
+    shared = set(part["run"])
+    other = Gathered(
+        part.assign(setting="anew"),
+        gathered.metrics[gathered.metrics["run"].isin(shared)].assign(value=7.0),
+        gathered.settings[gathered.settings["run"].isin(shared)],
+        gathered.features[gathered.features["run"].isin(shared)],
+    )
+    both = gathered.with_experiments_of(other)
+    assert set(both.runs["experiment"]) == kept_names
+    assert set(both.runs.loc[both.runs["experiment"] == renewed, "setting"]) == {"anew"}
+    assert len(both.metrics) == len(gathered.metrics)
+    of_part = both.metrics["run"].isin(shared)
+    assert set(both.metrics.loc[of_part, "value"]) == {7.0}
+    assert (both.metrics.loc[~of_part, "value"] != 7.0).any()
+    alone = gathered.with_experiments_of(Gathered(part.iloc[:0], *(frame.iloc[:0] for frame in _frames(gathered))))
+    assert len(alone.metrics) == len(gathered.metrics)
+
+
+def _frames(gathered: Gathered) -> tuple[pd.DataFrame, ...]:
+    return gathered.metrics, gathered.settings, gathered.features
+
+
 def test_written_and_read_tables_are_the_gathered_ones(gathered: Gathered, tmp_path: Path) -> None:
     gathered.write(tmp_path / "a")
     read = kept.read(tmp_path / "a")

@@ -15,7 +15,7 @@ from dmmlkd_ext.experiments.config.loading import load_config
 from dmmlkd_ext.experiments.run import run_experiment, run_name
 from dmmlkd_ext.experiments.sweep import SweepReport
 from paper_figures import make, pipeline
-from paper_figures.collect import availability, gather
+from paper_figures.collect import availability, gather, kept
 from paper_figures.collect.embedding import FEATURE_COLUMNS
 from paper_figures.collect.inputs import Results
 from paper_figures.plan.experiments import EXPERIMENTS
@@ -131,14 +131,25 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_is_run(
 
 def test_the_reported_profile_is_kept_and_drawn_again_without_its_runs(tmp_path: Path, fake_runs: None) -> None:
     profile = dataclasses.replace(TINY, name=pipeline.REPORTED)
-    kept = tmp_path / "results"
-    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", results_folder=kept) == 0
-    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", ["table_one"], results_folder=kept) == 0
-    assert not kept.exists()  # not of another profile, nor of some figures
-    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", results_folder=kept) == 0
-    assert pipeline.redraw(kept, tmp_path / "again") == 0
+    folder = tmp_path / "results"
+    assert pipeline.make(TINY, tmp_path / "runs", tmp_path / "out", results_folder=folder) == 0
+    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", ["table_one"], results_folder=folder) == 0
+    assert not folder.exists()  # not of another profile, nor of some figures
+    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", results_folder=folder) == 0
+    assert pipeline.redraw(folder, tmp_path / "again") == 0
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_some_figures_of_the_reported_profile_renew_their_experiments(tmp_path: Path, fake_runs: None) -> None:
+    profile, results = dataclasses.replace(TINY, name=pipeline.REPORTED), tmp_path / "results"
+    assert pipeline.make(profile, tmp_path / "runs", tmp_path / "out", results_folder=results) == 0
+    longer = dataclasses.replace(profile, rounds=profile.rounds + 1)
+    options = {"results_folder": results, "add": True}
+    assert pipeline.make(longer, tmp_path / "runs", tmp_path / "out", ["table_one"], **options) == 0
+    renewed = kept.read(results).runs.groupby("experiment")["rounds"].unique()
+    assert renewed["comparison"].tolist() == [longer.rounds]
+    assert renewed["balance"].tolist() == [profile.rounds]
 
 
 def test_finished_runs_are_drawn_without_the_others(tmp_path: Path, fake_runs: None) -> None:
@@ -209,6 +220,8 @@ def test_wrong_input_is_refused_before_anything_is_run(tmp_path: Path, capsys: p
         (["--profile", "x"], "invalid choice"),
         (["--from", "results"], "results must hold runs.csv"),
         (["--from", "results", "--profile", "full"], "results must hold runs.csv"),
+        (["--add"], "add must come with --only and --profile full, whose tables are kept"),
+        (["--add", "--only", "table_one", "--profile", "smoke"], "add must come with --only and --profile full"),
         (["--from", "results", "--profile", "smoke"], "profile must be full, whose tables are kept, got smoke"),
     ):
         with pytest.raises(SystemExit) as end:
