@@ -168,10 +168,9 @@ def metrics(_: Profile) -> Iterator[Point]:
     """
     for setting, (metric, exponent) in METRICS.items():
         for (dataset, level), base in product(METRIC_WORLDS.items(), ("dmml", "dmml-kd")):
-            place = {"non_iid": level, "budget": BUDGETS[0]}
-            yield Point(dataset, base, setting, change=ranked, **place)
-            for suffix in ("tb", "random", "reversed"):
-                yield Point(dataset, base, setting, change=by_metric(f"{base}-{suffix}", metric, exponent), **place)
+            changes = [by_metric(f"{base}-{suffix}", metric, exponent) for suffix in ("tb", "random", "reversed")]
+            for change in (ranked, *changes):
+                yield Point(dataset, base, setting, non_iid=level, budget=BUDGETS[0], change=change)
 
 
 def regimes(_: Profile) -> Iterator[Point]:

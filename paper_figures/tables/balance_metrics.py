@@ -87,5 +87,7 @@ def describe(differences: pd.DataFrame) -> list[str]:
         agreement = " / ".join(
             "-" if pd.isna(first[name]) else f"{first[name]:.2f}" for name in ("early", "tenth", "last")
         )
-        lines.append(f"- {use}: {setting}, {dataset}, {label(base)}: agreement {agreement}; minus {', '.join(gaps)}")
+        lines.append(
+            f"- {use}: {setting}, {dataset}, {label(str(base))}: agreement {agreement}; minus {', '.join(gaps)}"
+        )
     return lines
