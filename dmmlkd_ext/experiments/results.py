@@ -259,7 +259,7 @@ def _of_several(
     """Return lists by device in which devices with one modality have no value."""
     held = _held(record)
     return {
-        name: [value if count > 1 else None for value, count in zip(values, held or [2] * len(values), strict=True)]
+        name: [value if count > 1 else None for value, count in zip(values, held or [2] * len(values), strict=False)]
         for name, values in (parts or {}).items()
     }
 
