@@ -44,8 +44,8 @@ def transform(results: Results) -> pd.DataFrame:
         row |= {"accuracy": interval.mean, "accuracy_low": interval.low, "accuracy_high": interval.high}
         row |= {"target": group["target"].iloc[0], "seeds": len(group), "reached": len(runs)}
         found.append(row | {name: runs[name].mean() for name in ("round", *COSTS)})
-    found = pd.DataFrame(found).merge(measures.joules(results.table), on=GROUP, how="left")
-    return transforms.in_figure_order(found)
+    spent = measures.joules(results.table)
+    return transforms.in_figure_order(pd.DataFrame(found).merge(spent, on=GROUP, how="left"))
 
 
 def with_target(final: pd.DataFrame) -> pd.DataFrame:
