@@ -10,7 +10,7 @@ from dmmlkd_ext.experiments.statistics import LEAST_SEEDS
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.methods import METHODS
 from paper_figures.judge.metrics import CHOOSING, CONFIRMING
-from paper_figures.plan.experiments import ALONE, EXPERIMENTS, METRICS, PROFILES, Case, configure, make_cases
+from paper_figures.plan.experiments import ALONE, CONFIRMED, EXPERIMENTS, METRICS, PROFILES, Case, configure, make_cases
 from paper_figures.plan.profiles import Profile, Scope
 from paper_figures.plan.search import SEEDS as TUNING_SEEDS
 
@@ -43,10 +43,11 @@ def test_the_profiles_are_no_larger_than_their_time_allows() -> None:
     }
     assert distinct["smoke"] <= 70
     assert distinct["quick"] <= 330
-    assert distinct["full"] <= 2900
+    assert distinct["full"] <= 2700
     for experiment in EXPERIMENTS:
         seeds = {case.config.seed for case in make_cases(experiment, PROFILES["full"], {})}
-        assert seeds == set(CHOOSING) | (set(CONFIRMING) if experiment == "metrics" else set())
+        few = experiment in ("regimes", "unseen")
+        assert seeds == ({0, 1, 2} if few else set(CHOOSING)) | (set(CONFIRMING) if experiment == "metrics" else set())
 
 
 def test_a_metric_is_confirmed_on_seeds_that_no_other_run_has() -> None:
@@ -54,8 +55,11 @@ def test_a_metric_is_confirmed_on_seeds_that_no_other_run_has() -> None:
     assert not set(CHOOSING) & set(CONFIRMING)
     of_metrics = {setting: {case.config.seed for case in cases if case.setting == setting} for setting in METRICS}
     assert all(set(CHOOSING) <= seeds for seeds in of_metrics.values())
-    confirmed = [setting for setting, seeds in of_metrics.items() if seeds >= set(CONFIRMING)]
+    confirmed = {setting for setting, seeds in of_metrics.items() if seeds >= set(CONFIRMING)}
+    assert confirmed == set(CONFIRMED)
     assert METHODS["dmml-tb"].balance.metric in {METRICS[setting][0] for setting in confirmed}
+    reversed_ones = {case.setting for case in cases if case.config.method.name.endswith("reversed")}
+    assert reversed_ones == confirmed
 
 
 def test_metrics_differ_in_the_metric_alone() -> None:
