@@ -56,7 +56,7 @@ METRICS: dict[str, tuple[str, float]] = {
 """Setting of the experiment on metrics -> the metric and the exponent of the allocation."""
 CONFIRMED = ("variation", "root")
 """The settings that the choice by the first seeds left over: no other lay above `uniform` and `random` without a clear
-loss. They are run on fresh seeds too, and against `reversed`."""
+loss. They are run on fresh seeds too, the first, which was chosen, against `reversed` as well."""
 METRIC_WORLDS: dict[str, Level] = {"mfeat-pair": "severe", "mfeat": "severe", "watch": "moderate"}
 """Dataset of that experiment -> its level: two views that all hold, two to four of six views, two sensors."""
 UNSEEN = "cameras"
@@ -171,7 +171,7 @@ def metrics(_: Profile) -> Iterator[Point]:
     """
     for setting, (metric, exponent) in METRICS.items():
         for (dataset, level), base in product(METRIC_WORLDS.items(), ("dmml", "dmml-kd")):
-            suffixes = ("tb", "random", *(("reversed",) if setting in CONFIRMED else ()))
+            suffixes = ("tb", "random", *(("reversed",) if setting == CONFIRMED[0] else ()))
             changes = [by_metric(f"{base}-{suffix}", metric, exponent) for suffix in suffixes]
             for change in (ranked, *changes):
                 yield Point(dataset, base, setting, non_iid=level, budget=BUDGETS[0], change=change)
