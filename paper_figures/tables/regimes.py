@@ -6,7 +6,7 @@ import pandas as pd
 
 from dmmlkd_ext.experiments.show import words
 from dmmlkd_ext.experiments.show.labels import label
-from dmmlkd_ext.experiments.statistics import difference_of, mean_interval
+from dmmlkd_ext.experiments.statistics import LEAST_SEEDS, difference_of, mean_interval
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
 from paper_figures.judge import measures, transforms, verdicts
@@ -56,7 +56,9 @@ def _gains(regime: pd.DataFrame, base: str, ours: pd.Series) -> dict[str, object
     for control, suffix in CONTROLS.items():
         gain = difference_of(ours, transforms.by_seed(regime, method=f"{base}{suffix}"))
         row |= {control: gain.mean, f"{control}_low": gain.low, f"{control}_high": gain.high}
-        row |= {f"{control}_p": gain.p_value, f"{control}_verdict": verdicts.verdict_on(gain)}
+        decided = gain.count >= LEAST_SEEDS
+        verdict = verdicts.verdict_on(gain) if decided else verdicts.direction([gain.mean])
+        row |= {f"{control}_p": gain.p_value, f"{control}_verdict": verdict if gain.count else verdicts.NOT_RUN}
     return row
 
 
