@@ -28,6 +28,7 @@ from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures.collect.inputs import Results
 from paper_figures.judge import measures, verdicts
 from paper_figures.judge.transforms import by_seed, final_accuracy
+from paper_figures.plan.experiments import CONFIRMED
 
 CONTROLS = {"uniform": "", "random": "-random", "reversed": "-reversed"}
 """Control of the balance -> how the names of its methods end."""
@@ -201,10 +202,11 @@ def _at_equal_joules(results: Results) -> Iterator[Contrast]:
 
 
 def _optimized(results: Results) -> Iterator[Contrast]:
-    """Compare the balance with each control at the same energy."""
+    """Compare the balance with each control at the same energy, also in the runs that decided on its metric."""
     for part, suffix in CONTROLS.items():
         pairs = [(f"{method}-tb", f"{method}{suffix}") for method in ("dmml", "dmml-kd")]
         yield from _between("balance", *pairs, symbol="energy budget", part=part)(results)
+        yield from _between("metrics", *pairs, settings=CONFIRMED[:1], part=part)(results)
 
 
 def _along(
@@ -358,7 +360,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "energy",
         "Local iterations optimized under the remaining energy beat uniform, random and reversed cuts",
-        ("figure_iterations_energy", "table_energy"),
+        ("figure_iterations_energy", "table_energy", "table_balance_metrics"),
         _optimized,
         parts=tuple(CONTROLS),
     ),

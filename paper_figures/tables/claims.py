@@ -14,7 +14,10 @@ from paper_figures.draw import captions
 from paper_figures.judge import claims, verdicts
 from paper_figures.plan.experiments import DEFAULT_SETTING
 
-EXPERIMENTS = ("comparison", "ablation", "balance", "imbalance", "features", "non_iid", "missing", "topology")
+EXPERIMENTS = (
+    *("comparison", "ablation", "balance", "imbalance", "features"),
+    *("non_iid", "missing", "topology", "metrics"),
+)
 NEEDS = "finished run of any experiment"
 TITLE = "Claims"
 
