@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dmmlkd_ext.balance.allocation import allocate_iterations, computing_energy
 from dmmlkd_ext.balance.arrays import BoolArray, FloatArray, IntArray, mask, matrix
+from dmmlkd_ext.balance.metrics import METRICS
 from dmmlkd_ext.registry import Registry
 
 
@@ -31,18 +32,24 @@ class BalanceConfig:
 
     policy: str = "none"
     """`balanced` solves the max-min problem of METHOD 5. `none` gives every held modality all iterations, whatever the
-    energy. Controls: `uniform`, the largest common number within the round's energy; `reversed`, favours the fast
-    modalities; `separate`, a common number, one modality after the other; `greedy`, the largest common number that the
-    whole battery pays, whatever later rounds need. Or a policy of yours (`register_policy`)."""
+    energy. Controls: `uniform`, the largest common number within the round's energy; `random`, the balanced cuts with
+    the metric permuted among a device's modalities each round; `reversed`, favours the fast modalities; `separate`, a
+    common number, one modality after the other; `greedy`, the largest common number that the whole battery pays,
+    whatever later rounds need. Or a policy of yours (`register_policy`)."""
     exponent: float = 3.0
     """The p of METHOD 5, at least 0; with 0, `balanced` is `uniform`."""
+    metric: str = "variation"
+    """What the speeds are made of (METHOD 5): `variation`, `root`, `early`, `first`, `slowdown`, `radial`, `drift` and
+    `rank` of the parameter variation; `score`, a reference that is not; or a metric of yours (`register_metric`)."""
     relative: bool = False
-    """Divide a block's variation by the block's norm instead of the root of its number of parameters."""
+    """Divide a block's variation by the block's norm instead of the root of its number of parameters; used by the
+    metric `variation` alone."""
     smoothing: float = 0.5
-    """Weight of the newest speed in the moving average, above 0 and at most 1."""
+    """Weight of the newest value in the metric's moving average, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         _POLICIES.check(self.policy)
+        METRICS.check(self.metric)
         if not 0.0 <= self.exponent < math.inf:
             raise ValueError(f"exponent must be finite and at least 0, got {self.exponent}")
         if not 0.0 < self.smoothing <= 1.0:
@@ -106,6 +113,7 @@ class RoundBudget:
         max_iterations: T.
         holds: which modalities can train, bool.
         exponent: p of METHOD 5.
+        generator: the randomness of this round, the same whatever the method.
     """
 
     metric: FloatArray
@@ -115,6 +123,7 @@ class RoundBudget:
     max_iterations: int
     holds: BoolArray
     exponent: float
+    generator: np.random.Generator
 
     def allocate(self, metric: FloatArray, available_joule: FloatArray, exponent: float = 1.0) -> IntArray:
         """Return `allocate_iterations` for another metric or energy; a metric of ones gives one common number."""
@@ -129,6 +138,18 @@ class RoundBudget:
 Policy = Callable[[RoundBudget], "IntArray | Plan"]
 
 
+def _random(budget: RoundBudget) -> IntArray:
+    """Permute each device's metric among the modalities that can train, each permutation being as likely."""
+    shape = budget.metric.shape
+    rank = np.argsort(
+        np.where(budget.holds, budget.generator.random(shape), 2.0), axis=1
+    )  # those that cannot come last
+    place = np.argsort(~budget.holds, axis=1, kind="stable")
+    permuted = np.full(shape, np.nan)
+    np.put_along_axis(permuted, place, np.take_along_axis(budget.metric, rank, axis=1), axis=1)
+    return budget.allocate(permuted, budget.available_energy_joule, budget.exponent)
+
+
 def _separate(budget: RoundBudget) -> Plan:
     iterations = budget.uniform(budget.available_energy_joule)
     return Plan(iterations, np.cumsum(iterations, axis=1) - iterations)
@@ -140,6 +161,7 @@ _POLICIES: Registry[Policy] = Registry(
         "none": lambda budget: budget.uniform(np.full(len(budget.holds), np.inf)),
         "balanced": lambda budget: budget.allocate(budget.metric, budget.available_energy_joule, budget.exponent),
         "uniform": lambda budget: budget.uniform(budget.available_energy_joule),
+        "random": _random,
         "reversed": lambda budget: budget.allocate(budget.metric, budget.available_energy_joule, -budget.exponent),
         "separate": _separate,
         "greedy": lambda budget: budget.uniform(budget.battery_joule),
@@ -176,10 +198,11 @@ def plan_iterations(
     battery_joule: npt.ArrayLike,
     max_iterations: int,
     holds: npt.ArrayLike,
+    generator: np.random.Generator | None = None,
 ) -> Plan:
     """Plan a round's local iterations by the configured policy (METHOD 5).
 
-    The arguments after `config` are the fields of `RoundBudget`.
+    The arguments after `config` are the fields of `RoundBudget`; without a generator, one of the seed 0 is taken.
 
     Raises:
         ValueError: an argument is out of its range, the shapes do not match, or a registered policy's plan is invalid.
@@ -199,6 +222,7 @@ def plan_iterations(
         max_iterations,
         mask("holds", holds, values.shape),
         config.exponent,
+        np.random.default_rng(0) if generator is None else generator,
     )
     planned = _POLICIES[config.policy](budget)
     plan = planned if isinstance(planned, Plan) else Plan(planned, np.zeros(np.shape(planned), dtype=np.int64))

@@ -127,6 +127,39 @@ def imbalance(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> FloatArray:
     return np.where(count > 0, deviation, np.nan)
 
 
+def ranking_agreement(speeds: npt.ArrayLike, losses: npt.ArrayLike, holds: npt.ArrayLike) -> FloatArray:
+    """Return how often the faster one of two modalities of a device is the one that dominates (METHOD 5 [C]).
+
+    A modality dominates another if its heads alone have the lower loss on the device's data.
+
+    Args:
+        speeds: averaged speeds, [devices, modalities], at least 0; NaN where unknown.
+        losses: of each modality's heads alone, [devices, modalities]; NaN where unknown.
+        holds: which modalities a device has, bool [devices, modalities].
+
+    Returns:
+        float64 [devices]: a share of the pairs whose speeds and losses are known, equal speeds counting half; NaN where
+        there is no such pair.
+
+    Raises:
+        ValueError: the shapes differ, or a held modality's speed is negative.
+
+    Example:
+        >>> holds = np.ones((1, 3), dtype=bool)
+        >>> ranking_agreement([[3.0, 2.0, 1.0]], [[0.1, 0.5, 0.2]], holds).round(2).tolist()
+        [0.67]
+    """
+    values, known = _known_speeds(speeds, holds)
+    loss = matrix("losses", losses, values.shape)
+    known &= ~np.isnan(loss)
+    pairs = known[:, :, None] & known[:, None, :] & np.triu(np.ones(2 * values.shape[1:], dtype=bool), 1)
+    faster = np.sign(values[:, :, None] - values[:, None, :])
+    better = np.sign(loss[:, None, :] - loss[:, :, None])
+    agree = np.where(pairs, (1.0 + faster * better) / 2.0, 0.0).sum(axis=(1, 2))
+    count = pairs.sum(axis=(1, 2))
+    return np.asarray(np.divide(agree, count, out=np.full(len(values), np.nan), where=count > 0))
+
+
 def _known_speeds(speeds: npt.ArrayLike, holds: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
     """Return the speeds, 0 where unknown or not held, and the mask of the known ones."""
     array = matrix("speeds", speeds)

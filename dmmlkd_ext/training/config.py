@@ -36,6 +36,9 @@ class TrainingConfig:
     differ from device to device; more are used where all devices together would not see all data. 0 means all."""
     probe: bool = False
     """Judge each encoder by a linear probe after the last round."""
+    ranking: bool = False
+    """Judge the balance metric in every round: how often it ranks a device's modalities as the losses of their heads
+    do."""
 
     def __post_init__(self) -> None:
         for name in (

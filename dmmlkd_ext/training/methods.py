@@ -110,7 +110,7 @@ _DMML = MethodConfig("dmml")
 
 
 def _balanced(method: MethodConfig, name: str, policy: str) -> MethodConfig:
-    tunes: Tuned | None = "exponent" if policy in ("balanced", "reversed") else method.tunes
+    tunes: Tuned | None = "exponent" if policy in ("balanced", "reversed", "random") else method.tunes
     return replace(method, name=name, balance=BalanceConfig(policy=policy), base=method.name, tunes=tunes)
 
 
@@ -143,9 +143,11 @@ METHODS: dict[str, MethodConfig] = {
         replace(_DMML_KD, name="dmml-kd-gaussian", generator=GeneratorConfig(kind="gaussian"), base="dmml-kd"),
         # Controls of the balance
         replace(_balanced(_DMML_KD, "dmml-kd-reversed", "reversed"), base="dmml-kd-tb"),
+        replace(_balanced(_DMML_KD, "dmml-kd-random", "random"), base="dmml-kd-tb"),
         _balanced(_DMML_KD, "dmml-kd-separate", "separate"),
         _balanced(_DMML_KD, "dmml-kd-greedy", "greedy"),
         replace(_balanced(_DMML, "dmml-reversed", "reversed"), base="dmml-tb"),
+        replace(_balanced(_DMML, "dmml-random", "random"), base="dmml-tb"),
         # Rivals
         MethodConfig("fedprox", proximal=0.01, tunes="proximal"),
         MethodConfig("ogm-ge", modulation="ogm-ge", tunes="modulation_strength"),

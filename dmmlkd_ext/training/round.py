@@ -10,15 +10,18 @@ import numpy.typing as npt
 import torch
 
 from dmmlkd_ext.balance import (
+    Observation,
     Plan,
     balance_metric,
     imbalance,
+    needs_of,
     plan_iterations,
-    training_speed,
-    update_speeds,
+    ranking_agreement,
+    update_metric,
 )
 from dmmlkd_ext.data.dataset import MultiModalDataset
 from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
+from dmmlkd_ext.seeding import numpy_generator
 from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.exchange import mix
 from dmmlkd_ext.training.exchange.mix import Variation
@@ -30,6 +33,7 @@ from dmmlkd_ext.training.keep.checkpoints import select_rows
 from dmmlkd_ext.training.learn import LocalTask, train, why_reference
 from dmmlkd_ext.training.learn.batches import BatchSampler
 from dmmlkd_ext.training.measure.judge import Judge
+from dmmlkd_ext.training.measure.observe import RoundObserver
 from dmmlkd_ext.training.measure.record import RoundOutcome, make_record
 from dmmlkd_ext.training.methods import MethodConfig
 from dmmlkd_ext.training.population import Population
@@ -75,7 +79,7 @@ class Simulation:
     ) -> None:
         self.dataset, self.population, self.world = dataset, population, world
         self.method, self.config, self.guidance = method, config, guidance
-        self.round, self.total_rounds = 0, config.rounds
+        self.round, self.total_rounds, self.seed = 0, config.rounds, seed
         self.part = part or alone(len(device_samples))
         self.sampler = BatchSampler(
             dataset.train, device_samples, config.batch_size, config.input_noise, seed, self.part.devices
@@ -102,6 +106,10 @@ class Simulation:
         )
         self.energy = EnergyAccount(budget)
         self.speeds = np.full(self.holds.shape, np.nan)
+        self.memory: dict[str, FloatArray] = {}
+        self.agreement: FloatArray | None = None
+        needs = needs_of(method.balance.metric) | ({"loss"} if config.ranking else set())
+        self.observer = RoundObserver(population, self.part, needs)
         self.blind = self._find_blind(device_samples)
 
     def _find_blind(self, device_samples: Sequence[npt.NDArray[np.int64]]) -> BoolArray:
@@ -164,6 +172,7 @@ class Simulation:
             np.where(links.devices, battery, -np.inf),
             self.config.local_iterations,
             self.holds & links.devices[:, None],
+            numpy_generator(self.seed, "balance", self.round),
         )
 
     def _guide(self, plan: Plan) -> GuidanceRound | None:
@@ -177,6 +186,7 @@ class Simulation:
         batches = self.sampler.draw(self.round, plan.num_iterations)
         rate = self.config.learning_rate_at(self.round)
         losses = train(LocalTask(self.population, batches, mine, self.method, self.config, rate, guidance))
+        self.observer.after_training(batches)
         everyone = self.part.gather(losses)
         return {name: np.where(self.blind, np.nan, values) for name, values in everyone.items()}
 
@@ -191,6 +201,7 @@ class Simulation:
             {name: route for name, (_, route) in weights.items()},
             self.part.ranks,
         )
+        self.observer.after_exchange()
         if self.guidance is not None and guided is not None:
             moments, may_learn = guided.moments, torch.from_numpy(learns[self.part.devices])
             heads, route = weights[SHARED]
@@ -203,15 +214,11 @@ class Simulation:
         """Spend the round's energy and update the training speeds."""
         computing = plan.energy_joule(self.iteration_energy)
         self.energy.spend(computing + links.cost.energy_joule + np.where(learns, self.overhead, 0.0))
-        names = self.population.network.modalities
-        current = training_speed(
-            np.stack([variations[name].distance for name in names], axis=1),
-            np.stack([variations[name].start for name in names], axis=1),
-            [self.population.blocks[name].num_parameters for name in names],
-            plan.iterations,
-            self.method.balance.relative,
-        )
-        self.speeds = update_speeds(self.speeds, current, self.method.balance.smoothing)
+        sizes = [self.population.blocks[name].num_parameters for name in self.population.network.modalities]
+        seen = Observation(plan.iterations, np.array(sizes), self.observer.quantities(variations))
+        self.speeds = update_metric(self.method.balance, seen, self.memory)
+        if self.config.ranking:
+            self.agreement = ranking_agreement(self.speeds, seen["loss"], self.holds)
 
     def consensus_distance(self) -> dict[str, float]:
         """Return, for each block, the root mean square distance of the devices from their mean."""
@@ -234,7 +241,8 @@ class Simulation:
         rows = {name: {"devices": devices[name], **state} for name, state in self.population.state_dict().items()}
         if self.guidance:
             rows[GUIDANCE] = {"devices": self.part.devices, **self.guidance.state_dict()}
-        return {"round": self.round, "energy": self.energy.state_dict(), "speeds": self.speeds, "rows": [rows]}
+        balance = {"speeds": self.speeds, "memory": dict(self.memory)}
+        return {"round": self.round, "energy": self.energy.state_dict(), **balance, "rows": [rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict` of a simulation of the same configuration, with `rows` from any number of ranks.
@@ -247,6 +255,7 @@ class Simulation:
         self.population.load_state_dict({name: select_rows(state["rows"], name, devices[name]) for name in blocks})
         self.energy.load_state_dict(state["energy"])
         self.speeds = np.array(state["speeds"], dtype=np.float64)
+        self.memory = {name: np.array(values, dtype=np.float64) for name, values in state["memory"].items()}
         if self.guidance:
             self.guidance.load_state_dict(select_rows(state["rows"], GUIDANCE, self.part.devices))
         self.round = int(state["round"])

@@ -33,6 +33,7 @@ class RecordedSimulation(Protocol):
     learning_time: FloatArray
     holds: npt.NDArray[np.bool_]
     blind: npt.NDArray[np.bool_]
+    agreement: FloatArray | None
 
     def imbalance(self) -> FloatArray:
         """Return the coefficient of variation of each device's training speeds, float64 [devices]."""
@@ -94,6 +95,7 @@ def make_record(simulation: RecordedSimulation, outcome: RoundOutcome) -> dict[s
         "local_iterations": _by_modality(plan.iterations.astype(float), names, held, integer=True),
         "balance_metric": _by_modality(outcome.metric, names, held),
         "imbalance": _values(simulation.imbalance()),
+        "ranking_agreement": None if simulation.agreement is None else _values(simulation.agreement),
         "energy_spent_joule": _values(simulation.energy.spent_joule),
         "energy_left_joule": _values(simulation.energy.remaining_joule),
         "sent_bits": _values(links.sent_bits),

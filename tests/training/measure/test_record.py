@@ -16,7 +16,15 @@ from tests.training.synthetic import MIXED_SHAPES, SMALL_TRAINING, UNEVEN_HOLDS,
 
 KEYS = {
     *("round", "learning_rate", "loss", "accuracy", "modality_accuracy", "generator_quality", "probe_accuracy"),
-    *("local_iterations", "balance_metric", "imbalance", "energy_spent_joule", "energy_left_joule", "sent_bits"),
+    *(
+        "local_iterations",
+        "balance_metric",
+        "imbalance",
+        "ranking_agreement",
+        "energy_spent_joule",
+        "energy_left_joule",
+        "sent_bits",
+    ),
     *("consensus_distance", "working_links", "failed_devices", "simulated_time_s"),
     *("device_loss", "device_time_s", "spectral_gap"),
 }
