@@ -157,6 +157,7 @@ def assign_modalities(
     missing_rate: float,
     generator: np.random.Generator,
     modalities_per_device: tuple[int, int] | None = None,
+    lacking: int | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Draw the modality set of every device (METHOD 8).
 
@@ -176,12 +177,15 @@ def assign_modalities(
         missing_rate: fraction of incomplete devices, 0..1.
         generator: the source of randomness.
         modalities_per_device: least and most modalities of an incomplete device, within 1..M-1.
+        lacking: the modality that each incomplete device lacks, and no other; None draws. It stays with the other
+            devices, however few they are.
 
     Returns:
         bool ``[num_devices, num_modalities]``, true where the device holds the modality; every row has one.
 
     Raises:
-        ValueError: an argument is out of range, or devices would lack the only modality.
+        ValueError: an argument is out of range, devices would lack the only modality, or `lacking` and
+            `modalities_per_device` are both given.
 
     Example:
         >>> held = assign_modalities(10, 2, 0.6, np.random.default_rng(0))
@@ -197,8 +201,13 @@ def assign_modalities(
     count = round(missing_rate * num_devices)
     if count and num_modalities == 1:
         raise ValueError(f"missing_rate must leave a single modality in place (num_modalities = 1), got {missing_rate}")
+    if lacking is not None:
+        _require_lacking(lacking, num_modalities, modalities_per_device)
     held = np.ones((num_devices, num_modalities), dtype=np.bool_)
     incomplete = generator.permutation(num_devices)[:count]
+    if lacking is not None:
+        held[incomplete, lacking] = False
+        return held
     if num_modalities == 2:
         first = int(generator.integers(2))
         for position, device in enumerate(incomplete):
@@ -222,6 +231,13 @@ def _set_sizes(num_modalities: int, modalities_per_device: tuple[int, int] | Non
             f"{num_modalities}, got {modalities_per_device}"
         )
     return modalities_per_device
+
+
+def _require_lacking(lacking: int, num_modalities: int, modalities_per_device: tuple[int, int] | None) -> None:
+    if not 0 <= lacking < num_modalities:
+        raise ValueError(f"lacking must be a modality in 0..{num_modalities - 1}, got {lacking}")
+    if modalities_per_device is not None:
+        raise ValueError(f"modalities_per_device must be None where lacking is given, got {modalities_per_device}")
 
 
 def _spread_holders(held: npt.NDArray[np.bool_], generator: np.random.Generator) -> None:

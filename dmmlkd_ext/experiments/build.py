@@ -18,13 +18,15 @@ from dmmlkd_ext.data.partition import (
 )
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
 from dmmlkd_ext.experiments.inputs import hash_data, load_data
-from dmmlkd_ext.model.network import MultiModalNetwork
+from dmmlkd_ext.model.network import SHARED, MultiModalNetwork
 from dmmlkd_ext.seeding import numpy_generator
+from dmmlkd_ext.training.config import TrainingConfig
 from dmmlkd_ext.training.exchange.ranks import Ranks, Slice
 from dmmlkd_ext.training.exchange.slices import slice_devices
 from dmmlkd_ext.training.guide import GENERATOR, make_guidance
 from dmmlkd_ext.training.population import Population
 from dmmlkd_ext.training.round import Simulation
+from dmmlkd_ext.wireless.energy import initial_budget_joule
 from dmmlkd_ext.wireless.topology import Topology, build_topology
 from dmmlkd_ext.wireless.world import WirelessWorld
 
@@ -56,17 +58,17 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         config.data.missing_rate,
         numpy_generator(config.seed, "modalities"),
         config.data.modalities_per_device,
+        None if config.data.lacking is None else position_of(config.data.lacking, dataset.modalities, "lacking"),
     )
     method, training = config.method, config.training
+    topology = make_topology(config.topology, config.data.num_devices, config.seed)
+    budget = None if method.centralized else reference_budget_joule(config, dataset, topology, holds)
     if method.only is not None:
         holds = keep_only(holds, dataset.modalities, method.only)
-    topology = make_topology(config.topology, config.data.num_devices, config.seed)
     if method.centralized:
         training = replace(training, batch_size=training.batch_size * config.data.num_devices)
         dataset, device_samples, holds, topology = centralize(dataset, device_samples, holds, topology)
-    model = MultiModalNetwork(
-        dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width, training.encoders
-    )
+    model = make_network(dataset, training)
     guidance = make_guidance(method.generator, dataset.num_classes, training.feature_width, config.seed)
     further = {GENERATOR: guidance.layout} if guidance else {}
     part = slice_population(topology, holds, model, ranks or Ranks())
@@ -83,9 +85,46 @@ def build_simulation(config: ExperimentConfig, ranks: Ranks | None = None) -> Si
         config.seed,
         method.exchange,
     )
-    simulation = Simulation(dataset, device_samples, population, world, method, training, config.seed, guidance, part)
+    simulation = Simulation(
+        dataset, device_samples, population, world, method, training, config.seed, guidance, part, budget
+    )
     simulation.data_sha256 = data_sha256
     return simulation
+
+
+def make_network(dataset: MultiModalDataset, training: TrainingConfig) -> MultiModalNetwork:
+    """Return the network for a dataset."""
+    return MultiModalNetwork(
+        dataset.shapes, dataset.num_classes, training.feature_width, training.hidden_width, training.encoders
+    )
+
+
+def reference_budget_joule(
+    config: ExperimentConfig, dataset: MultiModalDataset, topology: Topology, holds: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64] | None:
+    """Return the energy that each device starts with whatever the method, float64 [devices] (METHOD 6).
+
+    It is what the budget's fraction of all iterations costs with the modalities that the devices hold, bool [devices,
+    modalities], and the exchange of `dmml`. None where a budget is not of this kind.
+    """
+    energy, training = config.energy, config.training
+    if energy.budget_basis != "dmml" or energy.budget_fraction is None:
+        return None
+    model = make_network(dataset, training)
+    held = {name: holds[:, column] for column, name in enumerate(model.modalities)}
+    world = WirelessWorld(
+        topology,
+        {SHARED: np.ones(len(holds), dtype=np.bool_), **held},
+        {name: layout.size for name, layout in model.layouts.items()},
+        energy,
+        config.channel,
+        config.failures,
+        config.seed,
+    )
+    macs = [model.forward_macs[name] for name in model.modalities]
+    iteration = world.iteration_energy_joule(holds, macs, training.batch_size)
+    exchange = world.typical_exchange_energy_joule()
+    return initial_budget_joule(energy, iteration, training.local_iterations, training.rounds, exchange)
 
 
 def slice_population(topology: Topology, holds: npt.NDArray[np.bool_], model: MultiModalNetwork, ranks: Ranks) -> Slice:
@@ -114,10 +153,19 @@ def keep_only(holds: npt.NDArray[np.bool_], modalities: Sequence[str], modality:
         >>> keep_only(np.array([[True, True], [True, False]]), ("wrist", "chest"), "chest").tolist()
         [[False, True], [False, False]]
     """
-    if modality not in modalities:
-        raise ValueError(f"only must be one of {', '.join(modalities)}; got {modality!r}")
-    kept: npt.NDArray[np.bool_] = holds & (np.array(modalities) == modality)
+    kept: npt.NDArray[np.bool_] = holds & (np.arange(len(modalities)) == position_of(modality, modalities, "only"))
     return kept
+
+
+def position_of(modality: str, modalities: Sequence[str], option: str) -> int:
+    """Return the column of a modality that an option names.
+
+    Raises:
+        ValueError: there is no such modality.
+    """
+    if modality not in modalities:
+        raise ValueError(f"{option} must be one of {', '.join(modalities)}; got {modality!r}")
+    return list(modalities).index(modality)
 
 
 def centralize(

@@ -60,6 +60,8 @@ class Simulation:
         guidance: of the common features, or None.
         part: which devices this rank holds; None is all of them. Links, plans, energies and records of all devices are
             the same on every rank.
+        budget_joule: energy that each device starts with, float64 [devices]; None follows the energy's configuration by
+            what this method costs.
     """
 
     data_sha256: str | None = None
@@ -76,6 +78,7 @@ class Simulation:
         seed: int,
         guidance: Guidance | None = None,
         part: Slice | None = None,
+        budget_joule: FloatArray | None = None,
     ) -> None:
         self.dataset, self.population, self.world = dataset, population, world
         self.method, self.config, self.guidance = method, config, guidance
@@ -97,14 +100,11 @@ class Simulation:
         learning_macs = guidance.round_macs if guidance else 0.0
         self.overhead = world.computing_energy_joule(learning_macs)
         self.learning_time = world.computing_time_s(learning_macs)
-        budget = initial_budget_joule(
-            world.energy,
-            self.iteration_energy,
-            config.local_iterations,
-            config.rounds,
-            world.typical_exchange_energy_joule() + self.overhead,
-        )
-        self.energy = EnergyAccount(budget)
+        if budget_joule is None:
+            exchange = world.typical_exchange_energy_joule() + self.overhead
+            limit, rounds = config.local_iterations, config.rounds
+            budget_joule = initial_budget_joule(world.energy, self.iteration_energy, limit, rounds, exchange)
+        self.energy = EnergyAccount(budget_joule)
         self.speeds = np.full(self.holds.shape, np.nan)
         self.memory: dict[str, FloatArray] = {}
         self.agreement: FloatArray | None = None

@@ -20,6 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 EnergyModel = Literal["fixed", "wireless"]
+BudgetBasis = Literal["method", "dmml"]
 
 # An iteration that trains runs forward once and backward for twice that (METHOD 6: forward alone is a third).
 TRAINING_PASSES = 3.0
@@ -50,6 +51,10 @@ class EnergyConfig:
     """Initial budget: this fraction of the energy of all iterations of all held modalities in all rounds, plus the
     energy of all exchanges, so that a small fraction leaves energy for training where sending is expensive. None sets
     no limit unless `budget_joule` does."""
+    budget_basis: BudgetBasis = "method"
+    """Whose cost `budget_fraction` refers to. `method`: the run's own, so that a method that sends more is given more.
+    `dmml`: that of plain DMML with all modalities of the device, so that all methods of a comparison are given the same
+    joules; what DMML-KD sends and trains beyond DMML is then paid with iterations. A centralized run has its own."""
     budget_joule: float | None = None
     """Initial budget of every device; excludes `budget_fraction`."""
     kappa: float = 1e-28
@@ -64,6 +69,10 @@ class EnergyConfig:
     def __post_init__(self) -> None:
         if self.model not in get_args(EnergyModel):
             raise ValueError(f"model must be one of {', '.join(get_args(EnergyModel))}; got {self.model!r}")
+        if self.budget_basis not in get_args(BudgetBasis):
+            raise ValueError(
+                f"budget_basis must be one of {', '.join(get_args(BudgetBasis))}; got {self.budget_basis!r}"
+            )
         if self.budget_fraction is not None and self.budget_joule is not None:
             raise ValueError("budget_joule must be None when budget_fraction is given, got both")
         for name in ("iteration_energy_joule", "budget_fraction", "budget_joule"):

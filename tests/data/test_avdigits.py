@@ -170,3 +170,13 @@ def test_kept_features_are_those_of_this_recipe(real: Real, or_skip: OrSkip) -> 
     arrays = or_skip(lambda: compute_avdigits(3, 0.25, 0.0))
     assert np.allclose(arrays["test_audio"], data.test.features["audio"], atol=1e-3)
     assert np.allclose(arrays["test_image"], data.test.features["image"], atol=1e-3)
+
+
+def test_the_clean_image_is_the_image_itself(real: Real, or_skip: OrSkip) -> None:
+    data, weak = real("avdigits-clean"), real("avdigits")
+    images, digits = or_skip(read_mnist)
+    row = pair_up(or_skip(read_fsdd), digits, 3)["test"][0, 1]
+    seen = data.test.features["image"][0, 0].double().numpy()
+    assert np.corrcoef(images[row].astype(float).ravel(), seen.ravel())[0, 1] == pytest.approx(1.0, abs=1e-5)
+    assert torch.equal(data.test.features["audio"], weak.test.features["audio"])
+    assert data.name == "avdigits-clean"

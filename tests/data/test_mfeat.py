@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmmlkd_ext.data import MultiModalDataset
-from dmmlkd_ext.data.sets.mfeat import read_mfeat, split_rows
+from dmmlkd_ext.data.sets.mfeat import load_mfeat, read_mfeat, split_rows
 
 Real = Callable[..., MultiModalDataset]
 
@@ -68,3 +68,19 @@ def test_split_rows_is_disjoint_complete_and_keeps_copies_together(values: list[
 def test_too_small_a_class_is_named() -> None:
     with pytest.raises(ValueError, match=r"leave training rows of class 1, which has 2 rows, got 1 \+ 1"):
         split_rows(np.arange(6.0)[:, None], np.asarray([0, 0, 0, 0, 1, 1]), 1, 1)
+
+
+def test_a_part_of_the_views_is_the_same_numerals(real: Real) -> None:
+    whole, pair = real("mfeat"), real("mfeat-pair")
+    assert (pair.name, pair.modalities) == ("mfeat-pair", ("fou", "pix"))
+    for side in ("train", "validation", "test"):
+        assert torch.equal(getattr(pair, side).labels, getattr(whole, side).labels)
+        assert torch.equal(getattr(pair, side).features["pix"], getattr(whole, side).features["pix"])
+        assert getattr(pair, side).present.shape[1] == 2
+    assert real("mfeat", views="mor").modalities == ("mor",)
+
+
+@pytest.mark.parametrize("views", ["", "pix+colour", "pix+pix"])
+def test_views_that_are_not_there_are_named(views: str) -> None:
+    with pytest.raises(ValueError, match=r"views must be some of fac\+fou\+kar\+mor\+pix\+zer, each once, got "):
+        load_mfeat(views=views)

@@ -161,6 +161,15 @@ def test_modalities_do_not_go_missing_together() -> None:
     assert np.allclose(shares, 1 / 6, atol=5 * np.sqrt(5 / 36 / 2000))
 
 
+@pytest.mark.parametrize(("modalities", "lacking"), [(2, 1), (6, 0)])
+def test_a_rare_sensor_is_never_alone(modalities: int, lacking: int) -> None:
+    held = assign_modalities(20, modalities, 0.8, np.random.default_rng(0), lacking=lacking)
+    assert held[:, lacking].sum() == 4
+    assert np.delete(held, lacking, axis=1).all()
+    one = assign_modalities(4, modalities, 0.9, np.random.default_rng(0), lacking=lacking)
+    assert one[:, lacking].sum() == 0  # no device is made to hold what all shall lack
+
+
 def test_everything_is_determined_by_the_generator() -> None:
     labels = np.arange(100) % 5
     for draw in (
@@ -203,6 +212,11 @@ GENERATOR = np.random.default_rng(0)
         (lambda: assign_modalities(4, 1, 0.5, GENERATOR), "missing_rate must leave a single modality"),
         (lambda: assign_modalities(4, 3, 0.5, GENERATOR, (2, 3)), "modalities_per_device must be"),
         (lambda: assign_modalities(4, 3, 0.5, GENERATOR, (0, 1)), "modalities_per_device must be"),
+        (lambda: assign_modalities(4, 3, 0.5, GENERATOR, lacking=3), r"lacking must be a modality in 0\.\.2, got 3"),
+        (
+            lambda: assign_modalities(4, 3, 0.5, GENERATOR, (1, 2), 0),
+            "modalities_per_device must be None where lacking",
+        ),
         (lambda: assign_modalities(4, 3, 0.5, None), "generator must be"),
     ],
 )

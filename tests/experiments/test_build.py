@@ -13,6 +13,7 @@ from dmmlkd_ext.experiments import build as world
 from dmmlkd_ext.experiments.config import DataConfig, ExperimentConfig, TopologyConfig
 from dmmlkd_ext.experiments.config.presets import preset
 from dmmlkd_ext.training.methods import get_method
+from dmmlkd_ext.wireless.energy import EnergyConfig
 from tests.training.synthetic import TINY_SHAPES, divide, make_dataset
 
 SMALL = dataclasses.replace(preset("mfeat", "dmml"), data=DataConfig("mfeat", num_devices=4, missing_rate=0.5))
@@ -79,3 +80,48 @@ def test_what_does_not_fit_is_named():
     fine, many = world.build_simulation(SMALL), SimpleNamespace(size=5, rank=0)
     with pytest.raises(ValueError, match="at most 4 ranks, one per device; got 5"):
         world.slice_population(fine.world.topology, fine.holds, fine.population.network, many)
+
+
+@pytest.mark.parametrize("method", ["local", "dmml-kd", "unimodal:pix"])
+def test_a_budget_of_joules_is_the_same_for_every_method(method):
+    energy = EnergyConfig("wireless", budget_fraction=0.3, budget_basis="dmml")
+    plain = world.build_simulation(dataclasses.replace(SMALL, energy=energy))
+    other = world.build_simulation(dataclasses.replace(SMALL, energy=energy, method=get_method(method)))
+    np.testing.assert_array_equal(other.energy.remaining_joule, plain.energy.remaining_joule)
+    own = dataclasses.replace(energy, budget_basis="method")
+    np.testing.assert_allclose(
+        plain.energy.remaining_joule,
+        world.build_simulation(dataclasses.replace(SMALL, energy=own)).energy.remaining_joule,
+    )
+    by_method = world.build_simulation(dataclasses.replace(SMALL, energy=own, method=get_method(method)))
+    assert not np.allclose(by_method.energy.remaining_joule, plain.energy.remaining_joule)
+
+
+def test_what_distillation_sends_and_trains_is_paid_with_iterations():
+    energy = EnergyConfig("wireless", budget_fraction=0.6, budget_basis="dmml")
+    training = dataclasses.replace(SMALL.training, rounds=6, evaluate_every=6)
+    counts, spent = {}, {}
+    for name in ("dmml", "dmml-kd"):
+        config = dataclasses.replace(SMALL, energy=energy, training=training, method=get_method(name))
+        simulation = world.build_simulation(config)
+        records = [simulation.run_round() for _ in range(6)]
+        counts[name] = sum(value or 0 for row in records for part in row["local_iterations"].values() for value in part)
+        spent[name] = simulation.energy.spent_joule
+        assert (spent[name] <= world.build_simulation(config).energy.remaining_joule * (1 + 1e-9)).all()
+    assert counts["dmml-kd"] < counts["dmml"]
+
+
+def test_a_centralized_run_has_a_budget_of_its_own():
+    energy = EnergyConfig("wireless", budget_fraction=0.3, budget_basis="dmml")
+    config = dataclasses.replace(SMALL, energy=energy, method=get_method("centralized"))
+    assert world.build_simulation(config).energy.remaining_joule.shape == (1,)
+
+
+def test_a_modality_that_devices_lack_is_named_by_the_dataset():
+    data = dataclasses.replace(SMALL.data, lacking="mor", missing_rate=0.5)
+    simulation = world.build_simulation(dataclasses.replace(SMALL, data=data))
+    column = simulation.population.network.modalities.index("mor")
+    assert simulation.holds[:, column].sum() == 2
+    assert np.delete(simulation.holds, column, axis=1).all()
+    with pytest.raises(ValueError, match=r"lacking must be one of fac, .*; got 'colour'"):
+        world.build_simulation(dataclasses.replace(SMALL, data=dataclasses.replace(data, lacking="colour")))

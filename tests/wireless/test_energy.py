@@ -211,6 +211,7 @@ BLOCKS = np.ones((3, 1), dtype=bool)
     [
         (lambda: EnergyConfig(model="solar"), "model must be one of fixed, wireless; got 'solar'"),
         (lambda: EnergyConfig(budget_fraction=0.1, budget_joule=1.0), "budget_joule must be None when"),
+        (lambda: EnergyConfig(budget_basis="mine"), "budget_basis must be one of method, dmml; got .mine."),
         (lambda: EnergyConfig(budget_fraction=-0.1), "budget_fraction must be .* got -0.1"),
         (lambda: EnergyConfig(kappa=0), "kappa must be positive and finite, got 0"),
         (lambda: EnergyConfig(min_frequency_hz=2e9), "min_frequency_hz must be at most .* got 2e"),

