@@ -132,6 +132,11 @@ def _root(seen: Observation, memory: Memory, settings: BalanceConfig) -> FloatAr
     return average(memory, "speed", current, settings.smoothing)
 
 
+def _movement(seen: Observation, memory: Memory, settings: BalanceConfig) -> FloatArray:
+    current = np.where(seen.iterations > 0, quotient(seen["distance"], seen["start"]), 0.0)
+    return average(memory, "speed", current, settings.smoothing)
+
+
 def _early(seen: Observation, memory: Memory, _: BalanceConfig) -> FloatArray:
     return first_rounds(memory, "speed", seen.per_iteration("distance", over="start"), EARLY_ROUNDS)
 
@@ -177,6 +182,7 @@ METRICS: Registry[Metric] = Registry(
     {
         "variation": Metric(_variation),
         "root": Metric(_root),
+        "movement": Metric(_movement),
         "early": Metric(_early),
         "first": Metric(_first, frozenset({"encoder distance", "encoder start"})),
         "slowdown": Metric(_slowdown),

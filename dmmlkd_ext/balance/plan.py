@@ -39,8 +39,9 @@ class BalanceConfig:
     exponent: float = 3.0
     """The p of METHOD 5, at least 0; with 0, `balanced` is `uniform`."""
     metric: str = "variation"
-    """What the speeds are made of (METHOD 5): `variation`, `root`, `early`, `first`, `slowdown`, `radial`, `drift` and
-    `rank` of the parameter variation; `score`, a reference that is not; or a metric of yours (`register_metric`)."""
+    """What the speeds are made of (METHOD 5): `variation`, `root`, `movement`, `early`, `first`, `slowdown`, `radial`,
+    `drift` and `rank` of the parameter variation; `score`, a reference that is not; or a metric of yours
+    (`register_metric`)."""
     relative: bool = False
     """Divide a block's variation by the block's norm instead of the root of its number of parameters; used by the
     metric `variation` alone."""

@@ -22,8 +22,9 @@ FEATURE_COLUMNS = (
     *("run", "dataset", "method", "seed", "device", "modality"),
     *("kind", "class", "embedding", "x", "y"),
 )
-"""`kind` is common or specific; `embedding` is pca, tsne, or `distance`: then x is the number of `class_distance`,
-measured over all devices in the features' full width, and there is no y, device or class."""
+"""`kind` is common or specific; `embedding` is pca, tsne, or `distance` or `ratio`: then x is the number of
+`class_distance` or `class_ratio`, measured over all devices in the features' full width, and there is no y, device or
+class."""
 
 DEVICES = 4
 """Devices whose features are shown: those that hold the most modalities."""
@@ -102,8 +103,11 @@ def compute_features(population: Population, split: Split) -> Iterator[Features]
 
 
 def measure(features: list[Features]) -> pd.DataFrame:
-    """Return a row per modality and kind with its distance."""
-    rows = [(part.modality, part.kind, "distance", class_distance(part)) for part in features]
+    """Return two rows per modality and kind, with its distance and its ratio."""
+    functions = {"distance": class_distance, "ratio": class_ratio}
+    rows = [
+        (part.modality, part.kind, name, function(part)) for name, function in functions.items() for part in features
+    ]
     return pd.DataFrame(rows, columns=["modality", "kind", "embedding", "x"])
 
 
@@ -126,6 +130,24 @@ def class_distance(features: Features) -> float:
         counted += of_class.shape[0] * of_class.shape[1]
     spread = within / counted
     return float(np.sqrt(np.mean(squared) / spread)) if spread > 0 else float("nan")
+
+
+def class_ratio(features: Features) -> float:
+    """Return the distance between devices' means of a class over that between their means of different classes.
+
+    Both are root mean squares over pairs of different devices; 0 if all devices have the same means. NaN where a single
+    device holds the modality, or there is one class.
+    """
+    devices, labels = len(features.devices), np.unique(features.labels)
+    if devices < 2 or len(labels) < 2:
+        return float("nan")
+    means = np.stack(
+        [features.values[:, features.labels == label].mean(1) for label in labels]
+    )  # [classes, devices, d]
+    apart = ((means[:, None, :, None] - means[None, :, None, :]) ** 2).sum(-1)  # [class, class, device, device]
+    pairs, same = ~np.eye(devices, dtype=bool), np.eye(len(labels), dtype=bool)
+    alike, unlike = apart[same][:, pairs].mean(), apart[~same][:, pairs].mean()
+    return float(np.sqrt(alike / unlike)) if unlike > 0 else float("nan")
 
 
 def embed(features: list[Features], holds: npt.NDArray[np.bool_]) -> pd.DataFrame:

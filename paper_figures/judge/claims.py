@@ -2,40 +2,30 @@
 
 `table_claims` alone shows the verdicts, so that each claim has one.
 
-What is claimed is the abstract's [P], in our words; which differences test it is our choice [C]. The claims "missing
-most", "generator helps" and "gentle" go further than the abstract and are ours.
+What is claimed is the abstract's [P], in our words; which differences test it is our choice [C]. The claims "equal
+joules", "missing most", "generator helps" and "gentle" go further than the abstract and are ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from dmmlkd_ext.experiments.statistics import Interval, PairedDifference, holm, mean_interval
+from dmmlkd_ext.training.methods import UNIMODAL
 from paper_figures.collect.inputs import Results
-from paper_figures.judge import measures
+from paper_figures.judge import measures, verdicts
 from paper_figures.judge.comparisons import NOTHING, difference_of
 from paper_figures.judge.transforms import by_seed, final_accuracy
 from paper_figures.plan.labels import label
 
-RULE = (
-    "A difference supports a claim if its paired 95% interval lies above zero, or above minus the margin where one "
-    "is stated, and contradicts it if the interval lies below. A claim holds if all of its differences that have an "
-    "interval support it. It holds in part if some do, at least one of them clearly: with p below 0.05 after Holm's "
-    "adjustment over the differences of the claim. It does not hold otherwise: it was not shown. It is not tested "
-    "where no difference has an interval. Where a difference has fewer than five seeds, the verdict is `too few seeds` "
-    "and where all differences point."
-)
-LEAST_SEEDS = 5
-"""Of each difference; with fewer, a claim has a direction and no verdict."""
+CONTROLS = {"uniform": "", "random": "-random", "reversed": "-reversed"}
+"""Control of the balance -> how the names of its methods end."""
 GENTLE = 0.05
 """The most accuracy that the highest probability of link loss may cost, for the degradation to be called gentle."""
-SUPPORTS, UNDECIDED, CONTRADICTS, NO_INTERVAL = "supports", "undecided", "contradicts", "no interval"
-HOLDS, IN_PART, DOES_NOT_HOLD, NOT_TESTED = "holds", "holds in part", "does not hold", "not tested"
-TOO_FEW = "too few seeds"
 
 
 @dataclass(frozen=True)
@@ -49,15 +39,13 @@ class Contrast:
     by_seed: pd.Series
     """The difference of each seed."""
     margin: float = 0.0
+    part: str = ""
+    """The part of the claim that it tests, if the claim has several."""
 
     @property
     def verdict(self) -> str:
         """What the interval says of the claim."""
-        if math.isnan(self.difference.low):
-            return NO_INTERVAL
-        if self.difference.low > -self.margin:
-            return SUPPORTS
-        return CONTRADICTS if self.difference.high < -self.margin else UNDECIDED
+        return verdicts.verdict_on(self.difference, self.margin)
 
 
 @dataclass(frozen=True)
@@ -69,90 +57,90 @@ class Claim:
     figures: tuple[str, ...]
     contrasts: Callable[[Results], Iterator[Contrast]]
     unit: str = "points"
+    parts: tuple[str, ...] = ("",)
+    """What must all be true for the claim to be."""
 
 
 def judge(results: Results, names: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Judge claims by results.
 
     Args:
-        results: of the experiments at hand; a claim whose experiment is not among them is not tested.
+        results: of the experiments at hand; a claim whose experiment is not among them is not run.
         names: the claims to judge; empty judges all.
 
     Returns:
-        Claims: name, claim, figures, verdict, supporting, undecided, contradicting (numbers of differences), mean,
-        low, high (of the mean over the differences, over seeds), unit, seeds. Differences: name, dataset, setting,
-        what, difference, low, high, p, p_holm (adjusted within the claim), pairs, margin, verdict.
+        Claims: name, claim, figures, verdict, the numbers of differences with each verdict, lacking (parts without
+        runs), mean, low, high (of the mean over the differences, over seeds), detectable, unit, seeds. Differences:
+        name, part, dataset, setting, what, difference, low, high, p, p_holm (adjusted within the claim), pairs, margin,
+        detectable, unit, verdict.
     """
     claims, differences = [], []
     for claim in CLAIMS:
         if names and claim.name not in names:
             continue
         contrasts = list(claim.contrasts(results))
-        verdicts = [contrast.verdict for contrast in contrasts]
-        adjusted = holm([contrast.difference.p_value for contrast in contrasts])
+        found = [contrast.verdict for contrast in contrasts]
         overall = _mean_over(contrasts)
-        verdict = verdict_of(verdicts, adjusted)
-        if verdict != NOT_TESTED and min(contrast.difference.count for contrast in contrasts) < LEAST_SEEDS:
-            verdict = direction_of(contrasts)
         claims.append(
             {
                 "name": claim.name,
                 "claim": claim.text,
                 "figures": ", ".join(claim.figures),
-                "verdict": verdict,
-                "supporting": verdicts.count(SUPPORTS),
-                "undecided": verdicts.count(UNDECIDED),
-                "contradicting": verdicts.count(CONTRADICTS),
+                "verdict": decide(claim, contrasts),
+                **{verdict: found.count(verdict) for verdict in verdicts.VERDICTS},
+                "lacking": ", ".join(part for part in claim.parts if not _of_part(contrasts, part)),
                 "mean": overall.mean,
                 "low": overall.low,
                 "high": overall.high,
+                "detectable": verdicts.detectable(overall),
                 "unit": claim.unit,
                 "seeds": overall.count,
             }
         )
+        adjusted = holm([contrast.difference.p_value for contrast in contrasts])
         differences += [_row(claim, contrast, p_holm) for contrast, p_holm in zip(contrasts, adjusted, strict=True)]
     return pd.DataFrame(claims), pd.DataFrame(differences, columns=_DIFFERENCE_COLUMNS)
 
 
-def verdict_of(verdicts: Sequence[str], p_holm: Sequence[float]) -> str:
-    """Return the verdict on a claim from those of its differences and their adjusted p values, by `RULE`.
+def decide(claim: Claim, contrasts: Sequence[Contrast]) -> str:
+    """Return the verdict on a claim by the rule of `paper_figures.judge.verdicts`."""
+    tested = [contrast for contrast in contrasts if contrast.verdict != verdicts.NO_INTERVAL]
+    if not tested:
+        return verdicts.NOT_RUN
+    if min(contrast.difference.count for contrast in tested) < verdicts.LEAST_SEEDS:
+        return verdicts.direction(contrast.difference.mean + contrast.margin for contrast in tested)
+    parts = {part: _of_part(tested, part) for part in claim.parts}
+    return verdicts.verdict_of_parts(
+        {
+            part: verdicts.verdict_on(_mean_over(chosen), chosen[0].margin) if chosen else ""
+            for part, chosen in parts.items()
+        }
+    )
 
-    Example:
-        >>> verdict_of(["supports", "undecided"], [0.01, 0.4]), verdict_of(["supports", "undecided"], [0.07, 0.4])
-        ('holds in part', 'does not hold')
-    """
-    if all(verdict == NO_INTERVAL for verdict in verdicts):
-        return NOT_TESTED
-    if all(verdict in (SUPPORTS, NO_INTERVAL) for verdict in verdicts):
-        return HOLDS
-    return IN_PART if any(map(is_clear, verdicts, p_holm)) else DOES_NOT_HOLD
 
-
-def direction_of(contrasts: Sequence[Contrast]) -> str:
-    """Return where differences of too few seeds for a verdict point."""
-    signs = {contrast.difference.mean > -contrast.margin for contrast in contrasts}
-    return f"{TOO_FEW}, {'pointing both ways' if len(signs) > 1 else 'in favour' if signs == {True} else 'against'}"
+def _of_part(contrasts: Sequence[Contrast], part: str) -> list[Contrast]:
+    return [contrast for contrast in contrasts if contrast.part == part]
 
 
 def is_clear(verdict: str, p_holm: float) -> bool:
-    """Return whether a difference supports its claim also after the adjustment.
+    """Return whether a difference contradicts its claim also after the adjustment.
 
     A p value that is not a number belongs to differences that are all equal, and adds nothing to the interval.
     """
-    return verdict == SUPPORTS and not p_holm >= 0.05
+    return verdict == verdicts.CONTRADICTED and not p_holm >= 0.05
 
 
 _DIFFERENCE_COLUMNS = [
-    *("name", "dataset", "setting", "what", "difference", "low", "high"),
-    *("p", "p_holm", "pairs", "margin", "unit", "verdict"),
+    *("name", "part", "dataset", "setting", "what", "difference", "low", "high"),
+    *("p", "p_holm", "pairs", "margin", "detectable", "unit", "verdict"),
 ]
 
 
 def _row(claim: Claim, contrast: Contrast, p_holm: float) -> dict[str, object]:
     found = contrast.difference
     difference = (found.mean, found.low, found.high, found.p_value, p_holm, found.count)
-    place = (claim.name, contrast.dataset, contrast.setting, contrast.what)
-    row = (*place, *difference, contrast.margin, claim.unit, contrast.verdict)
+    place = (claim.name, contrast.part, contrast.dataset, contrast.setting, contrast.what)
+    row = (*place, *difference, contrast.margin, verdicts.detectable(found), claim.unit, contrast.verdict)
     return dict(zip(_DIFFERENCE_COLUMNS, row, strict=True))
 
 
@@ -164,18 +152,29 @@ def _mean_over(contrasts: Sequence[Contrast]) -> Interval:
 
 
 def _contrast(
-    dataset: str, setting: str, what: str, ours: pd.Series, theirs: pd.Series, margin: float = 0.0
+    dataset: str, setting: str, what: str, ours: pd.Series, theirs: pd.Series, margin: float = 0.0, part: str = ""
 ) -> Iterator[Contrast]:
     difference = difference_of(ours, theirs, margin)
     if difference.count:
-        yield Contrast(dataset, setting, what, difference, (ours - theirs).dropna().rename(what), margin)
+        yield Contrast(dataset, setting, what, difference, (ours - theirs).dropna().rename(what), margin, part)
 
 
-def _between(experiment: str, *pairs: tuple[str, str], symbol: str = "") -> Callable[[Results], Iterator[Contrast]]:
-    """Compare methods in every dataset, setting and level of an experiment, whose levels are called `symbol`."""
+def _between(
+    experiment: str, *pairs: tuple[str, str], symbol: str = "", settings: Sequence[str] = (), part: str = ""
+) -> Callable[[Results], Iterator[Contrast]]:
+    """Compare methods in every dataset, setting and level of an experiment.
+
+    Args:
+        experiment: its name.
+        *pairs: two methods, the first of which should be better.
+        symbol: what a level is called.
+        settings: the settings that are compared; empty takes all.
+        part: see `Contrast`.
+    """
 
     def contrasts(results: Results) -> Iterator[Contrast]:
         table = results.table[results.table["experiment"] == experiment]
+        table = table[table["setting"].isin(list(settings))] if settings else table
         final = final_accuracy(table, [method for pair in pairs for method in pair])
         for _, rows in final.groupby(["dataset", "setting", "level"], dropna=False):
             dataset, setting, level = rows[["dataset", "setting", "level"]].iloc[0]
@@ -183,14 +182,22 @@ def _between(experiment: str, *pairs: tuple[str, str], symbol: str = "") -> Call
             for ours, theirs in pairs:
                 what = f"{label(ours)} minus {label(theirs)}"
                 values, base = by_seed(rows, method=ours), by_seed(rows, method=theirs)
-                yield from _contrast(str(dataset), place, what, values, base)
+                yield from _contrast(str(dataset), place, what, values, base, part=part)
 
     return contrasts
 
 
-def _improves(results: Results) -> Iterator[Contrast]:
-    yield from _between("comparison", ("dmml-kd-tb", "dmml"))(results)
-    yield from _between("balance", ("dmml-kd-tb", "dmml"), symbol="energy budget")(results)
+def _at_equal_joules(results: Results) -> Iterator[Contrast]:
+    runs = measures.runs_with(results.settings, "energy.budget_basis", "dmml")
+    alike = replace(results, table=results.table[results.table["run"].isin(runs)])
+    yield from _between("balance", ("dmml-kd-tb", "dmml"), symbol="energy budget")(alike)
+
+
+def _optimized(results: Results) -> Iterator[Contrast]:
+    """Compare the balance with each control at the same energy."""
+    for part, suffix in CONTROLS.items():
+        pairs = [(f"{method}-tb", f"{method}{suffix}") for method in ("dmml", "dmml-kd")]
+        yield from _between("balance", *pairs, symbol="energy budget", part=part)(results)
 
 
 def _along(
@@ -257,36 +264,32 @@ def _most_where_missing(results: Results) -> Iterator[Contrast]:
 
 
 def _compete(results: Results) -> Iterator[Contrast]:
-    for dataset, gaps, modality in _gaps(results):
-        rows = gaps[(gaps["method"] == "dmml") & (gaps["modality"] == modality)]
-        what = f"probe of {modality} trained alone minus probe after joint training by DMML"
-        yield from _contrast(dataset, modality, what, by_seed(rows, "alone"), by_seed(rows, "joint"))
+    for dataset, modality, rows in _lone_devices(results):
+        alone, joint = (by_seed(rows, "accuracy", method=method) for method in (f"{UNIMODAL}{modality}", "dmml"))
+        what = f"accuracy of devices with {modality} alone: all trained for {modality} alone minus jointly by DMML"
+        yield from _contrast(dataset, modality, what, alone, joint)
 
 
 def _balance_lessens(results: Results) -> Iterator[Contrast]:
-    for dataset, gaps, modality in _gaps(results):
-        slow = gaps[gaps["modality"] == modality]
+    for dataset, modality, rows in _lone_devices(results):
         for method, reference in (("dmml-tb", "dmml"), ("dmml-kd-tb", "dmml-kd")):
-            what = f"under-training gap of {label(reference)} minus that of {label(method)}"
-            before, after = (by_seed(slow, "gap", method=name) for name in (reference, method))
-            yield from _contrast(dataset, modality, what, before, after)
+            what = f"accuracy of devices with {modality} alone: {label(method)} minus {label(reference)}"
+            after, before = (by_seed(rows, "accuracy", method=name) for name in (method, reference))
+            yield from _contrast(dataset, modality, what, after, before)
 
 
-def _gaps(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Yield each dataset's under-training gaps and its slowest modality."""
-    table = results.table[results.table["experiment"] == "imbalance"]
-    gaps = measures.undertraining_gap(table)
-    for dataset, modality in measures.slowest_modality(table).items():
-        yield dataset, gaps[gaps["dataset"] == dataset], modality
+def _lone_devices(results: Results) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield the accuracies of devices that hold one modality, by dataset and modality."""
+    accuracy = measures.lone_accuracy(results.table[results.table["experiment"] == "imbalance"])
+    for (dataset, modality), rows in accuracy.groupby(["dataset", "modality"]):
+        yield str(dataset), str(modality), rows
 
 
 def _one_distribution(results: Results) -> Iterator[Contrast]:
-    if results.features.empty:
-        return
-    distances = measures.feature_distance(results.features)
-    for dataset, rows in distances.groupby("dataset"):
-        without, guided = (by_seed(rows, "distance", method=method) for method in ("dmml-kd-no-generator", "dmml-kd"))
-        what = "distance of devices' class means without the generator minus with it"
+    ratios = measures.feature_ratio(results.features)
+    for dataset, rows in ratios.groupby("dataset"):
+        without, guided = (by_seed(rows, "ratio", method=method) for method in ("dmml-kd-no-generator", "dmml-kd"))
+        what = "distance of devices' class means over that of classes, without the generator minus with it"
         yield from _contrast(str(dataset), "", what, without, guided)
 
 
@@ -294,8 +297,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "improves",
         "DMML-KD with training balance improves DMML",
-        ("figure_convergence", "table_accuracy", "table_energy"),
-        _improves,
+        ("figure_convergence", "table_accuracy"),
+        _between("comparison", ("dmml-kd-tb", "dmml")),
+    ),
+    Claim(
+        "equal joules",
+        "DMML-KD with training balance improves DMML with the same joules",
+        ("figure_iterations_energy", "table_energy"),
+        _at_equal_joules,
     ),
     Claim("non-iid hurts", "Non-IID data hurt DMML", ("figure_non_iid",), _along("non_iid", "dmml", True, "alpha")),
     Claim("non-iid narrowed", "DMML-KD narrows the loss by non-IID data", ("figure_non_iid",), _narrows_non_iid),
@@ -322,23 +331,29 @@ CLAIMS: tuple[Claim, ...] = (
         "The generator pulls devices' common features to one distribution",
         ("figure_features",),
         _one_distribution,
-        unit="distance",
+        unit="ratio",
     ),
     Claim(
         "generator helps",
-        "The generator improves accuracy",
+        "The generator improves accuracy where labels are skewed",
         ("table_ablation",),
-        _between("ablation", ("dmml-kd", "dmml-kd-no-generator")),
+        _between("ablation", ("dmml-kd", "dmml-kd-no-generator"), settings=("severe",)),
     ),
     Claim(
-        "compete", "Modalities compete: the slow one trains less than it would alone", ("figure_imbalance",), _compete
+        "compete",
+        "Modalities compete: devices with one modality lose by joint training",
+        ("figure_imbalance",),
+        _compete,
     ),
-    Claim("balance", "Balance lessens the slow modality's under-training", ("figure_imbalance",), _balance_lessens),
+    Claim(
+        "balance", "Balance gives devices with one modality some of it back", ("figure_imbalance",), _balance_lessens
+    ),
     Claim(
         "energy",
-        "Local iterations optimized under the remaining energy beat the same cut for all modalities",
+        "Local iterations optimized under the remaining energy beat uniform, random and reversed cuts",
         ("figure_iterations_energy", "table_energy"),
-        _between("balance", ("dmml-tb", "dmml"), ("dmml-kd-tb", "dmml-kd"), symbol="energy budget"),
+        _optimized,
+        parts=tuple(CONTROLS),
     ),
     Claim(
         "no server",

@@ -11,6 +11,8 @@ from paper_figures.judge.transforms import RUN, device_accuracy
 
 DISTANCE = "distance"
 """The `embedding` of the rows of features that hold a measured distance in x instead of a place."""
+RATIO = "ratio"
+"""Likewise of those that hold the ratio of two distances."""
 
 
 def undertraining_gap(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,6 +65,34 @@ def gain_by_held(table: pd.DataFrame, method: str = "dmml-kd", reference: str = 
     return both[[*keys, "complete", "gain"]].sort_values(keys, kind="stable", ignore_index=True)
 
 
+def lone_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the final test accuracy of the devices that hold one modality, by that modality.
+
+    Of a run of `unimodal:<modality>` only devices with that modality count: what they would have reached had everybody
+    trained for it alone.
+
+    Returns:
+        Columns dataset, modality, method, seed, accuracy (the mean over these devices), devices.
+    """
+    last, keys = last_round(table), ["dataset", "seed", "device"]
+    held = pick(last, "modalities_held", of_devices=True)
+    alone = held[(held["value"] == 1) & ~held["method"].str.startswith(UNIMODAL)].drop_duplicates(keys)[keys]
+    seen = pick(last, "modality_accuracy", of_devices=True).rename(columns={"part": "modality"})
+    lone = alone.merge(seen[[*keys, "method", "modality"]], on=keys)
+    lone = lone[~lone["method"].str.startswith(UNIMODAL)].drop_duplicates(keys)[[*keys, "modality"]]
+    rows = device_accuracy(table).merge(lone, on=keys)
+    rows = rows[~rows["method"].str.startswith(UNIMODAL) | (rows["method"] == UNIMODAL + rows["modality"])]
+    grouped = rows.groupby(["dataset", "modality", "method", "seed"], sort=True)["value"]
+    return grouped.agg(accuracy="mean", devices="size").reset_index()
+
+
+def runs_with(settings: pd.DataFrame, option: str, value: str) -> set[str]:
+    """Return the runs in which an option has a value; none where it was not recorded."""
+    if "run" not in settings:
+        return set()
+    return set(settings.loc[(settings["option"] == option) & (settings["value"] == value), "run"])
+
+
 def feature_distance(features: pd.DataFrame) -> pd.DataFrame:
     """Return how far apart the devices' means of common features of a class are, by dataset, method and seed.
 
@@ -74,3 +104,17 @@ def feature_distance(features: pd.DataFrame) -> pd.DataFrame:
     measured = features[(features["kind"] == "common") & (features["embedding"] == DISTANCE)]
     means = measured.groupby(["dataset", "method", "seed"])["x"].mean().dropna().reset_index(name="distance")
     return means.assign(space="features")
+
+
+def feature_ratio(features: pd.DataFrame) -> pd.DataFrame:
+    """Return how far apart devices' means of a class are, over how far apart those of different classes are.
+
+    Neither the scale of the features nor the spread within a class has an effect on it. Averaged over modalities.
+
+    Returns:
+        Columns dataset, method, seed, ratio; no row where it was not measured.
+    """
+    if features.empty:
+        return pd.DataFrame(columns=["dataset", "method", "seed", "ratio"])
+    measured = features[(features["kind"] == "common") & (features["embedding"] == RATIO)]
+    return measured.groupby(["dataset", "method", "seed"])["x"].mean().dropna().reset_index(name="ratio")

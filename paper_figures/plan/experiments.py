@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any
 
 from dmmlkd_ext.experiments.config import ExperimentConfig
+from dmmlkd_ext.training.methods import get_method
 from paper_figures.plan.labels import DEFAULT_SETTING
 from paper_figures.plan.profiles import PROFILES, Profile
 from paper_figures.plan.tuned import LIMITED_METHODS, Choices, apply_choices, read_choices
@@ -41,6 +42,17 @@ TOPOLOGIES = (
     *("exponential", "erdos_renyi", "watts_strogatz"),
 )
 LINK_LOSSES = (0.0, 0.2, 0.5, 0.8)
+
+METRICS: dict[str, tuple[str, float]] = {
+    **{name: (name, 3.0) for name in ("variation", "root", "movement", "early", "first", "slowdown", "radial")},
+    **{name: (name, 3.0) for name in ("drift", "rank", "score")},
+    "early, p = 1": ("early", 1.0),
+}
+"""Setting of the experiment on metrics -> the metric and the exponent of the allocation."""
+METRIC_WORLDS: dict[str, Level] = {"mfeat-pair": "severe", "mfeat": "severe", "watch": "moderate"}
+"""Dataset of that experiment -> its level: two views that all hold, two to four of six views, two sensors."""
+UNSEEN = "cameras"
+"""The dataset that nothing was tuned on."""
 
 Change = Callable[[ExperimentConfig], ExperimentConfig]
 
@@ -143,11 +155,40 @@ def sensitivity(_: Profile) -> Iterator[Point]:
         yield Point(dataset, "dmml-kd", setting, non_iid="severe", change=change)
 
 
+def metrics(_: Profile) -> Iterator[Point]:
+    """Yield the balance by each metric with its controls, at the tuned budget, where two views or more compete.
+
+    The learning rate is that of the method that is balanced, and the exponent is the same for all metrics, so that
+    nothing but the metric differs.
+    """
+    for setting, (metric, exponent) in METRICS.items():
+        for (dataset, level), base in product(METRIC_WORLDS.items(), ("dmml", "dmml-kd")):
+            place = {"non_iid": level, "budget": BUDGETS[0]}
+            yield Point(dataset, base, setting, change=ranked, **place)
+            for suffix in ("tb", "random", "reversed"):
+                yield Point(dataset, base, setting, change=by_metric(f"{base}-{suffix}", metric, exponent), **place)
+
+
+def regimes(_: Profile) -> Iterator[Point]:
+    """Yield the balance with two of its controls where modalities are unlike in other ways, with untuned settings."""
+    for setting, (dataset, change) in REGIMES.items():
+        for base in ("dmml", "dmml-kd"):
+            for method in (base, f"{base}-tb", f"{base}-random"):
+                yield Point(dataset, method, setting, budget=BUDGETS[0], change=change)
+
+
+def unseen(_: Profile) -> Iterator[Point]:
+    """Yield the methods on a dataset that nobody tuned on, with the settings that any dataset gets."""
+    for level, method in product(reversed(LEVELS), ("local", *LIMITED_METHODS, "centralized")):
+        yield Point(UNSEEN, method, level, non_iid=level)
+
+
 EXPERIMENTS: dict[str, Callable[[Profile], Iterator[Point]]] = {
     experiment.__name__: experiment
     for experiment in (
         *(comparison, ablation, balance, imbalance, features),
         *(non_iid, missing, topology, sensitivity),
+        *(metrics, regimes, unseen),
     )
 }
 """Name of an experiment -> the points of its grid, in the order in which experiments are run."""
@@ -203,6 +244,23 @@ PROBE = changed("training", probe=True)
 """Encoders are probed at the end."""
 
 
+def by_metric(name: str, metric: str, exponent: float) -> Change:
+    """Return the change to a balance or one of its controls, by a metric, of the method that is run otherwise."""
+    policy = get_method(name).balance.policy
+
+    def change(config: ExperimentConfig) -> ExperimentConfig:
+        method = config.method
+        balanced = replace(method.balance, policy=policy, metric=metric, exponent=exponent)
+        return ranked(replace(config, method=replace(method, name=name, balance=balanced, base=method.name)))
+
+    return change
+
+
+def ranked(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration in which the metric's ranking is judged, and accuracy in the last round alone."""
+    return replace(config, training=replace(config.training, ranking=True, evaluate_every=config.training.rounds))
+
+
 def split_by(alpha: float) -> Change:
     """Return the change to a Dirichlet split of a concentration."""
     return lambda config: replace(config, data=dirichlet(config.data, alpha))
@@ -219,6 +277,20 @@ def tenfold_similarity(config: ExperimentConfig) -> ExperimentConfig:
     losses = replace(config.method.losses, similarity=10 * config.method.losses.similarity)
     return replace(config, method=replace(config.method, losses=losses))
 
+
+def rare_sensor(modality: str) -> Change:
+    """Return the change to a modality that a fifth of the devices hold, beside all the others."""
+    return changed("data", missing_rate=0.8, lacking=modality)
+
+
+REGIMES: dict[str, tuple[str, Change | None]] = {
+    "every device holds a strong and a weak view": ("mfeat-pair", None),
+    "a clean image beside noisy audio": ("avdigits-clean", None),
+    "a rare gyroscope, never alone": ("watch", rare_sensor("gyroscope")),
+    "a rare recording, never alone": ("avdigits", rare_sensor("audio")),
+    "as tuned": ("watch", None),
+}
+"""What is unlike the other experiments -> the dataset, and the change of its world."""
 
 SENSITIVITIES: dict[str, Change | None] = {
     DEFAULT_SETTING: None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from paper_figures.collect.inputs import Results
 from paper_figures.draw import captions
-from paper_figures.judge import claims
+from paper_figures.judge import claims, verdicts
 from paper_figures.plan.labels import DEFAULT_SETTING
 
 EXPERIMENTS = ("comparison", "ablation", "balance", "imbalance", "features", "non_iid", "missing", "topology")
@@ -32,8 +33,11 @@ def show(judged: pd.DataFrame, _differences: pd.DataFrame) -> pd.DataFrame:
             "Claim": row["claim"],
             "Shown in": row["figures"],
             "Verdict": row["verdict"],
-            "For, undecided, against": f"{row['supporting']}, {row['undecided']}, {row['contradicting']}",
+            "Differences that hold, are absent, undecided, contradict": ", ".join(
+                str(row[verdict]) for verdict in verdicts.VERDICTS
+            ),
             "Mean difference": in_its_unit(row["mean"], row),
+            "Detectable": "-" if math.isnan(row["detectable"]) else size_of(row["detectable"], row),
             "Seeds": row["seeds"],
         }
         for row in judged.to_dict("records")
@@ -44,17 +48,27 @@ def show(judged: pd.DataFrame, _differences: pd.DataFrame) -> pd.DataFrame:
 def caption(_results: Results, judged: pd.DataFrame, differences: pd.DataFrame) -> tuple[str, captions.Sections]:
     """Return the rule, and the verdict on each claim with each difference that decided it."""
     shown = (
-        f"{claims.RULE} The mean is that over all differences of a claim, with the 95% Student interval over the seeds "
-        "that have all of them; the verdict is not decided by it. Differences are paired by seed; p is that of the "
-        "paired t test, not adjusted, and the same in all figures and tables."
+        f"{verdicts.RULE} The mean is shown with its 95% Student interval over seeds. Differences are paired by seed; "
+        "p is that of the paired t test, not adjusted, and the same in all figures and tables."
     )
     lines = []
     for claim in judged.to_dict("records"):
         rows = differences[differences["name"] == claim["name"]]
-        count = f"; {claim['supporting']} of {len(rows)} differences support it" if len(rows) else ""
-        lines.append(f"- {claim['claim']}: **{claim['verdict']}**{count}.")
+        lines.append(f"- {claim['claim']}: **{claim['verdict']}**{describe_exceptions(claim, rows)}.")
         lines += [f"  - {describe_difference(row)}" for row in rows.to_dict("records")]
     return shown, {"Every difference": lines}
+
+
+def describe_exceptions(claim: Mapping[Any, Any], rows: pd.DataFrame) -> str:
+    """Return what a claim's verdict leaves out: parts that were not run, and differences that contradict."""
+    text = f"; not run: {claim['lacking']}" if claim["lacking"] and len(rows) else ""
+    against = rows[rows["verdict"] == verdicts.CONTRADICTED].to_dict("records")
+    places = [
+        f"{', '.join(filter(None, (row['part'], row['dataset'], row['setting'])))} ({row['what']}"
+        f"{', clearly' if claims.is_clear(row['verdict'], row['p_holm']) else ''})"
+        for row in against
+    ]
+    return text + (f"; contradicted by {'; '.join(places)}" if places else "")
 
 
 def describe_difference(row: Mapping[Any, Any]) -> str:
@@ -62,8 +76,14 @@ def describe_difference(row: Mapping[Any, Any]) -> str:
     place = ", ".join(str(row[name]) for name in ("dataset", "setting") if row[name] not in ("", DEFAULT_SETTING))
     pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
     clearly = " clearly" if claims.is_clear(row["verdict"], row["p_holm"]) else ""
-    shown = f"{in_its_unit(row['difference'], row)} ({pairs}, p {captions.p_value(row['p'])})"
+    power = "" if math.isnan(row["detectable"]) else f", detectable {size_of(row['detectable'], row)}"
+    shown = f"{in_its_unit(row['difference'], row)} ({pairs}, p {captions.p_value(row['p'])}{power})"
     return f"{place}: {row['what']} {shown}: {row['verdict']}{clearly}"
+
+
+def size_of(value: float, row: Mapping[Any, Any]) -> str:
+    """Return the size of an effect in the claim's unit."""
+    return f"{100 * value:.1f} points" if row["unit"] == "points" else f"{value:.3f}"
 
 
 def in_its_unit(value: float, row: Mapping[Any, Any]) -> str:
