@@ -1,5 +1,5 @@
-// The number that both libraries and dmmlkd_ext/ops/native.py must agree on; it rises when a schema in
-// ops.cpp changes.
+// The number that both libraries and dmmlkd_ext/ops/schemas.py must agree on; it rises when a schema there
+// changes.
 #pragma once
 
 namespace dmmlkd {

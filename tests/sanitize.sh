@@ -14,8 +14,8 @@ DMMLKD_BUILD=cpu DMMLKD_CXXFLAGS="$flags" DMMLKD_LDFLAGS="-fsanitize=address,und
 rm -rf "$target.tree"
 mkdir -p "$target.tree"
 cp -r dmmlkd_ext tests csrc pyproject.toml "$target.tree"
-rm -f "$target.tree"/dmmlkd_ext/_C*.so
-cp "$target"/dmmlkd_ext/_C*.so "$target.tree/dmmlkd_ext/"
+rm -f "$target.tree"/dmmlkd_ext/_*.so
+cp "$target"/dmmlkd_ext/_ops.so "$target.tree/dmmlkd_ext/"
 cd "$target.tree"
 # Python itself leaks on purpose and loads the sanitized library late, so that the runtime must come first.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)" \

@@ -1,11 +1,12 @@
-// Distances of devices from their mean, on CPU tensors, with the signatures of the schemas in ops.cpp.
+// Distances of devices from their mean, on CPU tensors, with the signatures of the schemas in
+// dmmlkd_ext/ops/schemas.py.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "../stable/tensor.h"
 
 namespace dmmlkd {
 
-at::Tensor column_sums(at::TensorList blocks);
-at::Tensor squared_distances(at::TensorList blocks, const at::Tensor& center);
+Tensor column_sums(const std::vector<Tensor>& blocks);
+Tensor squared_distances(const std::vector<Tensor>& blocks, const Tensor& center);
 
 }  // namespace dmmlkd

@@ -232,9 +232,11 @@ at::Tensor pairwise_kl_backward(const at::Tensor& upstream, const at::Tensor& lo
   return gradient;
 }
 
-LossAndGradients orthogonality_forward(const at::Tensor& common, const at::Tensor& specific,
-                                       const std::optional<at::Tensor>& mask, bool normalize,
-                                       int64_t reduction, bool with_common, bool with_specific) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> orthogonality_forward(const at::Tensor& common,
+                                                                     const at::Tensor& specific,
+                                                                     const std::optional<at::Tensor>& mask,
+                                                                     bool normalize, int64_t reduction,
+                                                                     bool with_common, bool with_specific) {
   const char* op = "orthogonality_difference";
   check_orthogonality(common, specific, mask, reduction);
   const c10::DeviceGuard guard(common.device());

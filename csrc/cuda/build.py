@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 BUILD_DIR = HERE.parents[1] / "build" / "cuda"
 CSRC = HERE.parent
 SOURCES = ("pairwise_kl", "gossip_mix", "orthogonality")  # each folder holds a cuda.cu and its kernel.cuh
-HOST_SOURCES = (HERE / "bindings.cpp", CSRC / "orthogonality" / "library.cpp")
+HOST_SOURCES = (HERE / "bindings.cpp", CSRC / "orthogonality" / "library.cpp", CSRC / "stable" / "tensor.cpp")
 ARCHITECTURES = (80, 90, 100, 120)
 PTX_ARCHITECTURE = 75
 CUDA_FOLDERS = ("/usr/local/cuda", "/usr/local/cuda-[0-9]*")  # where its installers put it
@@ -155,13 +155,11 @@ def check(build_dir: Path) -> list[Kernel]:
         What each kernel takes on each architecture.
     """
     library = build_extension(build_dir / "_C_cuda.so", build_dir)
-    # The schemas are the CPU extension's.
-    schemas = next((CSRC.parent / "dmmlkd_ext").glob("_C.*.so"), None)
-    if schemas is None:
-        raise RuntimeError("the CPU extension is not built, beside which the CUDA kernels load: make build")
+    schemas = CSRC.parent / "dmmlkd_ext" / "ops" / "schemas.py"
     program = (
-        "import ctypes, sys, torch\n"
-        "for library in sys.argv[1:3]: torch.ops.load_library(library)\n"
+        "import ctypes, runpy, sys, torch\n"
+        "runpy.run_path(sys.argv[1])['define']()\n"
+        "torch.ops.load_library(sys.argv[2])\n"
         "assert ctypes.CDLL(sys.argv[2]).dmmlkd_cuda_interface() > 0\n"
         "for name in sys.argv[3:]:\n"
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'dmmlkd::{name}', 'CUDA'), name\n"
@@ -266,7 +264,7 @@ def _compile_host(source: Path, output: Path) -> Path:
     include = _torch_dir() / "include"
     flags = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
-    headers = [CSRC / "check.h", CSRC / "interface.h", CSRC / "orthogonality" / "form.h", HERE / "launchers.h"]
+    headers = [*CSRC.glob("*.h"), *CSRC.glob("stable/*.h"), CSRC / "orthogonality" / "form.h", HERE / "launchers.h"]
     inputs = [source, *headers, _torch_dir() / "version.py"]
     return _compile([*_compiler(), *flags, "-c", str(source)], output, inputs)
 

@@ -4,14 +4,14 @@
 // and so that they lie in the first-level cache while every tile of the window reads them.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "../check.h"
 #include "../simd/kernels.h"
 #include "../simd/scratch.h"
+#include "../stable/tensor.h"
 #include "convolution_plan.h"
 
 namespace dmmlkd {
@@ -85,16 +85,9 @@ struct Values {
   const T* data;
   Strides strides;
 
-  Values(const at::Tensor& t, int64_t device)
-      : data(t.const_data_ptr<T>() + device * t.stride(0)), strides(t) {}
+  Values(const Tensor& t, int64_t device) : data(t.const_data_ptr<T>() + device * t.stride(0)), strides(t) {}
   Values(const T* begin, const Strides& lie) : data(begin), strides(lie) {}
 };
-
-// A device's parameter must be contiguous; the stride between devices is free.
-inline at::Tensor in_pieces(const at::Tensor& parameter) {
-  return parameter.numel() == 0 || parameter.select(0, 0).is_contiguous() ? parameter
-                                                                          : parameter.contiguous();
-}
 
 template <class T>
 class ForwardLayer {
@@ -108,8 +101,11 @@ class ForwardLayer {
         : padded(p.group * p.padded_sample()), packed(p.fan_in() * p.out_lanes()), bias(p.out_lanes()) {}
   };
 
-  ForwardLayer(Plan plan, const at::Tensor& weight, const at::Tensor& bias, bool rectify)
-      : plan_(std::move(plan)), weight_(in_pieces(weight)), bias_(in_pieces(bias)), rectify_(rectify) {
+  ForwardLayer(Plan plan, const Tensor& weight, const Tensor& bias, bool rectify)
+      : plan_(std::move(plan)),
+        weight_(with_contiguous_rows(weight)),
+        bias_(with_contiguous_rows(bias)),
+        rectify_(rectify) {
     plan_.lay_places(false);
   }
 
@@ -136,7 +132,7 @@ class ForwardLayer {
 
  private:
   Plan plan_;
-  at::Tensor weight_, bias_;
+  Tensor weight_, bias_;
   bool rectify_;
 };
 
@@ -159,8 +155,8 @@ class BackwardLayer {
     T *inputs, *weight, *bias;
   };
 
-  BackwardLayer(Plan plan, const at::Tensor& weight, bool with_inputs)
-      : plan_(std::move(plan)), weight_(in_pieces(weight)) {
+  BackwardLayer(Plan plan, const Tensor& weight, bool with_inputs)
+      : plan_(std::move(plan)), weight_(with_contiguous_rows(weight)) {
     plan_.lay_places(true);
     if (with_inputs) classes_ = plan_.input_classes();
   }
@@ -216,7 +212,7 @@ class BackwardLayer {
   }
 
   Plan plan_;
-  at::Tensor weight_;
+  Tensor weight_;
   std::vector<InputClass> classes_;
 };
 

@@ -4,19 +4,17 @@
 // Samples are taken in groups that the first-level cache holds.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "../refuse.h"
 #include "../simd/kernels.h"
 
 namespace dmmlkd {
 
 // Of the outputs [devices, samples, *space, channels].
-inline std::vector<int64_t> convolution_shape(const at::Tensor& inputs, const at::Tensor& weight,
-                                              int64_t stride) {
+inline std::vector<int64_t> convolution_shape(const Tensor& inputs, const Tensor& weight, int64_t stride) {
   std::vector<int64_t> shape = inputs.sizes().vec();
   for (size_t i = 2; i + 1 < shape.size(); ++i) shape[i] = (shape[i] + stride - 1) / stride;
   shape.back() = weight.size(2);
@@ -37,7 +35,7 @@ struct Strides {
         width(channels),
         channel(1) {}
 
-  explicit Strides(const at::Tensor& t)
+  explicit Strides(const Tensor& t)
       : device(t.stride(0)),
         sample(t.stride(1)),
         height(t.dim() == 5 ? t.stride(2) : 0),
@@ -71,7 +69,7 @@ struct Plan {
   Window window;
   std::vector<ConvolutionPlace> places;
 
-  Plan(const at::Tensor& inputs, const at::Tensor& weight, int64_t kernel, int64_t step)
+  Plan(const Tensor& inputs, const Tensor& weight, int64_t kernel, int64_t step)
       : devices(inputs.size(0)),
         samples(inputs.size(1)),
         height(inputs.dim() == 5 ? inputs.size(2) : 1),
@@ -94,9 +92,9 @@ struct Plan {
     groups = (samples + group - 1) / group;
     const int64_t largest =
         std::max({padded_sample(), padded_upstream(), height * width * channels, positions() * out_channels});
-    TORCH_CHECK_VALUE(largest * group <= std::numeric_limits<int32_t>::max(),
-                      "convolution: inputs must have fewer than 2^31 values per sample, got shape ",
-                      inputs.sizes());
+    CHECK_VALUE(largest * group <= std::numeric_limits<int32_t>::max(),
+                "convolution: inputs must have fewer than 2^31 values per sample, got shape ",
+                inputs.sizes());
     lay_window();
   }
 

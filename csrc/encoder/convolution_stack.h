@@ -2,27 +2,26 @@
 // in the cache.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <deque>
 #include <vector>
 
 #include "../simd/rows.h"
 #include "../simd/scratch.h"
+#include "../stable/tensor.h"
 #include "convolution_layer.h"
 
 namespace dmmlkd {
 
 // The layers of all devices.
 struct ConvolutionStack {
-  at::Tensor inputs;
-  std::vector<at::Tensor> weights;
+  Tensor inputs;
+  std::vector<Tensor> weights;
   int64_t kernel, stride;
-  std::vector<at::Tensor> outputs{};
+  std::vector<Tensor> outputs{};
 
   size_t layers() const { return weights.size(); }
-  const at::Tensor& below(size_t i) const { return i ? outputs[i - 1] : inputs; }
+  const Tensor& below(size_t i) const { return i ? outputs[i - 1] : inputs; }
   Plan plan(size_t i) const { return {below(i), weights[i], kernel, stride}; }
 };
 
@@ -58,7 +57,7 @@ class ForwardStack {
   };
 
   // `means` of the last outputs over space, or none.
-  ForwardStack(const ConvolutionStack& stack, at::TensorList biases, const at::Tensor& means)
+  ForwardStack(const ConvolutionStack& stack, const std::vector<Tensor>& biases, const Tensor& means)
       : stack_(stack), means_(means) {
     for (size_t i = 0; i < stack.layers(); ++i)
       layers_.emplace_back(stack.plan(i), stack.weights[i], biases[i], true);
@@ -76,7 +75,7 @@ class ForwardStack {
 
  private:
   const ConvolutionStack& stack_;
-  const at::Tensor means_;
+  const Tensor means_;
   std::vector<ForwardLayer<T>> layers_;
 };
 

@@ -1,20 +1,20 @@
 // Arguments common to the operators that run the devices' networks: parameters, samples, encoders.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <vector>
+
+#include "../stable/tensor.h"
 
 namespace dmmlkd {
 
 // Blocks: the shared one, then one per modality.
 struct DeviceArguments {
-  std::vector<at::Tensor> parameters;             // of each block [rows, columns], rows contiguous
-  std::vector<at::Tensor> devices;                // of each block int64 [rows]: the device of each row
-  std::vector<at::Tensor> values;                 // of each modality [samples, *shape]
-  at::Tensor labels;                              // int64 [samples]
-  at::Tensor present;                             // bool [samples, modalities]
+  std::vector<Tensor> parameters;                 // of each block [rows, columns], rows contiguous
+  std::vector<Tensor> devices;                    // of each block int64 [rows]: the device of each row
+  std::vector<Tensor> values;                     // of each modality [samples, *shape]
+  Tensor labels;                                  // int64 [samples]
+  Tensor present;                                 // bool [samples, modalities]
   std::vector<int64_t> kernels, strides, layers;  // of each modality; kernel 0: linear layers
   std::vector<int64_t> widths;                    // of all layers, one modality after the other
   int64_t classes;
@@ -22,7 +22,7 @@ struct DeviceArguments {
   size_t blocks() const { return parameters.size(); }
   size_t modalities() const { return values.size(); }
   int64_t samples() const { return labels.size(0); }
-  at::ScalarType type() const { return parameters[0].scalar_type(); }
+  ScalarType type() const { return parameters[0].scalar_type(); }
   // Of the common and of the specific feature each.
   int64_t feature_width() const { return parameters[0].size(1) / classes; }
 

@@ -1,11 +1,10 @@
 // The parameters of all devices, block by block: the shared head, then one block of each modality.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
 
 #include "../simd/rows.h"
+#include "../stable/tensor.h"
 #include "device_arguments.h"
 #include "device_encoder.h"
 
@@ -23,19 +22,17 @@ struct DeviceBlocks {
     for (size_t m = 0; m < given.modalities(); ++m) {
       const auto count = static_cast<size_t>(given.layers[m]);
       places.emplace_back(given.values[m].sizes().slice(1).vec(), given.kernels[m], given.strides[m],
-                          at::IntArrayRef(given.widths).slice(first, count), 2 * width, classes);
+                          Sizes(given.widths).slice(first, count), 2 * width, classes);
       first += count;
-      TORCH_CHECK_VALUE(given.parameters[m + 1].size(1) == places[m].size, op, ": parameters of block ",
-                        m + 1, " must have ", places[m].size, " columns, got ",
-                        given.parameters[m + 1].size(1));
+      CHECK_VALUE(given.parameters[m + 1].size(1) == places[m].size, op, ": parameters of block ", m + 1,
+                  " must have ", places[m].size, " columns, got ", given.parameters[m + 1].size(1));
     }
-    for (const at::Tensor& devices : given.devices)
-      rows.push_back(rows_of(op, "devices", devices, num_devices));
+    for (const Tensor& devices : given.devices) rows.push_back(rows_of(op, "devices", devices, num_devices));
     for (int64_t device = 0; device < num_devices; ++device)
       for (size_t m = 0; m < modalities(); ++m)
-        TORCH_CHECK_VALUE(row(device, m + 1) < 0 || row(device, 0) >= 0, op,
-                          ": parameters[0], the shared block, must have a row for device ", device,
-                          ", which has a modality");
+        CHECK_VALUE(row(device, m + 1) < 0 || row(device, 0) >= 0, op,
+                    ": parameters[0], the shared block, must have a row for device ", device,
+                    ", which has a modality");
   }
 
   size_t modalities() const { return places.size(); }

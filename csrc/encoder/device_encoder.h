@@ -3,13 +3,13 @@
 // Activations are in memory of one thread that all its devices reuse, and so stay in the cache.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "../check.h"
 #include "../simd/scratch.h"
+#include "../stable/tensor.h"
 #include "convolution_stack.h"
 #include "linear_stack.h"
 
@@ -28,8 +28,8 @@ struct BlockPlaces {
   LayerPlace projection{};
   int64_t head = 0, size = 0;
 
-  BlockPlaces(std::vector<int64_t> sample, int64_t window, int64_t step, at::IntArrayRef widths,
-              int64_t features, int64_t classes)
+  BlockPlaces(std::vector<int64_t> sample, int64_t window, int64_t step, Sizes widths, int64_t features,
+              int64_t classes)
       : shape(std::move(sample)), kernel(window), stride(step) {
     std::vector<int64_t> space(shape.begin() + 1, shape.end());
     int64_t channels = shape[0], taps = 1;
@@ -40,7 +40,7 @@ struct BlockPlaces {
       size += weight + width, channels = width;
       for (int64_t& extent : space) extent = (extent + stride - 1) / stride;
     }
-    const int64_t encoding = averaged() ? channels : channels * c10::multiply_integers(space);
+    const int64_t encoding = averaged() ? channels : channels * numel(space);
     projection = {encoding, features, size, -1};
     head = size + encoding * features;
     size = head + features / 2 * classes;
@@ -58,19 +58,34 @@ struct BlockPlaces {
 };
 
 // Memory that all devices reuse, as a tensor [devices, *shape].
-inline at::Tensor shared_by_devices(int64_t devices, std::vector<int64_t> shape, const at::Tensor& like) {
-  const at::Tensor memory = like.new_empty(shape);
+inline Tensor shared_by_devices(int64_t devices, std::vector<int64_t> shape, const Tensor& like) {
+  const Tensor memory = like.new_empty(shape);
   std::vector<int64_t> strides = memory.strides().vec();
   shape.insert(shape.begin(), devices), strides.insert(strides.begin(), 0);
-  return memory.as_strided(shape, strides);
+  return memory.strided(shape, strides);
 }
 
 // A part of all rows of a block, [devices, *shape].
-inline at::Tensor part_of(const at::Tensor& block, int64_t begin, std::vector<int64_t> shape) {
+inline Tensor part_of(const Tensor& block, int64_t begin, std::vector<int64_t> shape) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
   shape.insert(shape.begin(), block.size(0)), strides.insert(strides.begin(), block.stride(0));
-  return block.as_strided(shape, strides, block.storage_offset() + begin);
+  return block.strided(shape, strides, begin);
+}
+
+// [devices, samples, channels, *space] as [devices, samples, *space, channels].
+inline Tensor channels_last(const Tensor& inputs) {
+  std::vector<int64_t> shape = inputs.sizes().vec(), strides = inputs.strides().vec();
+  std::rotate(shape.begin() + 2, shape.begin() + 3, shape.end());
+  std::rotate(strides.begin() + 2, strides.begin() + 3, strides.end());
+  return inputs.strided(shape, strides);
+}
+
+// Contiguous samples [devices, samples, *shape] as [devices, samples, values].
+inline Tensor flattened(const Tensor& samples) {
+  const Sizes shape = samples.sizes();
+  return samples.strided({shape[0], shape[1], numel(shape.slice(2))},
+                         {samples.stride(0), samples.stride(1), 1});
 }
 
 // Convolutions with the memory of one thread.
@@ -80,7 +95,7 @@ struct DeviceConvolutions {
   const ForwardStack<T> forward;
   typename ForwardStack<T>::Memory forward_memory;
 
-  DeviceConvolutions(ConvolutionStack layers, at::TensorList biases, const at::Tensor& means)
+  DeviceConvolutions(ConvolutionStack layers, const std::vector<Tensor>& biases, const Tensor& means)
       : stack(std::move(layers)), forward(stack, biases, means), forward_memory(forward) {}
 };
 
@@ -96,7 +111,7 @@ template <class T>
 class DeviceEncoder {
  public:
   // `block` holds the parameters [devices, places.size]; `trains`: backward() will be called.
-  DeviceEncoder(const BlockPlaces& places, const at::Tensor& block, int64_t samples, bool trains)
+  DeviceEncoder(const BlockPlaces& places, const Tensor& block, int64_t samples, bool trains)
       : places_(places), inputs_(memory(block, samples, places.shape)) {
     linear_.values = {places.kernel ? add_convolutions(block, samples) : inputs_};
     if (!places.kernel)
@@ -141,21 +156,21 @@ class DeviceEncoder {
   }
 
  private:
-  static at::Tensor memory(const at::Tensor& block, int64_t samples, std::vector<int64_t> shape) {
+  static Tensor memory(const Tensor& block, int64_t samples, std::vector<int64_t> shape) {
     shape.insert(shape.begin(), samples);
     return shared_by_devices(block.size(0), shape, block);
   }
 
-  void add_linear(const LayerPlace& layer, const at::Tensor& block, int64_t samples) {
+  void add_linear(const LayerPlace& layer, const Tensor& block, int64_t samples) {
     linear_.weights.push_back(part_of(block, layer.weight, {layer.inputs, layer.outputs}));
     if (layer.bias >= 0) linear_.biases.push_back(part_of(block, layer.bias, {layer.outputs}));
     linear_.values.push_back(memory(block, samples, {layer.outputs}));
   }
 
   // Returns the encoding.
-  at::Tensor add_convolutions(const at::Tensor& block, int64_t samples) {
-    ConvolutionStack stack{inputs_.movedim(2, -1), {}, places_.kernel, places_.stride};
-    std::vector<at::Tensor> biases;
+  Tensor add_convolutions(const Tensor& block, int64_t samples) {
+    ConvolutionStack stack{channels_last(inputs_), {}, places_.kernel, places_.stride};
+    std::vector<Tensor> biases;
     for (const LayerPlace& layer : places_.layers) {
       stack.weights.push_back(part_of(block, layer.weight, {layer.inputs, layer.outputs}));
       biases.push_back(part_of(block, layer.bias, {layer.outputs}));
@@ -164,10 +179,9 @@ class DeviceEncoder {
       stack.outputs.push_back(memory(block, samples, {made.begin() + 2, made.end()}));
     }
     last_ = stack.outputs.back();
-    const at::Tensor means =
-        places_.averaged() ? memory(block, samples, {places_.projection.inputs}) : at::Tensor();
+    const Tensor means = places_.averaged() ? memory(block, samples, {places_.projection.inputs}) : Tensor();
     convolutions_ = std::make_unique<DeviceConvolutions<T>>(std::move(stack), biases, means);
-    return means.defined() ? means : last_.flatten(2);
+    return means.defined() ? means : flattened(last_);
   }
 
   // How the gradient of the last convolution's outputs lies: that of an average is the same at all times.
@@ -181,8 +195,8 @@ class DeviceEncoder {
   }
 
   const BlockPlaces& places_;
-  const at::Tensor inputs_;
-  at::Tensor last_;  // convolution's outputs
+  const Tensor inputs_;
+  Tensor last_;  // convolution's outputs
   LinearStack linear_{};
   std::vector<T*> to_weights_, to_biases_, to_linear_weights_;  // where gradients go
   std::unique_ptr<DeviceConvolutions<T>> convolutions_;

@@ -2,13 +2,12 @@
 // in the cache.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "../simd/kernels.h"
 #include "../simd/rows.h"
+#include "../stable/tensor.h"
 
 namespace dmmlkd {
 
@@ -19,7 +18,7 @@ inline void run(const LinearGradient<double>& layer) { kernels().linear_backward
 
 // The layers of all devices; `values` are the inputs, then each layer's outputs.
 struct LinearStack {
-  std::vector<at::Tensor> values, weights, biases;
+  std::vector<Tensor> values, weights, biases;
   size_t rectified;
 
   size_t layers() const { return weights.size(); }

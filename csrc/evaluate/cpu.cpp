@@ -2,8 +2,6 @@
 // and a few samples at a time, so that activations stay in the cache.
 #include "cpu.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -12,6 +10,7 @@
 #include "../encoder/copy_samples.h"
 #include "../encoder/device_blocks.h"
 #include "../simd/rows.h"
+#include "../stable/parallel.h"
 
 namespace dmmlkd {
 namespace {
@@ -22,7 +21,7 @@ constexpr int64_t samples_at_once = 64;
 struct Evaluation {
   const EvaluationArguments& given;
   const DeviceBlocks& blocks;
-  at::Tensor right, counted;  // int64 [modalities + 1, devices], all modalities together last
+  Tensor right, counted;  // int64 [modalities + 1, devices], all modalities together last
 };
 
 // The memory of one thread to judge devices.
@@ -62,7 +61,7 @@ class DeviceEvaluation {
  private:
   void predict(int64_t device, size_t m, int64_t begin, int64_t count) {
     const int64_t row = blocks_.row(device, m + 1), half = blocks_.width * classes_;
-    const int64_t size = c10::multiply_integers(blocks_.places[m].shape);
+    const int64_t size = numel(blocks_.places[m].shape);
     const T* values = given_.values[m].const_data_ptr<T>();
     copy_samples<T>(
         0, count, size, [&](int64_t i) { return values + given_.sample(device, begin + i) * size; },
@@ -119,7 +118,7 @@ class DeviceEvaluation {
 
 template <class T>
 void judge_all(const Evaluation& evaluation) {
-  at::parallel_for(0, evaluation.given.num_devices, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, evaluation.given.num_devices, 1, [&](int64_t begin, int64_t end) {
     DeviceEvaluation<T> device_evaluation(evaluation);
     for (int64_t device = begin; device < end; ++device) device_evaluation.run_device(device);
   });
@@ -128,11 +127,11 @@ void judge_all(const Evaluation& evaluation) {
 }  // namespace
 
 void EvaluationArguments::check(const char* op) const {
-  TORCH_CHECK_VALUE(num_devices >= 0, op, ": num_devices must be at least 0, got ", num_devices);
+  CHECK_VALUE(num_devices >= 0, op, ": num_devices must be at least 0, got ", num_devices);
   DeviceArguments::check(op);
   if (chosen.defined()) {
-    check_dimensions(op, "samples", chosen, at::kLong, {"devices", "n"});
-    check_shape(op, "samples", chosen, at::kLong, {num_devices, chosen.size(1)});
+    check_dimensions(op, "samples", chosen, kLong, {"devices", "n"});
+    check_shape(op, "samples", chosen, kLong, {num_devices, chosen.size(1)});
     check_range(op, "samples", chosen, samples());
   }
   if (!common.empty()) check_count(op, "common", common.size(), "modality", modalities());
@@ -140,15 +139,15 @@ void EvaluationArguments::check(const char* op) const {
     check_written(op, "common", common[m], type(), {parameters[m + 1].size(0), judged(), feature_width()});
 }
 
-std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given) {
+std::pair<Tensor, Tensor> count_right(const EvaluationArguments& given) {
   const char* op = "count_right";
   given.check(op);
   const DeviceBlocks blocks(op, given, given.num_devices);
   const int64_t shape[] = {static_cast<int64_t>(given.modalities()) + 1, given.num_devices};
-  const at::Tensor& labels = given.labels;  // int64, as the counts are
+  const Tensor& labels = given.labels;  // int64, as the counts are
   const Evaluation evaluation{given, blocks, labels.new_zeros(shape), labels.new_zeros(shape)};
   if (given.judged() > 0)
-    given.type() == at::kDouble ? judge_all<double>(evaluation) : judge_all<float>(evaluation);
+    given.type() == kDouble ? judge_all<double>(evaluation) : judge_all<float>(evaluation);
   return {evaluation.right, evaluation.counted};
 }
 

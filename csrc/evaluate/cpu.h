@@ -10,8 +10,8 @@ namespace dmmlkd {
 
 struct EvaluationArguments : DeviceArguments {
   int64_t num_devices;
-  at::Tensor chosen;               // int64 [devices, n]: the samples that judge each; undefined: all
-  std::vector<at::Tensor> common;  // written: of each modality [rows, n, width] common features; or none
+  Tensor chosen;               // int64 [devices, n]: the samples that judge each; undefined: all
+  std::vector<Tensor> common;  // written: of each modality [rows, n, width] common features; or none
 
   // The number of samples that judge a device, and their indices.
   int64_t judged() const { return chosen.defined() ? chosen.size(1) : samples(); }
@@ -24,6 +24,6 @@ struct EvaluationArguments : DeviceArguments {
 };
 
 // Returns the numbers of right predictions and of samples that count, int64 [modalities + 1, devices].
-std::pair<at::Tensor, at::Tensor> count_right(const EvaluationArguments& given);
+std::pair<Tensor, Tensor> count_right(const EvaluationArguments& given);
 
 }  // namespace dmmlkd

@@ -1,8 +1,6 @@
 // generator_round_ and generate_features on CPU tensors: checks, then divides the devices among threads.
 #include "cpu.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -10,6 +8,7 @@
 #include "../simd/kernels.h"
 #include "../simd/rows.h"
 #include "../simd/scratch.h"
+#include "../stable/parallel.h"
 
 namespace dmmlkd {
 namespace {
@@ -49,17 +48,16 @@ void write_noise_apart(const T* noise, const GeneratorShape& shape, int64_t copi
 void check(const GeneratorRound& round) {
   const char* op = "generator_round_";
   const auto type = round.parameters.scalar_type();
-  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kDouble, op,
-                    ": parameters must be float32 or float64, got ", type);
-  TORCH_CHECK_VALUE(round.heads.dim() == 3, op, ": heads must have shape [at hand, width, classes], got ",
-                    round.heads.sizes());
-  TORCH_CHECK_VALUE(round.noise.dim() == 4 && round.noise.size(2) % 2 == 0, op,
-                    ": noise must have shape [steps, classes, n, noise width] with an even n, got ",
-                    round.noise.sizes());
-  TORCH_CHECK_VALUE(round.hidden >= 1, op, ": hidden must be at least 1, got ", round.hidden);
-  TORCH_CHECK_VALUE(round.decays.size() == 2, op, ": decays must be 2 numbers, got ", round.decays.size());
-  TORCH_CHECK_VALUE(round.parameters.dim() == 2, op, ": parameters must have shape [devices, theta], got ",
-                    round.parameters.sizes());
+  CHECK_VALUE(type == kFloat || type == kDouble, op, ": parameters must be float32 or float64, got ", type);
+  CHECK_VALUE(round.heads.dim() == 3, op, ": heads must have shape [at hand, width, classes], got ",
+              round.heads.sizes());
+  CHECK_VALUE(round.noise.dim() == 4 && round.noise.size(2) % 2 == 0, op,
+              ": noise must have shape [steps, classes, n, noise width] with an even n, got ",
+              round.noise.sizes());
+  CHECK_VALUE(round.hidden >= 1, op, ": hidden must be at least 1, got ", round.hidden);
+  CHECK_VALUE(round.decays.size() == 2, op, ": decays must be 2 numbers, got ", round.decays.size());
+  CHECK_VALUE(round.parameters.dim() == 2, op, ": parameters must have shape [devices, theta], got ",
+              round.parameters.sizes());
   const GeneratorShape shape = round.shape();
   const int64_t devices = round.parameters.size(0), hand = round.heads.size(0);
   const int64_t theta[] = {devices, shape.parameters()}, moments[] = {devices, shape.classes, shape.width};
@@ -68,13 +66,13 @@ void check(const GeneratorRound& round) {
   check_written(op, "second_moment", round.second_moment, type, theta);
   check_apart(op, 0, round.parameters, "first_moment", round.first_moment);
   check_apart(op, 0, round.parameters, "second_moment", round.second_moment);
-  check_shape(op, "learners", round.learners, at::kLong, {round.learners.numel()});
-  check_shape(op, "steps_taken", round.steps_taken, at::kDouble, {devices});
+  check_shape(op, "learners", round.learners, kLong, {round.learners.numel()});
+  check_shape(op, "steps_taken", round.steps_taken, kDouble, {devices});
   check_shape(op, "noise", round.noise, type,
               {round.noise.size(0), shape.classes, round.noise.size(2), round.noise.size(3)});
   check_shape(op, "heads", round.heads, type, round.heads.sizes());
-  check_shape(op, "row_pointers", round.row_pointers, at::kLong, {devices + 1});
-  check_shape(op, "columns", round.columns, at::kLong, {round.columns.numel()});
+  check_shape(op, "row_pointers", round.row_pointers, kLong, {devices + 1});
+  check_shape(op, "columns", round.columns, kLong, {round.columns.numel()});
   check_shape(op, "count", round.count, type, {devices, shape.classes});
   check_shape(op, "sum", round.sum, type, moments);
   check_shape(op, "product", round.product, type, moments);
@@ -108,7 +106,7 @@ class Learning {
     int64_t most_heads = 0;
     for (int64_t i = 0; i < count; ++i) most_heads = std::max(most_heads, num_heads(learners[i]));
     const int64_t values = generator_steps_scratch(shape_, copies_, most_heads);
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       const Scratch<T> scratch(values);
       for (int64_t i = begin; i < end; ++i) run(steps_of(learners[i], scratch.data()));
     });
@@ -150,12 +148,12 @@ class Learning {
 };
 
 template <class T>
-void generate(const GeneratorShape& shape, const at::Tensor& parameters, const at::Tensor& noise,
-              const at::Tensor& features) {
+void generate(const GeneratorShape& shape, const Tensor& parameters, const Tensor& noise,
+              const Tensor& features) {
   const int64_t samples = noise.size(0) * noise.size(1);
   const Scratch<T> inputs(samples * whole_vectors(shape.inputs()));
   write_inputs(noise.const_data_ptr<T>(), shape, noise.size(1), inputs.data());
-  at::parallel_for(0, parameters.size(0), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parameters.size(0), 1, [&](int64_t begin, int64_t end) {
     const Scratch<T> scratch(generator_features_scratch(shape));
     for (int64_t device = begin; device < end; ++device)
       run(GeneratorFeatures<T>{shape, samples, inputs.data(), row_of<T>(parameters, device),
@@ -167,31 +165,27 @@ void generate(const GeneratorShape& shape, const at::Tensor& parameters, const a
 
 void generator_round(const GeneratorRound& round) {
   check(round);
-  if (round.parameters.scalar_type() == at::kDouble)
+  if (round.parameters.scalar_type() == kDouble)
     Learning<double>(round).run_all();
   else
     Learning<float>(round).run_all();
 }
 
-at::Tensor generate_features(const at::Tensor& parameters, const at::Tensor& given, int64_t hidden,
-                             int64_t width) {
+Tensor generate_features(const Tensor& parameters, const Tensor& given, int64_t hidden, int64_t width) {
   const char* op = "generate_features";
   const auto type = parameters.scalar_type();
-  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kDouble, op,
-                    ": parameters must be float32 or float64, got ", type);
-  TORCH_CHECK_VALUE(given.dim() == 3, op, ": noise must have shape [classes, n, noise width], got ",
-                    given.sizes());
-  TORCH_CHECK_VALUE(
-      parameters.dim() == 2 && hidden >= 1 && width >= 1, op,
-      ": parameters must have shape [devices, theta], hidden and width must be at least 1, got ",
-      parameters.sizes(), ", ", hidden, " and ", width);
+  CHECK_VALUE(type == kFloat || type == kDouble, op, ": parameters must be float32 or float64, got ", type);
+  CHECK_VALUE(given.dim() == 3, op, ": noise must have shape [classes, n, noise width], got ", given.sizes());
+  CHECK_VALUE(parameters.dim() == 2 && hidden >= 1 && width >= 1, op,
+              ": parameters must have shape [devices, theta], hidden and width must be at least 1, got ",
+              parameters.sizes(), ", ", hidden, " and ", width);
   const GeneratorShape shape{given.size(2), given.size(0), hidden, width};
   check_shape(op, "parameters", parameters, type, {parameters.size(0), shape.parameters()});
   check_shape(op, "noise", given, type, given.sizes());
-  const at::Tensor noise = given.contiguous();
-  const at::Tensor theta = rows_are_contiguous(parameters) ? parameters : parameters.contiguous();
-  const at::Tensor features = parameters.new_empty({theta.size(0), shape.classes, noise.size(1), width});
-  if (type == at::kDouble)
+  const Tensor noise = given.contiguous();
+  const Tensor theta = with_contiguous_rows(parameters);
+  const Tensor features = parameters.new_empty({theta.size(0), shape.classes, noise.size(1), width});
+  if (type == kDouble)
     generate<double>(shape, theta, noise, features);
   else
     generate<float>(shape, theta, noise, features);

@@ -1,24 +1,23 @@
 // The generator's operators on CPU tensors (METHOD 3).
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
 
+#include "../stable/tensor.h"
 #include "kernel.h"
 
 namespace dmmlkd {
 
 // The arguments of generator_round_. Real tensors have the type of the parameters.
 struct GeneratorRound {
-  at::Tensor parameters, first_moment, second_moment;  // [devices, theta]; rows of the learners are updated
-  at::Tensor learners;                                 // int64 [n], different devices
-  at::Tensor steps_taken;                              // float64 [devices]
-  at::Tensor noise;                                    // [steps, classes, samples of a class, noise width]
-  at::Tensor heads;                                    // [devices at hand, width, classes]
-  at::Tensor row_pointers, columns;  // int64 [devices + 1], [received]: whose head a device received
-  at::Tensor seen;                   // [devices at hand, classes]: weights of heads; undefined: equal
-  at::Tensor count, sum, product;    // [devices, classes], [devices, classes, width] twice
+  Tensor parameters, first_moment, second_moment;  // [devices, theta]; rows of the learners are updated
+  Tensor learners;                                 // int64 [n], different devices
+  Tensor steps_taken;                              // float64 [devices]
+  Tensor noise;                                    // [steps, classes, samples of a class, noise width]
+  Tensor heads;                                    // [devices at hand, width, classes]
+  Tensor row_pointers, columns;  // int64 [devices + 1], [received]: whose head a device received
+  Tensor seen;                   // [devices at hand, classes]: weights of heads; undefined: equal
+  Tensor count, sum, product;    // [devices, classes], [devices, classes, width] twice
   int64_t hidden;
   double learning_rate;
   std::vector<double> decays;  // of Adam's two moments
@@ -29,7 +28,6 @@ struct GeneratorRound {
 
 void generator_round(const GeneratorRound& round);
 
-at::Tensor generate_features(const at::Tensor& parameters, const at::Tensor& noise, int64_t hidden,
-                             int64_t width);
+Tensor generate_features(const Tensor& parameters, const Tensor& noise, int64_t hidden, int64_t width);
 
 }  // namespace dmmlkd

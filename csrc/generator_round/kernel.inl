@@ -9,6 +9,12 @@
 #include "../simd/small_product.inl"
 #include "kernel.h"
 
+#if defined(__x86_64__) && defined(__GLIBC__)
+// The same function under the name that a glibc before 2.29 has it by: else nothing here would need a newer
+// one.
+__asm__(".symver pow, pow@GLIBC_2.2.5");
+#endif
+
 namespace dmmlkd {
 namespace {
 

@@ -1,14 +1,13 @@
 // gossip_mix on CPU tensors: checks, then divides ranges of columns among threads.
 #include "cpu.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "../check.h"
 #include "../simd/kernels.h"
 #include "../simd/scratch.h"
+#include "../stable/parallel.h"
 
 namespace dmmlkd {
 namespace {
@@ -31,13 +30,13 @@ struct Weights {
 
 // Calls action(T{}, A{}) with the type of the parameters and the one in which they are summed.
 template <class Action>
-at::Tensor with_types(at::ScalarType type, const Action& action) {
+Tensor with_types(ScalarType type, const Action& action) {
   switch (type) {
-    case at::kFloat:
+    case kFloat:
       return action(float{}, float{});
-    case at::kDouble:
+    case kDouble:
       return action(double{}, double{});
-    case at::kBFloat16:
+    case kBFloat16:
       return action(bfloat16_bits{}, float{});
     default:
       return action(float16_bits{}, float{});
@@ -45,8 +44,8 @@ at::Tensor with_types(at::ScalarType type, const Action& action) {
 }
 
 template <class T, class A>
-at::Tensor mix(const at::Tensor& local, const Weights<A>& weights, const at::Tensor& out, int64_t begin,
-               int64_t end, bool measure) {
+Tensor mix(const Tensor& local, const Weights<A>& weights, const Tensor& out, int64_t begin, int64_t end,
+           bool measure) {
   GossipColumns<T, A> g{};
   g.local = static_cast<const T*>(local.const_data_ptr()), g.local_stride = local.stride(0);
   g.out = static_cast<T*>(out.mutable_data_ptr()), g.out_stride = out.stride(0);
@@ -56,7 +55,7 @@ at::Tensor mix(const at::Tensor& local, const Weights<A>& weights, const at::Ten
   const int64_t chunks = (end - begin + chunk_columns - 1) / chunk_columns, rows = g.rows_out;
   g.past_cache = rows * (end - begin) * static_cast<int64_t>(sizeof(T)) > cache_bytes;
   std::vector<double> norms(measure ? chunks * 2 * rows : 0);
-  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     const Scratch<A> scratch(gossip_scratch(g.rows_in, rows));
     for (int64_t chunk = first; chunk < last; ++chunk) {
       GossipColumns<T, A> part = g;
@@ -66,7 +65,7 @@ at::Tensor mix(const at::Tensor& local, const Weights<A>& weights, const at::Ten
       run(part);
     }
   });
-  at::Tensor total = local.new_empty({measure ? 2 : 0, rows}, at::kDouble);
+  Tensor total = local.new_empty({measure ? 2 : 0, rows}, kDouble);
   if (!measure) return total;
   double* sums = total.mutable_data_ptr<double>();
   std::fill_n(sums, 2 * rows, 0.0);
@@ -76,8 +75,7 @@ at::Tensor mix(const at::Tensor& local, const Weights<A>& weights, const at::Ten
 }
 
 template <class A>
-Weights<A> checked(const at::Tensor& row_pointers, const at::Tensor& columns, const at::Tensor& values,
-                   int64_t rows_in) {
+Weights<A> checked(const Tensor& row_pointers, const Tensor& columns, const Tensor& values, int64_t rows_in) {
   const Weights<A> weights{row_pointers.const_data_ptr<int64_t>(), columns.const_data_ptr<int64_t>(),
                            values.const_data_ptr<A>()};
   check_compressed_rows("gossip_mix", weights.row_pointers, row_pointers.size(0) - 1, weights.columns,
@@ -85,11 +83,10 @@ Weights<A> checked(const at::Tensor& row_pointers, const at::Tensor& columns, co
   return weights;
 }
 
-at::Tensor mix_into(const at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
-                    const at::Tensor& values, const at::Tensor& out, int64_t begin, int64_t end,
-                    bool measure) {
-  const at::Tensor pointers = row_pointers.contiguous(), indices = columns.contiguous(),
-                   factors = values.contiguous();
+Tensor mix_into(const Tensor& local, const Tensor& row_pointers, const Tensor& columns, const Tensor& values,
+                const Tensor& out, int64_t begin, int64_t end, bool measure) {
+  const Tensor pointers = row_pointers.contiguous(), indices = columns.contiguous(),
+               factors = values.contiguous();
   return with_types(local.scalar_type(), [&](auto type, auto sum) {
     const auto weights = checked<decltype(sum)>(pointers, indices, factors, local.size(0));
     return mix<decltype(type), decltype(sum)>(local, weights, out, begin, end, measure);
@@ -117,10 +114,10 @@ struct Transposed {
   Weights<A> view() const { return {row_pointers.data(), columns.data(), values.data()}; }
 };
 
-at::Tensor mix_transposed(const at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
-                          const at::Tensor& values, const at::Tensor& out) {
-  const at::Tensor pointers = row_pointers.contiguous(), indices = columns.contiguous(),
-                   factors = values.contiguous();
+Tensor mix_transposed(const Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                      const Tensor& values, const Tensor& out) {
+  const Tensor pointers = row_pointers.contiguous(), indices = columns.contiguous(),
+               factors = values.contiguous();
   return with_types(local.scalar_type(), [&](auto type, auto sum) {
     const auto weights = checked<decltype(sum)>(pointers, indices, factors, out.size(0));
     const Transposed<decltype(sum)> transposed(weights, local.size(0), out.size(0));
@@ -130,15 +127,14 @@ at::Tensor mix_transposed(const at::Tensor& local, const at::Tensor& row_pointer
 
 }  // namespace
 
-at::Tensor gossip_mix_cpu(const at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
-                          const at::Tensor& values, std::optional<int64_t> transposed) {
+Tensor gossip_mix_cpu(const Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                      const Tensor& values, std::optional<int64_t> transposed) {
   check_weights("gossip_mix", local, row_pointers, columns, values);
   const int64_t rows = row_pointers.size(0) - 1;
-  TORCH_CHECK_VALUE(!transposed || (local.size(0) == rows && *transposed >= 0),
-                    "gossip_mix: local must have ", rows,
-                    " rows, those of the weights that are transposed, got ", local.size(0));
-  const at::Tensor lines = local.stride(1) == 1 ? local : local.contiguous();
-  const at::Tensor out = local.new_empty({transposed.value_or(rows), local.size(1)});
+  CHECK_VALUE(!transposed || (local.size(0) == rows && *transposed >= 0), "gossip_mix: local must have ",
+              rows, " rows, those of the weights that are transposed, got ", local.size(0));
+  const Tensor lines = local.stride(1) == 1 ? local : local.contiguous();
+  const Tensor out = local.new_empty({transposed.value_or(rows), local.size(1)});
   if (transposed)
     mix_transposed(lines, row_pointers, columns, values, out);
   else
@@ -146,18 +142,17 @@ at::Tensor gossip_mix_cpu(const at::Tensor& local, const at::Tensor& row_pointer
   return out;
 }
 
-at::Tensor gossip_mix_into_cpu(const at::Tensor& local, const at::Tensor& row_pointers,
-                               const at::Tensor& columns, const at::Tensor& values, at::Tensor& out,
-                               int64_t begin, int64_t end, bool measure) {
+Tensor gossip_mix_into_cpu(const Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                           const Tensor& values, Tensor& out, int64_t begin, int64_t end, bool measure) {
   check_weights("gossip_mix", local, row_pointers, columns, values);
   check_gossip_out("gossip_mix", local, row_pointers, out, begin, end, measure);
-  TORCH_CHECK_VALUE(!rows_share_memory(local, out),
-                    "gossip_mix: out must not share memory with local, unless it is local itself");
+  CHECK_VALUE(!rows_share_memory(local, out),
+              "gossip_mix: out must not share memory with local, unless it is local itself");
   return mix_into(local, row_pointers, columns, values, out, begin, end, measure);
 }
 
-void gossip_mix_inplace_cpu(at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
-                            const at::Tensor& values, int64_t begin, int64_t end) {
+void gossip_mix_inplace_cpu(Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                            const Tensor& values, int64_t begin, int64_t end) {
   check_weights("gossip_mix", local, row_pointers, columns, values);
   check_gossip_out("gossip_mix", local, row_pointers, local, begin, end, false);
   mix_into(local, row_pointers, columns, values, local, begin, end, false);

@@ -1,20 +1,19 @@
-// gossip_mix on CPU tensors, with the signatures of its schemas in ops.cpp.
+// gossip_mix on CPU tensors, with the signatures of its schemas in dmmlkd_ext/ops/schemas.py.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <optional>
 
+#include "../stable/tensor.h"
+
 namespace dmmlkd {
 
-at::Tensor gossip_mix_cpu(const at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
-                          const at::Tensor& values, std::optional<int64_t> transposed);
+Tensor gossip_mix_cpu(const Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                      const Tensor& values, std::optional<int64_t> transposed);
 
-at::Tensor gossip_mix_into_cpu(const at::Tensor& local, const at::Tensor& row_pointers,
-                               const at::Tensor& columns, const at::Tensor& values, at::Tensor& out,
-                               int64_t begin, int64_t end, bool measure);
+Tensor gossip_mix_into_cpu(const Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                           const Tensor& values, Tensor& out, int64_t begin, int64_t end, bool measure);
 
-void gossip_mix_inplace_cpu(at::Tensor& local, const at::Tensor& row_pointers, const at::Tensor& columns,
-                            const at::Tensor& values, int64_t begin, int64_t end);
+void gossip_mix_inplace_cpu(Tensor& local, const Tensor& row_pointers, const Tensor& columns,
+                            const Tensor& values, int64_t begin, int64_t end);
 
 }  // namespace dmmlkd

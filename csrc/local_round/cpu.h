@@ -9,6 +9,6 @@ namespace dmmlkd {
 
 // Returns each device's sums of the loss terms, float64 [terms, devices], and in how many iterations it
 // trained, int64 [devices].
-std::pair<at::Tensor, at::Tensor> local_round(const RoundArguments& given);
+std::pair<Tensor, Tensor> local_round(const RoundArguments& given);
 
 }  // namespace dmmlkd

@@ -4,8 +4,6 @@
 // stay in the second-level cache.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -15,6 +13,7 @@
 #include "../simd/kernels.h"
 #include "../simd/rows.h"
 #include "../simd/scratch.h"
+#include "../stable/tensor.h"
 #include "gradient_modulation.h"
 #include "round_arguments.h"
 
@@ -31,8 +30,8 @@ inline void run(const ClassMoments<double>& moments) { kernels().class_moments_d
 struct LocalRound {
   const RoundArguments& given;
   const DeviceBlocks& blocks;
-  at::Tensor losses;   // float64 [terms, devices]
-  at::Tensor trained;  // int64 [devices]: iterations in which a device trained
+  Tensor losses;   // float64 [terms, devices]
+  Tensor trained;  // int64 [devices]: iterations in which a device trained
 };
 
 // The memory of one thread to train devices.
@@ -51,10 +50,10 @@ class DeviceTraining {
         active_(given_.modalities()),
         outputs_(given_.modalities()),
         rehearsal_labels_(static_cast<size_t>(batch_)),
-        kntrained_(batch_),
-        rehearsal_kntrained_(batch_) {
+        known_(batch_),
+        rehearsal_known_(batch_) {
     for (size_t m = 0; m < given_.modalities(); ++m) {
-      const at::Tensor& block = given_.parameters[m + 1];
+      const Tensor& block = given_.parameters[m + 1];
       gradients_.push_back(std::make_unique<Scratch<T>>(block.size(1)));
       feature_gradients_.push_back(std::make_unique<Scratch<T>>(batch_ * 2 * blocks_.width));
       encoders_.push_back(std::make_unique<DeviceEncoder<T>>(blocks_.places[m], block, batch_, true));
@@ -123,12 +122,12 @@ class DeviceTraining {
     o.labels = labels_.data(), o.present = present_.data();
     if (given_.pool.defined()) {
       target_ = std::make_unique<Scratch<T>>(batch_ * o.width);
-      o.target = target_->data(), o.known = kntrained_.data();
+      o.target = target_->data(), o.known = known_.data();
       if (!o.by_distance) {
         rehearsal_ = std::make_unique<Scratch<T>>(batch_ * o.width);
         o.rehearsal = rehearsal_->data(), o.rehearsed = batch_;
         o.rehearsal_labels = rehearsal_labels_.data();
-        o.rehearsal_known = rehearsal_kntrained_.data();
+        o.rehearsal_known = rehearsal_known_.data();
       }
     }
     scratch_ = std::make_unique<Scratch<T>>(
@@ -177,7 +176,7 @@ class DeviceTraining {
     DeviceEncoder<T>& encoder = *encoders_[m];
     const BlockPlaces& places = blocks_.places[m];
     const int64_t* index = batch_indices(device, iteration);
-    const int64_t size = c10::multiply_integers(places.shape);
+    const int64_t size = numel(places.shape);
     const T* source = given_.values[m].const_data_ptr<T>();
     const T* noise = noise_of(device, iteration, m, size);
     copy_samples(
@@ -204,16 +203,16 @@ class DeviceTraining {
     for (int64_t i = 0; i < batch_; ++i) {
       const auto sample = static_cast<size_t>(i);
       take_feature(device, labels_[sample], copies[i], target_->data() + i * objective_.width);
-      kntrained_.data()[i] = known[labels_[sample]];
+      known_.data()[i] = known[labels_[sample]];
       if (!rehearsal_) continue;
       const int64_t label = rehearsal_labels_[sample] = copies[all + i];
       take_feature(device, label, copies[2 * all + i], rehearsal_->data() + i * objective_.width);
-      rehearsal_kntrained_.data()[i] = known[label];
+      rehearsal_known_.data()[i] = known[label];
     }
   }
 
   void take_feature(int64_t device, int64_t label, int64_t copy, T* target) const {
-    const at::Tensor& pool = given_.pool;
+    const Tensor& pool = given_.pool;
     const int64_t width = pool.size(3);
     const T* feature =
         pool.const_data_ptr<T>() + ((device * blocks_.classes + label) * pool.size(2) + copy) * width;
@@ -237,7 +236,7 @@ class DeviceTraining {
     trained_.clear();
     for (size_t block = 0; block < given_.parameters.size(); ++block) {
       if (block && !outputs_[block - 1].features) continue;
-      const at::Tensor& parameters = given_.parameters[block];
+      const Tensor& parameters = given_.parameters[block];
       const int64_t row_index = row(device, block);
       trained_.push_back({written_row<T>(parameters, row_index),
                           written_row<T>(given_.momenta[block], row_index),
@@ -261,7 +260,7 @@ class DeviceTraining {
   std::vector<char> active_;                // modalities in the iteration that runs
   std::vector<ModalityOutputs<T>> outputs_;
   std::vector<int64_t> rehearsal_labels_;
-  Scratch<bool> kntrained_, rehearsal_kntrained_;
+  Scratch<bool> known_, rehearsal_known_;
   std::unique_ptr<Scratch<T>> target_, rehearsal_, scratch_;
   std::unique_ptr<GradientModulation<T>> modulation_;
   std::vector<SgdRow<T>> trained_;

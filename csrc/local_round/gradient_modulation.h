@@ -105,7 +105,7 @@ class GradientModulation {
   }
 
   const T* noise(int64_t device, int64_t iteration, size_t m) const {
-    const at::Tensor& table = given_.gradient_noise[m];
+    const Tensor& table = given_.gradient_noise[m];
     const int64_t places = table.size(0) - given_.parameters[m + 1].size(1) + 1;
     const int64_t line = iteration * static_cast<int64_t>(blocks_.modalities()) + static_cast<int64_t>(m);
     const int64_t* offsets = given_.gradient_offsets.const_data_ptr<int64_t>();

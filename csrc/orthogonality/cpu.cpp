@@ -4,15 +4,15 @@
 // With rows H = common and S = specific of B samples, || H^T S ||_F^2 = sum of squares of the d x d matrix
 // H^T S, and also <H H^T, S S^T>, B x B. Whichever form costs less is taken, for the loss and for
 //     d/dH = 2 S (H^T S)^T = 2 (S S^T) H,    d/dS = 2 H (H^T S) = 2 (H H^T) S.
-#include <ATen/Parallel.h>
-#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "../check.h"
 #include "../simd/kernels.h"
 #include "../simd/scratch.h"
+#include "../stable/parallel.h"
 #include "cpu.h"
 #include "form.h"
 
@@ -26,7 +26,7 @@ double run(const OrthogonalityPair<double>& o, OrthogonalityStep step, int64_t b
   return kernels().orthogonality_double(o, step, begin, end);
 }
 
-using Losses = c10::SmallVector<double, 64>;
+using Losses = std::vector<double>;
 
 // One pair, its rows shared out where this is not already one of many threads.
 template <class T>
@@ -34,9 +34,8 @@ double compute(const OrthogonalityPair<T>& o, bool shared) {
   const auto over = [&](OrthogonalityStep step, int64_t rows) {
     if (!shared) return void(run(o, step, 0, rows));
     constexpr int64_t unit = 48;  // whole tiles and whole vectors
-    at::parallel_for(0, (rows + unit - 1) / unit, 1, [&](int64_t begin, int64_t end) {
-      run(o, step, begin * unit, std::min(rows, end * unit));
-    });
+    parallel_for(0, (rows + unit - 1) / unit, 1,
+                 [&](int64_t begin, int64_t end) { run(o, step, begin * unit, std::min(rows, end * unit)); });
   };
   over(OrthogonalityStep::prepare, o.samples);
   over(OrthogonalityStep::gram, o.by_samples ? 2 * o.samples : o.common_features);
@@ -53,13 +52,12 @@ double compute(const OrthogonalityPair<T>& o, bool shared) {
 
 // Losses of all pairs; gradients go to where they are defined, multiplied by `scale`.
 template <class T>
-Losses compute_all(const at::Tensor& common, const at::Tensor& specific, const at::Tensor& mask,
-                   bool normalize, double scale, const at::Tensor& common_gradient,
-                   const at::Tensor& specific_gradient) {
+Losses compute_all(const Tensor& common, const Tensor& specific, const Tensor& mask, bool normalize,
+                   double scale, const Tensor& common_gradient, const Tensor& specific_gradient) {
   const int64_t samples = common.size(-2), d = common.size(-1), e = specific.size(-1);
   const int64_t pairs = common.numel() / (samples * d);
   const bool by_samples = native_by_samples(samples, d, e);
-  Losses losses(pairs);
+  Losses losses(static_cast<size_t>(pairs));
   const auto pair_at = [&](int64_t index, T* scratch) {
     OrthogonalityPair<T> o{};
     o.common = common.const_data_ptr<T>() + index * samples * d;
@@ -75,29 +73,28 @@ Losses compute_all(const at::Tensor& common, const at::Tensor& specific, const a
     o.scale = static_cast<T>(scale), o.scratch = scratch, o.exact = true;
     return o;
   };
-  const int64_t work = samples * d * e, threads = at::get_num_threads();
+  const int64_t work = samples * d * e, threads = num_threads();
   const bool shared = threads > 1 && pairs < 4 * threads && work > 4 * 1024 * 1024;
   const auto range = [&](int64_t begin, int64_t end) {
     const Scratch<T> scratch(orthogonality_scratch(samples, d, e, by_samples));
     for (int64_t index = begin; index < end; ++index)
-      losses[index] = compute<T>(pair_at(index, scratch.data()), shared);
+      losses[static_cast<size_t>(index)] = compute<T>(pair_at(index, scratch.data()), shared);
   };
   if (shared)
     range(0, pairs);
   else
-    at::parallel_for(0, pairs, std::max<int64_t>(1, 65536 / work), range);
+    parallel_for(0, pairs, std::max<int64_t>(1, 65536 / work), range);
   return losses;
 }
 
-at::Tensor reduced(const Losses& losses, int64_t reduction, at::IntArrayRef leading,
-                   const at::TensorOptions& options) {
+Tensor reduced(const Losses& losses, int64_t reduction, Sizes leading, ScalarType type) {
   const bool whole = reduction != reduction_none;
   double sum = 0;
   for (const double loss : losses) sum += loss;
   if (reduction == reduction_mean) sum /= static_cast<double>(losses.size());
-  const at::Tensor result = recycled_empty(whole ? at::IntArrayRef{} : leading, options);
+  const Tensor result = recycled_empty(whole ? Sizes{} : leading, type);
   const double* values = whole ? &sum : losses.data();
-  if (result.scalar_type() == at::kDouble)
+  if (type == kDouble)
     std::copy_n(values, result.numel(), result.mutable_data_ptr<double>());
   else
     std::copy_n(values, result.numel(), result.mutable_data_ptr<float>());
@@ -106,38 +103,35 @@ at::Tensor reduced(const Losses& losses, int64_t reduction, at::IntArrayRef lead
 
 }  // namespace
 
-LossAndGradients orthogonality_cpu(const at::Tensor& common, const at::Tensor& specific,
-                                   const std::optional<at::Tensor>& mask, bool normalize, int64_t reduction,
+LossAndGradients orthogonality_cpu(const Tensor& common, const Tensor& specific,
+                                   const std::optional<Tensor>& mask, bool normalize, int64_t reduction,
                                    bool with_common, bool with_specific) {
   check_orthogonality(common, specific, mask, reduction);
   const auto type = common.scalar_type();
-  if (type != at::kFloat && type != at::kDouble) {  // half precisions accumulate in float32
-    auto [loss, common_gradient, specific_gradient] =
-        orthogonality_cpu(common.to(at::kFloat), specific.to(at::kFloat), mask, normalize, reduction,
-                          with_common, with_specific);
+  if (type != kFloat && type != kDouble) {  // half precisions accumulate in float32
+    auto [loss, common_gradient, specific_gradient] = orthogonality_cpu(
+        common.to(kFloat), specific.to(kFloat), mask, normalize, reduction, with_common, with_specific);
     return {loss.to(type), common_gradient.to(type), specific_gradient.to(type)};
   }
   const auto leading = common.sizes().slice(0, common.dim() - 2);
-  const auto options = common.options();
   if (common.numel() > 0 && !prefers_native(common.size(-2), common.size(-1), specific.size(-1), normalize))
     return orthogonality_by_library(common, specific, mask, normalize, reduction, with_common, with_specific);
   if (common.numel() == 0) {
     const bool whole = reduction != reduction_none;
-    return {common.new_zeros(whole ? at::IntArrayRef{} : leading),
+    return {common.new_zeros(whole ? Sizes{} : leading),
             with_common ? common.new_zeros(common.sizes()) : common.new_empty({0}),
             with_specific ? specific.new_zeros(specific.sizes()) : common.new_empty({0})};
   }
-  const at::Tensor h = common.contiguous(), s = specific.contiguous();
-  const at::Tensor present =
-      mask ? mask->expand(common.sizes().slice(0, common.dim() - 1)).contiguous() : at::Tensor();
-  const at::Tensor h_gradient = with_common ? recycled_empty(common.sizes(), options) : at::Tensor(),
-                   s_gradient = with_specific ? recycled_empty(specific.sizes(), options) : at::Tensor();
-  const double scale =
-      reduction == reduction_mean ? 1.0 / static_cast<double>(c10::multiply_integers(leading)) : 1.0;
-  const Losses losses = type == at::kDouble
+  const Tensor h = common.contiguous(), s = specific.contiguous();
+  const Tensor present =
+      mask ? mask->expand(common.sizes().slice(0, common.dim() - 1)).contiguous() : Tensor();
+  const Tensor h_gradient = with_common ? recycled_empty(common.sizes(), type) : Tensor(),
+               s_gradient = with_specific ? recycled_empty(specific.sizes(), type) : Tensor();
+  const double scale = reduction == reduction_mean ? 1.0 / static_cast<double>(numel(leading)) : 1.0;
+  const Losses losses = type == kDouble
                             ? compute_all<double>(h, s, present, normalize, scale, h_gradient, s_gradient)
                             : compute_all<float>(h, s, present, normalize, scale, h_gradient, s_gradient);
-  return {reduced(losses, reduction, leading, options), with_common ? h_gradient : common.new_empty({0}),
+  return {reduced(losses, reduction, leading, type), with_common ? h_gradient : common.new_empty({0}),
           with_specific ? s_gradient : common.new_empty({0})};
 }
 

@@ -2,10 +2,10 @@
 // agree.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <tuple>
+
+#include "../stable/tensor.h"
 
 namespace dmmlkd {
 
@@ -15,11 +15,11 @@ inline bool native_by_samples(int64_t b, int64_t d, int64_t e) { return b * (d +
 // Whether the CPU's kernels of the instruction set in use are faster than the GEMM library.
 bool prefers_native(int64_t b, int64_t d, int64_t e, bool normalize);
 
-using LossAndGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using LossAndGradients = std::tuple<Tensor, Tensor, Tensor>;
 
 // orthogonality_forward of float32 or float64 on any device.
-LossAndGradients orthogonality_by_library(const at::Tensor& common, const at::Tensor& specific,
-                                          const std::optional<at::Tensor>& mask, bool normalize,
+LossAndGradients orthogonality_by_library(const Tensor& common, const Tensor& specific,
+                                          const std::optional<Tensor>& mask, bool normalize,
                                           int64_t reduction, bool with_common, bool with_specific);
 
 }  // namespace dmmlkd

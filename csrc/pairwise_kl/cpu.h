@@ -1,15 +1,14 @@
-// pairwise_kl_forward on CPU tensors, with the signature of its schema in ops.cpp.
+// pairwise_kl_forward on CPU tensors, with the signature of its schema in dmmlkd_ext/ops/schemas.py.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <tuple>
 
+#include "../stable/tensor.h"
+
 namespace dmmlkd {
 
-std::tuple<at::Tensor, at::Tensor> pairwise_kl_cpu(const at::Tensor& logits,
-                                                   const std::optional<at::Tensor>& mask, int64_t reduction,
-                                                   bool with_gradient);
+std::tuple<Tensor, Tensor> pairwise_kl_cpu(const Tensor& logits, const std::optional<Tensor>& mask,
+                                           int64_t reduction, bool with_gradient);
 
 }  // namespace dmmlkd

@@ -1,13 +1,12 @@
 #include "recycle.h"
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty_like_ops.h>
-
 #include <array>
 #include <mutex>
 #include <new>
 #include <type_traits>
 #include <utility>
+
+#include "../stable/call.h"
 
 #ifdef __linux__
 #include <pthread.h>
@@ -83,29 +82,26 @@ class Kept {
 constinit Kept kept;
 static_assert(std::is_trivially_destructible_v<Kept>);
 
-struct Allocator final : c10::Allocator {
-  c10::DataPtr allocate(size_t bytes) override {
-    void* block = take_block(bytes);
-    return {block, block, &give_block, at::kCPU};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &give_block; }
-  void copy_data(void* target, const void* source, size_t bytes) const override {
-    default_copy_data(target, source, bytes);
-  }
-};
-
-Allocator* allocator() {
-  static Allocator* const instance = new Allocator;
-  return instance;
-}
-
 #ifdef __linux__
 // A child forked while another thread holds the lock would wait forever: that thread is not in the child.
 [[maybe_unused]] const int lock_around_forks =
     pthread_atfork([] { kept.lock(); }, [] { kept.unlock(); }, [] { kept.unlock(); });
 #endif
 
-constexpr c10::DispatchKeySet cpu_keys(c10::DispatchKey::CPU);
+Tensor kept_tensor(Sizes sizes, Sizes strides, ScalarType type, size_t bytes) {
+  void* block = take_block(bytes);
+  AtenTensorHandle made = nullptr;
+  const auto give_back = [](void* data, void*) { give_block(data); };
+  check_torch(torch_from_blob(block, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+                              code_of(type), aoti_torch_device_type_cpu(), -1, &made,
+                              aoti_torch_layout_strided(), nullptr, 0, give_back, nullptr),
+              "from_blob");
+  return Tensor(made);
+}
+
+size_t bytes_of(Sizes sizes, ScalarType type) {
+  return static_cast<size_t>(numel(sizes)) * aoti_torch_dtype_element_size(code_of(type));
+}
 
 }  // namespace
 
@@ -125,20 +121,20 @@ void give_block(void* block) {
   if (header) release(header);
 }
 
-at::Tensor recycled_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const auto type = c10::typeMetaToScalarType(options.dtype());
-  if (c10::multiply_integers(sizes) * c10::elementSize(type) < smallest)
-    return at::detail::empty_cpu(sizes, type);
-  return at::detail::empty_generic(sizes, allocator(), cpu_keys, type, std::nullopt);
+Tensor recycled_empty(Sizes sizes, ScalarType type) {
+  const size_t bytes = bytes_of(sizes, type);
+  return bytes < smallest ? empty_cpu(sizes, type)
+                          : kept_tensor(sizes, contiguous_strides(sizes), type, bytes);
 }
 
-at::Tensor recycled_empty_like(const at::Tensor& tensor) {
-  // A tensor that is not dense is laid out anew, as at::empty_like does it.
-  if (!tensor.is_non_overlapping_and_dense()) return at::_ops::empty_like::call(tensor, {}, {}, {}, {}, {});
-  if (tensor.nbytes() < smallest)
-    return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.scalar_type());
-  return at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), allocator(), cpu_keys,
-                                           tensor.scalar_type());
+Tensor recycled_empty_like(const Tensor& tensor) {
+  // A tensor that is not dense is laid out anew, as torch does it.
+  constexpr std::nullopt_t same = std::nullopt;
+  if (!tensor.is_dense()) return call("aten::empty_like", "", tensor, same, same, same, same, same);
+  const ScalarType type = tensor.scalar_type();
+  const size_t bytes = bytes_of(tensor.sizes(), type);
+  return bytes < smallest ? empty_strided_cpu(tensor.sizes(), tensor.strides(), type)
+                          : kept_tensor(tensor.sizes(), tensor.strides(), type, bytes);
 }
 
 }  // namespace dmmlkd

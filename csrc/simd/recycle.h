@@ -2,9 +2,9 @@
 // long as filling it.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstddef>
+
+#include "../stable/tensor.h"
 
 namespace dmmlkd {
 
@@ -13,8 +13,8 @@ namespace dmmlkd {
 void* take_block(size_t bytes);
 void give_block(void* block);
 
-// at::empty and at::empty_strided for a CPU tensor whose memory comes from there if it is large.
-at::Tensor recycled_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
-at::Tensor recycled_empty_like(const at::Tensor& tensor);
+// An empty CPU tensor, and one of the layout of another, whose memory comes from there if it is large.
+Tensor recycled_empty(Sizes sizes, ScalarType type);
+Tensor recycled_empty_like(const Tensor& tensor);
 
 }  // namespace dmmlkd

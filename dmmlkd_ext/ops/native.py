@@ -1,7 +1,7 @@
-"""The one place that loads the native extension, or keeps the reason why it is not loaded.
+"""The one place that loads the native operators, or keeps the reason why they are not loaded.
 
-The environment variable ``DMMLKD_BACKEND`` is ``auto`` (the default: use the extension if it loads), ``native`` (raise
-if it does not) or ``reference`` (do not load it). ``DMMLKD_INSTRUCTION_SET`` (``auto``, ``base``, ``avx2``, ``avx512``)
+The environment variable ``DMMLKD_BACKEND`` is ``auto`` (the default: use them if they load), ``native`` (raise if they
+do not) or ``reference`` (do not load them). ``DMMLKD_INSTRUCTION_SET`` (``auto``, ``base``, ``avx2``, ``avx512``)
 overrides the choice of the CPU kernels, for tests. An empty variable counts as unset.
 """
 
@@ -12,19 +12,18 @@ import os
 import platform
 import re
 import warnings
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 
 from dmmlkd_ext._version import __version__
+from dmmlkd_ext.ops.schemas import INTERFACE, define
 
-INTERFACE = 6
-"""Version of the schemas in csrc/ops.cpp, equal to that in csrc/interface.h; increase both when a schema changes."""
-
-CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
+LIBRARY = Path(__file__).parents[1] / "_ops.so"
+CUDA_LIBRARY = LIBRARY.with_name("_C_cuda.so")
+TORCH_VERSIONS = ((2, 11), (2, 14))
+"""The oldest and the newest torch that the native operators are tested with; pyproject.toml requires the same."""
 
 _BUILD_AGAIN = (
     "build it again (`make build` in a clone, `pip install --no-build-isolation --force-reinstall --no-deps` elsewhere)"
@@ -38,53 +37,80 @@ class SettingError(SystemExit, ValueError):
     """
 
 
-def _load() -> tuple[ModuleType | None, str]:
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library of the operators, or None and the reason why it is not loaded."""
     wanted = os.environ.get("DMMLKD_BACKEND") or "auto"
     if wanted not in ("auto", "native", "reference"):
         raise SettingError(f"DMMLKD_BACKEND must be auto, native or reference; got {wanted!r}")
     if wanted == "reference":
         return None, "DMMLKD_BACKEND=reference asks for the reference implementations"
+    if reason := _why_not():
+        return None, _without(reason, wanted)
     try:
-        module = import_module("dmmlkd_ext._C")
-    except ImportError as error:
-        package = Path(__file__).parents[1]
-        unbuilt = package / "_not_built.txt"  # written by setup.py
-        reason = _why_not_loaded(error, package)
-        if unbuilt.exists():
-            reason = f"the native extension was not built: {unbuilt.read_text(encoding='utf-8').strip()}"
-        if wanted == "native":
-            raise ImportError(f"DMMLKD_BACKEND=native, but {reason}") from error
-        if unbuilt.exists() or any(package.glob("_C.*")):  # the extension was meant to be built
-            warnings.warn(f"dmmlkd_ext runs by its reference implementations: {reason}", stacklevel=2)
-        return None, reason
-    _check_interface(getattr(module, "interface", None), module.__file__)
+        torch.ops.load_library(str(LIBRARY))
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return None, _without(f"the native extension cannot be loaded: {error.__cause__ or error}", wanted)
+    interface = getattr(library, "dmmlkd_interface", None)
+    _check_interface(interface() if interface else None, str(LIBRARY))
+    for name in ("instruction_set", "built_for", "compiler"):
+        getattr(library, f"dmmlkd_{name}").restype = ctypes.c_char_p
+    define()
     try:
-        module.select_instruction_set(os.environ.get("DMMLKD_INSTRUCTION_SET") or "auto")
+        _select(library, os.environ.get("DMMLKD_INSTRUCTION_SET") or "auto")
     except ValueError as error:
         raise SettingError(f"DMMLKD_INSTRUCTION_SET: {error}") from error
-    return module, ""
+    return library, ""
 
 
-def _why_not_loaded(error: ImportError, package: Path) -> str:
-    """Return why the extension is not loaded; one built for another torch version cannot resolve its symbols."""
-    for library in package.glob("_C.*"):
-        built_for = re.search(rb"dmmlkd_ext was built for torch ([^;\0]+);", library.read_bytes())
-        if built_for and built_for[1].decode() != _number(torch.__version__):
-            return (
-                f"the native extension was built for torch {built_for[1].decode()}, this is torch {torch.__version__}: "
-                f"{_BUILD_AGAIN}"
-            )
-    return f"the native extension cannot be loaded: {error}"
+def _why_not() -> str:
+    """Return why the library cannot be loaded here, as far as can be told without trying, or an empty text."""
+    if not LIBRARY.exists():
+        unbuilt = LIBRARY.with_name("_not_built.txt")  # written by setup.py
+        reason = unbuilt.read_text(encoding="utf-8").strip() if unbuilt.exists() else f"there is no {LIBRARY.name}"
+        return f"the native extension was not built: {reason}"
+    oldest, newest = TORCH_VERSIONS
+    if not oldest <= _release(torch.__version__) <= newest:
+        return (
+            f"the native extension is for torch {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}, this is torch "
+            f"{torch.__version__}: install one of those"
+        )
+    return ""
 
 
-def _number(version: str) -> str:
-    """Return a version without its local part, which names the build (+cpu, +cu130)."""
-    return version.partition("+")[0]
+def _without(reason: str, wanted: str) -> str:
+    """Return the reason why the reference runs; raise or warn where somebody expects the native operators."""
+    if wanted == "native":
+        raise ImportError(f"DMMLKD_BACKEND=native, but {reason}")
+    if LIBRARY.exists() or LIBRARY.with_name("_not_built.txt").exists():  # they were meant to be built
+        warnings.warn(f"dmmlkd_ext runs by its reference implementations: {reason}", stacklevel=3)
+    return reason
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version."""
+    major, minor = re.findall(r"\d+", version)[:2]
+    return int(major), int(minor)
+
+
+def _select(library: ctypes.CDLL, name: str) -> None:
+    if not library.dmmlkd_select_instruction_set(name.encode()):
+        raise ValueError(f"instruction_set must be auto, base, avx2 or avx512 and known to this processor, got {name}")
+
+
+def select_instruction_set(name: str) -> None:
+    """Use the CPU kernels of one instruction set, or of the best for "auto".
+
+    Raises:
+        ValueError: there are no such kernels, or the processor lacks the instructions.
+    """
+    if _library is not None:
+        _select(_library, name)
 
 
 def _load_cuda() -> str:
     """Load the CUDA kernels; return the reason if they are not loaded, else an empty text."""
-    if _module is None:
+    if _library is None:
         return _reason
     if not CUDA_LIBRARY.exists():
         unbuilt = CUDA_LIBRARY.with_name("_cuda_not_built.txt")  # written by setup.py
@@ -95,7 +121,7 @@ def _load_cuda() -> str:
         torch.ops.load_library(str(CUDA_LIBRARY))
         interface = getattr(ctypes.CDLL(str(CUDA_LIBRARY)), "dmmlkd_cuda_interface", None)
     except OSError as error:
-        return f"the CUDA kernels cannot be loaded: {error}"
+        return f"the CUDA kernels cannot be loaded: {error.__cause__ or error}"
     _check_interface(interface() if interface else None, str(CUDA_LIBRARY))
     return ""
 
@@ -109,7 +135,7 @@ def _check_interface(built: int | None, file: str | None) -> None:
         )
 
 
-_module, _reason = _load()
+_library, _reason = _load()
 _cuda_reason = _load_cuda()
 
 
@@ -120,7 +146,7 @@ def backend() -> Literal["native", "reference"]:
         >>> backend() in ("native", "reference")
         True
     """
-    return "reference" if _module is None else "native"
+    return "reference" if _library is None else "native"
 
 
 def backend_reason() -> str | None:
@@ -135,7 +161,7 @@ def uses_native(tensor: torch.Tensor) -> bool:
         >>> uses_native(torch.zeros(2)) == (backend() == "native")
         True
     """
-    if _module is None:
+    if _library is None:
         return False
     return tensor.device.type in ("cpu", "meta") or (tensor.device.type == "cuda" and not _cuda_reason)
 
@@ -148,6 +174,11 @@ def simulates_natively(tensor: torch.Tensor) -> bool:
         False
     """
     return backend() == "native" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _said(name: str) -> str | None:
+    text: bytes | None = getattr(_library, f"dmmlkd_{name}")() if _library else None
+    return text.decode() if text is not None else None
 
 
 def build_info() -> dict[str, Any]:
@@ -163,10 +194,10 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "backend": backend(),
         "reason": _reason or None,
-        "instruction_set": _module.instruction_set() if _module else None,
-        "built_for_torch": _module.built_for if _module else None,
-        "compiler": _module.compiler if _module else None,
-        "openmp": _module.openmp if _module else None,
+        "instruction_set": _said("instruction_set"),
+        "built_for_torch": _said("built_for"),
+        "compiler": _said("compiler"),
+        "openmp": torch.backends.openmp.is_available(),
         "cuda_kernels": not _cuda_reason,
         "cuda_reason": _cuda_reason or None,
     }

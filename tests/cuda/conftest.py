@@ -70,7 +70,7 @@ def emulated_library(build_emulation: Callable[..., Path]) -> None:
     root = Path(torch.__file__).parent
     include = [f"-isystem{root / 'include'}", f"-isystem{root / 'include/torch/csrc/api/include'}"]
     libraries = ["-shared", f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
-    library = [CSRC / "orthogonality" / "library.cpp"]
+    library = [CSRC / "orthogonality" / "library.cpp", CSRC / "stable" / "tensor.cpp"]
     torch.ops.load_library(build_emulation("emulated_ops.cpp", "-O1", *include, link=libraries, beside=library))
 
 

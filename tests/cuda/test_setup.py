@@ -70,7 +70,7 @@ def build(monkeypatch, home: Path | None, *, wanted: str = "auto", torch_cuda: s
     monkeypatch.setattr(
         torch.utils.cpp_extension.BuildExtension,
         "run",
-        lambda self: Path(self.get_ext_fullpath("dmmlkd_ext._C")).write_text("the CPU extension"),
+        lambda self: Path(self.get_ext_fullpath("dmmlkd_ext._ops")).write_text("the CPU extension"),
     )
     runpy.run_path("setup.py")
     distribution = setuptools.Distribution({"name": "dmmlkd_ext", "packages": ["dmmlkd_ext"]})
@@ -86,7 +86,7 @@ def built() -> set[str]:
 
 def test_an_nvcc_that_fails_leaves_the_cpu_extension(sources, tmp_path, monkeypatch, capsys):
     build(monkeypatch, fake_nvcc(tmp_path / "cuda", fails=True))
-    assert built() == {"_C", "_cuda_not_built"}
+    assert built() == {"_ops", "_cuda_not_built"}
     reason = (PACKAGE / "_cuda_not_built.txt").read_text()
     assert "Unsupported gpu architecture" in reason
     assert len(reason.splitlines()) == 1
@@ -96,7 +96,7 @@ def test_an_nvcc_that_fails_leaves_the_cpu_extension(sources, tmp_path, monkeypa
 def test_it_is_an_error_where_cuda_was_asked_for(sources, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="Unsupported gpu architecture"):
         build(monkeypatch, fake_nvcc(tmp_path / "cuda", fails=True), wanted="cuda")
-    assert "_C" in built()
+    assert "_ops" in built()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_it_is_an_error_where_cuda_was_asked_for(sources, tmp_path, monkeypatch)
 def test_only_what_nvcc_knows_is_asked_of_it(sources, tmp_path, monkeypatch, knows, machine_code, ptx):
     home = fake_nvcc(tmp_path / "cuda", knows=knows)
     build(monkeypatch, home)
-    assert built() == {"_C", "_C_cuda"}
+    assert built() == {"_ops", "_C_cuda"}
     said = calls(home)
     assert {number for number in range(50, 200) if f"code=sm_{number}" in said} == machine_code
     assert {number for number in range(50, 200) if f"code=compute_{number}" in said} == {ptx}
@@ -124,7 +124,7 @@ def test_an_old_library_does_not_outlive_a_build_without_cuda(sources, monkeypat
     (PACKAGE / "_C_cuda.so").write_text("of other sources")
     (PACKAGE / "_cuda_not_built.txt").write_text("of another nvcc")
     build(monkeypatch, None, wanted=wanted, torch_cuda=None)
-    assert built() == {"_C"}
+    assert built() == {"_ops"}
 
 
 def test_nor_one_whose_compilation_fails(sources, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_nor_one_whose_compilation_fails(sources, tmp_path, monkeypatch):
 @pytest.mark.parametrize("release", ["11.8", "12.4", "13.0", "13.9"])
 def test_an_nvcc_of_torch_s_cuda_or_an_older_one_fits(sources, tmp_path, monkeypatch, release):
     build(monkeypatch, fake_nvcc(tmp_path / "cuda", release=release))
-    assert built() == {"_C", "_C_cuda"}
+    assert built() == {"_ops", "_C_cuda"}
 
 
 def test_a_newer_nvcc_than_torch_s_cuda_is_named(sources, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_a_newer_nvcc_than_torch_s_cuda_is_named(sources, tmp_path, monkeypatch)
     assert "is of CUDA 14, torch was built for CUDA 13" in (PACKAGE / "_cuda_not_built.txt").read_text()
     assert not calls(home)
     build(monkeypatch, home, wanted="cuda", torch_cuda=None)  # only to be compiled
-    assert built() == {"_C", "_C_cuda"}
+    assert built() == {"_ops", "_C_cuda"}
 
 
 def test_a_missing_nvcc_is_named(sources, tmp_path, monkeypatch):

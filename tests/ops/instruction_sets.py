@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dmmlkd_ext.ops import backend
+from dmmlkd_ext.ops import backend, native
 
 
 def instruction_sets() -> list[str]:
     """Return their names, or "reference" alone."""
     if backend() == "reference":
         return ["reference"]
-    from dmmlkd_ext import _C
-
     found = []
     for name in ("base", "avx2", "avx512"):
         try:
-            _C.select_instruction_set(name)
+            native.select_instruction_set(name)
         except ValueError:
             continue
         found.append(name)
-    _C.select_instruction_set("auto")
+    native.select_instruction_set("auto")
     return found
 
 
@@ -31,10 +29,8 @@ def kernels_of(name: str) -> Iterator[None]:
     if name == "reference":
         yield
         return
-    from dmmlkd_ext import _C
-
-    _C.select_instruction_set(name)
+    native.select_instruction_set(name)
     try:
         yield
     finally:
-        _C.select_instruction_set("auto")
+        native.select_instruction_set("auto")

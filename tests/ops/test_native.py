@@ -1,38 +1,50 @@
-"""The extension is loaded only where it fits the package."""
+"""The native operators are loaded only where they fit the package and its torch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dmmlkd_ext.ops import backend
 from dmmlkd_ext.ops import native as _native
+from dmmlkd_ext.ops import schemas as _schemas
 
-SCHEMAS = Path(__file__).parents[2] / "csrc" / "ops.cpp"
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("built", [{}, {"interface": _native.INTERFACE + 1}], ids=["older", "newer"])
-def test_an_extension_of_other_sources_is_named(monkeypatch, built):
-    stale = SimpleNamespace(__file__="_C.so", **built)
-    monkeypatch.setattr(_native, "import_module", lambda _: stale)
+@pytest.fixture
+def library(monkeypatch, tmp_path):
+    """A library that is there and is never read."""
     monkeypatch.delenv("DMMLKD_BACKEND", raising=False)
-    own = _native.INTERFACE
+    path = tmp_path / "_ops.so"
+    path.touch()
+    monkeypatch.setattr(_native, "LIBRARY", path)
+    return path
+
+
+@pytest.mark.parametrize("built", [None, _native.INTERFACE + 1], ids=["older", "newer"])
+def test_operators_of_other_sources_are_named(monkeypatch, library, built):
+    functions = SimpleNamespace() if built is None else SimpleNamespace(dmmlkd_interface=lambda: built)
+    monkeypatch.setattr(_native.torch.ops, "load_library", lambda _: None)
+    monkeypatch.setattr(_native.ctypes, "CDLL", lambda _: functions)
     with pytest.raises(
-        ImportError, match=rf"interface {own} of this package, got (None|{own + 1}) in _C\.so: .*make build"
+        ImportError, match=rf"interface {_native.INTERFACE} of this package, got {built} in .*_ops\.so: .*make build"
     ):
         _native._load()
 
 
 def run_python(code, **settings):
     """Run a program with other settings of this package."""
-    environment = {**os.environ, "PYTHONPATH": str(SCHEMAS.parents[1]), "OMP_NUM_THREADS": "1", **settings}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -50,39 +62,60 @@ def test_an_impossible_setting_is_one_line(name):
 
 
 def test_an_empty_setting_is_as_unset(monkeypatch):
+    if _native.backend_reason() and os.environ.get("DMMLKD_BACKEND"):
+        pytest.skip("the reference was asked for")
     monkeypatch.setenv("DMMLKD_BACKEND", "")
     monkeypatch.setenv("DMMLKD_INSTRUCTION_SET", "")
-    assert _native._load()[1] in ("", _native._why_not_loaded(ImportError("x"), Path()), _native._reason)
+    assert _native._load()[1] == _native._reason
 
 
-def test_an_extension_of_another_torch_is_named(monkeypatch, tmp_path):
-    (tmp_path / "ops").mkdir()
-    library = tmp_path / "_C.cpython-311.so"
-    monkeypatch.setattr(_native, "__file__", str(tmp_path / "ops" / "native.py"))
-    monkeypatch.delenv("DMMLKD_BACKEND", raising=False)
-
-    def fail(_):
-        raise ImportError("undefined symbol: _ZN3c106detail23torchInternalAssertFail")
-
-    monkeypatch.setattr(_native, "import_module", fail)
-    library.write_bytes(b"\x7fELF...\0dmmlkd_ext was built for torch 1.0.0;\0...")
-    words = r"built for torch 1\.0\.0, this is torch .*: build it again \(`make build`"
+@pytest.mark.parametrize("version", ["2.10.1", "2.15.0+cu130", "3.0.0a0"])
+def test_another_torch_than_the_operators_are_for_is_named(monkeypatch, library, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    words = rf"is for torch 2\.11 to 2\.14, this is torch {re.escape(version)}: install one of those"
     with pytest.warns(UserWarning, match=words):
-        assert "1.0.0" in _native._load()[1]
+        loaded, reason = _native._load()
+    assert loaded is None
+    assert re.search(words, reason)
     monkeypatch.setenv("DMMLKD_BACKEND", "native")
     with pytest.raises(ImportError, match=words):
         _native._load()
-    here = _native._number(_native.torch.__version__)
-    library.write_bytes(f"dmmlkd_ext was built for torch {here};".encode())
-    with pytest.raises(ImportError, match="cannot be loaded: undefined symbol"):
+
+
+@pytest.mark.parametrize("version", ["2.11.0", "2.12.1+cpu", "2.14.0a0+git123"])
+def test_each_torch_that_they_are_for_is_tried(monkeypatch, library, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.warns(UserWarning, match="the native extension cannot be loaded: .*_ops.so"):
+        assert "file too short" in _native._load()[1]
+
+
+def test_the_metadata_ask_for_the_same_torch():
+    (oldest, newest), text = _native.TORCH_VERSIONS, (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"torch>={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"' in text
+    assert f'OLDEST_TORCH = "0x{oldest[0]:02x}{oldest[1]:02x}000000000000"' in (ROOT / "setup.py").read_text("utf-8")
+
+
+def test_operators_that_are_not_there_are_named(monkeypatch, library):
+    library.unlink()
+    assert _native._load() == (None, "the native extension was not built: there is no _ops.so")
+    library.with_name("_not_built.txt").write_text("no compiler\n")
+    with pytest.warns(UserWarning, match="the native extension was not built: no compiler"):
         _native._load()
 
 
 @pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
-def test_the_extension_says_which_torch_it_is_for():
-    assert _native._module.built_for == _native._number(_native.torch.__version__)
-    text = f"dmmlkd_ext was built for torch {_native._module.built_for};".encode()
-    assert text in Path(_native._module.__file__).read_bytes()
+def test_the_library_asks_for_the_stable_interface_alone():
+    """Neither Python's symbols nor those of torch's C++, which differ from version to version."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not at hand")
+    said = subprocess.run(
+        ["nm", "-D", "--undefined-only", _native.LIBRARY], capture_output=True, text=True, check=True
+    ).stdout
+    wanted = [line.split()[-1].lstrip("_") for line in said.splitlines()]
+    of_torch = [name for name in wanted if re.search("torch|c10|ATen|^ZNK?2at", name)]
+    assert "torch_library_impl" in of_torch
+    assert [name for name in of_torch if not name.startswith(("torch_", "aoti_torch_"))] == []
+    assert [name for name in wanted if name.startswith("Py")] == []
 
 
 FORKS = """
@@ -142,14 +175,42 @@ def test_cuda_kernels_that_do_not_load_say_why(monkeypatch, tmp_path):
 
 
 def test_both_sides_have_one_number():
-    text = (SCHEMAS.parent / "interface.h").read_text(encoding="utf-8")
+    text = (ROOT / "csrc" / "interface.h").read_text(encoding="utf-8")
     assert int(re.search(r"interface_number = (\d+);", text).group(1)) == _native.INTERFACE
     if backend() == "native":
-        assert _native._module.interface == _native.INTERFACE
+        assert _native._library.dmmlkd_interface() == _native.INTERFACE
+
+
+SCHEMAS = (*_schemas.LOSSES, *_schemas.GOSSIP, *_schemas.SIMULATION)
 
 
 def test_the_number_rises_with_the_schemas():
     """Who changes a schema raises the number on both sides, then writes the digest of the schemas here."""
-    code = re.sub(r"//[^\n]*", "", SCHEMAS.read_text(encoding="utf-8"))
-    schemas = "".join("".join(re.findall(r'"([^"]*)"', code)).split())
-    assert (_native.INTERFACE, hashlib.sha256(schemas.encode()).hexdigest()[:12]) == (6, "d87a4040cab5")
+    digest = hashlib.sha256("".join("".join(SCHEMAS).split()).encode()).hexdigest()[:12]
+    assert (_native.INTERFACE, digest) == (6, "9c8d848ab326")
+
+
+@pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
+def test_each_schema_has_a_kernel_and_each_kernel_a_schema():
+    code = (ROOT / "csrc" / "ops.cpp").read_text(encoding="utf-8")
+    names = [schema.partition("(")[0] for schema in SCHEMAS]
+    names.remove("pairwise_kl_backward")  # on CUDA alone
+    assert sorted(re.findall(r'm\.impl\("(\w+)"', code)) == sorted(names)
+    for name in names:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dmmlkd::{name}", "CPU")
+
+
+@pytest.mark.skipif(backend() == "reference", reason="the native extension is not in use")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_autograd_sees_that_a_tensor_was_overwritten(in_place):
+    weights = torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.ones(2)
+    parameter, rows = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3)
+    product = parameter * rows  # saves rows
+    version = rows._version
+    if in_place:
+        torch.ops.dmmlkd.gossip_mix_inplace_(rows, *weights, 0, 3)
+    else:
+        torch.ops.dmmlkd.gossip_mix_(torch.zeros(2, 3), *weights, rows, 0, 3, False)
+    assert rows._version == version + 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
