@@ -30,13 +30,17 @@ COMPILED = $(filter-out csrc/emulation/% csrc/cuda/%,$(filter %.cpp,$(CPP_SOURCE
 BUILD_INPUTS = setup.py $(CPP_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint pytest bench bench-compare figures tune figure-% table-% cuda-check gpu-check sanitize docs clean FORCE
+.PHONY: help setup build wheels test lint pytest bench bench-compare figures tune figure-% table-% cuda-check gpu-check sanitize docs clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## make .venv with torch, the package and its tools
 build: $(VENV)/.built ## build the native extension
+
+wheels: $(VENV)/.built ## build into dist/ the wheel that fits every Python and torch that pyproject.toml allows
+	rm -rf build/lib* build/bdist* # setuptools would pack what older versions have left there
+	PATH="$(CURDIR)/$(BIN):$$PATH" DMMLKD_BUILD=cpu $(RUN) setup.py --quiet bdist_wheel --dist-dir dist
 
 test: lint pytest cuda-check ## lint, type-check, test, compile the CUDA kernels, draw the smoke figures
 	$(RUN) -m paper_figures.make --profile smoke
@@ -86,7 +90,7 @@ docs: $(VENV)/.docs ## build the documentation site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove what was built and installed, not the results of runs
-	rm -rf $(VENV) build dist *.egg-info dmmlkd_ext/_C*.so
+	rm -rf $(VENV) build dist *.egg-info dmmlkd_ext/_*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -108,7 +112,7 @@ ONE_LINE_PER_FILE = /^\[[0-9]+\/[0-9]+\] / { for (i = 2; i < NF; i++) if ($$i ==
 
 # The extension is built by the next rule, so that a change of metadata does not compile anything.
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
-	$(PIP) install "setuptools>=77" "ninja>=1.11,<2" "pybind11>=2.13,<4" wheel
+	$(PIP) install "setuptools>=77" "ninja>=1.11,<2" wheel
 	DMMLKD_BUILD=none $(PIP) install --no-build-isolation --editable ".[dev]"
 	touch $@
 

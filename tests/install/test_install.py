@@ -3,6 +3,9 @@
 Installing torch anew for each test would take minutes and a network. Instead a new, empty virtual environment gets
 the files of this environment's torch, and of what torch itself requires, as symbolic links, found through their
 package metadata. Nothing else of this environment can be seen from there: not numpy, not this checkout.
+
+The wheel serves other Pythons and other torches as well. Those that DMMLKD_TEST_PYTHONS names, interpreters that can
+import torch with a colon between, are tried with the same wheel.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import setuptools
 from packaging.requirements import Requirement
 
 pytestmark = [
@@ -74,6 +79,14 @@ class Environment:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.symlink_to(source.resolve())
 
+    def pretend(self, name: str, version: str) -> None:
+        """Let pip believe that a distribution is installed, and no other version of it."""
+        for other in self.packages.glob(f"{name}-*.dist-info"):
+            shutil.rmtree(other)
+        described = self.packages / f"{name}-{version}.dist-info"
+        described.mkdir()
+        (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
     def run(self, *arguments: str | Path, **variables: str) -> str:
         """Run its Python away from the checkout and return what it said, last what it printed; it must succeed."""
         return self._call([self.python, *arguments], variables)
@@ -81,6 +94,12 @@ class Environment:
     def pip(self, *arguments: str | Path, **variables: str) -> str:
         """Run the pip of this environment on the other one."""
         return self._call([sys.executable, "-m", "pip", "--python", self.python, *arguments], variables)
+
+    def pip_refuses(self, *arguments: str | Path) -> str:
+        """Run it likewise; return what it said, which must be that it cannot."""
+        with pytest.raises(AssertionError) as refusal:
+            self.pip("install", "--no-index", *arguments, PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="")
+        return str(refusal.value)
 
     def _call(self, command: list[str | Path], variables: dict[str, str]) -> str:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DMMLKD_", "PYTHON"))}
@@ -142,6 +161,22 @@ def test_the_sdist_holds_all_sources(sdist):
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
+@pytest.mark.parametrize(
+    ("asks_for", "platform"),
+    [
+        (["GLIBC_2.2.5", "GLIBC_2.14"], "manylinux_2_28_x86_64"),
+        (["GLIBC_2.4", "GLIBC_2.34", "GLIBCXX_3.4.21", "CXXABI_1.3.11"], "manylinux_2_34_x86_64"),
+        (["GLIBC_2.14", "GLIBCXX_3.4.9", "GLIBCXX_3.4.29"], None),
+        (["GLIBC_2.14", "CXXABI_1.3.13"], None),
+    ],
+)
+def test_the_wheel_is_for_the_machines_that_have_what_it_asks_for(monkeypatch, asks_for, platform):
+    monkeypatch.setenv("DMMLKD_BUILD", "none")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    library = b"\x7fELF\0" + b"".join(version.encode() + b"\0" for version in asks_for)
+    assert runpy.run_path(str(ROOT / "setup.py"))["manylinux"](library) == platform
+
+
 # Gives the object that the checkout's own build has made of a source, and notes the command; all else, linking above
 # all, is left to the real compiler.
 KEEPING_COMPILER = """#!/bin/sh
@@ -201,16 +236,55 @@ def build_wheel(sdist: Path, folder: Path) -> tuple[Path, bool]:
     return wheel, isolated
 
 
+def check_refusals(wheel: Path, folder: Path) -> None:
+    """Where the wheel does not fit, pip names what does not; it neither searches nor downloads another torch."""
+    bare = new_environment(folder)
+    bare.pretend("numpy", "2.0.0")
+    for version in (None, "2.10.1", "2.15.0"):
+        if version is not None:
+            bare.pretend("torch", version)
+        assert "No matching distribution found for torch<2.15,>=2.11" in bare.pip_refuses(wheel)
+    elsewhere = "--no-deps", "--only-binary=:all:", "--target", folder / "target"
+    if sys.platform != "darwin":
+        other = "--platform", "macosx_14_0_arm64", *elsewhere, wheel
+        assert "is not a supported wheel on this platform" in bare.pip_refuses(*other)
+    assert "requires a different Python: 3.10" in bare.pip_refuses("--python-version", "3.10", *elsewhere, wheel)
+
+
+def check_other_pythons(wheel: Path, folder: Path) -> list[str]:
+    """Train with each interpreter that was named; return what ran."""
+    found = []
+    for number, python in enumerate(filter(None, os.environ.get("DMMLKD_TEST_PYTHONS", "").split(os.pathsep))):
+        target = folder / str(number)
+        command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps"]
+        subprocess.run([*command, "--target", target, wheel], check=True, capture_output=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DMMLKD_", "PYTHON"))}
+        done = subprocess.run(
+            [python, TRAINING],
+            cwd=folder,
+            env=kept | {"PYTHONPATH": str(target)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{python} failed:\n{done.stdout}\n{done.stderr}"
+        ran = json.loads(done.stdout.splitlines()[-1])
+        assert ran["backend"] == "native", ran
+        found.append(f"Python {ran['python']} with torch {ran['torch']}")
+    return found
+
+
 # One test and not several, so that one wheel is built, however tests are shared out among processes.
 def test_the_wheel_works_beside_torch_alone(sdist, environment, tmp_path_factory):
     wheel, isolated = build_wheel(sdist, tmp_path_factory.mktemp("building"))
-    assert "none-any" not in wheel.name
+    assert "-py3-none-" in wheel.name  # for any Python,
+    assert "none-any" not in wheel.name  # on one platform
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
     assert all(name.startswith("dmmlkd_ext") for name in names)
     assert {"dmmlkd_ext/METHOD.md", "dmmlkd_ext/py.typed"} <= set(names)
-    assert [name for name in names if name.startswith("dmmlkd_ext/_C.")]
+    assert [name for name in names if name.endswith((".so", ".pyd", ".dylib"))] == ["dmmlkd_ext/_ops.so"]
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert {Requirement(line.partition(": ")[2]).name for line in needed} == {"torch", "numpy"}
 
@@ -222,6 +296,8 @@ def test_the_wheel_works_beside_torch_alone(sdist, environment, tmp_path_factory
     assert environment.train(DMMLKD_BACKEND="reference")["backend"] == "reference"
     if ran["instruction_set"] != "base":
         assert environment.train(DMMLKD_INSTRUCTION_SET="base")["instruction_set"] == "base"
+    check_refusals(wheel, tmp_path_factory.mktemp("refusing"))
+    print("also ran on:", *check_other_pythons(wheel, tmp_path_factory.mktemp("others")))
     # Plain pip hides the environment from the build, so that setup.py has to look for its torch: tested as well,
     if not isolated:
         pytest.skip("all passed, but no package index is at hand, from which an isolated build gets setuptools")
