@@ -30,7 +30,7 @@ def by_plain_torch() -> Iterator[None]:
         return mixing._replace(mixer=JaggedWeights(mixing.weights, self._like.device))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_module", None)
+        patch.setattr(native, "_library", None)
         patch.setattr(MixingWeights, "_divide", jagged)
         yield
 
