@@ -70,12 +70,13 @@ class ProgressBar(Callback):
 
         tier = getattr(simulation, "local_training", "native").partition(":")[0]
         where = str(getattr(simulation, "torch_device", "cpu"))
-        parts = [self._description, *([tier] if tier != "native" else []), *([where] if where != "cpu" else [])]
-        description = ", ".join(parts)
+        aside = where if where != "cpu" else tier if tier != "native" else ""  # on a GPU the reference trains
+        aside, room = (f", {aside}", _DESCRIPTION - len(aside) - 2) if aside else ("", _DESCRIPTION)
+        name = self._description
         self._bar = tqdm(
             total=simulation.total_rounds,
             initial=simulation.round,
-            desc=description if len(description) <= _DESCRIPTION else f"{description[: _DESCRIPTION - 2]}..",
+            desc=(name if len(name) <= room else f"{name[: room - 2]}..") + aside,
             disable=None if self._enabled is None else not self._enabled,
             ncols=min(_BAR_WIDTH, shutil.get_terminal_size().columns),
             bar_format="{desc} {n_fmt}/{total_fmt}|{bar}|{remaining}{postfix}",
