@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,14 @@ def test_an_interrupt_while_torch_is_imported_is_one_line(program: list[str], tm
     words = [word.format(folder=tmp_path) for word in program]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, *words, "info"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *words, "info"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        # The tests may run in the background, where a shell lets programs ignore the interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if words[0].endswith("mine.py"):
         assert "Traceback" in done.stderr  # a program that uses the package reports its interrupts itself
