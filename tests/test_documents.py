@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from dmmlkd_ext.cli import main
@@ -65,6 +66,7 @@ def test_a_notebook_runs(notebook, elsewhere):
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
