@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from rows import table_of
@@ -249,3 +250,4 @@ def test_a_curve_that_still_rises_is_marked() -> None:
     assert sum(text.get_text() == "↑" for text in drawn.axes[0].texts) == 1
     short = convergence.transform(Results(table_of([{**row, "round": 40} for row in rows[::3]])))
     assert short["rise"].isna().all()
+    plt.close("all")
