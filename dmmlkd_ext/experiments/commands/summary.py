@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dmmlkd_ext.experiments.finished import read_json
+from dmmlkd_ext.experiments.show.words import quantity
 from dmmlkd_ext.training.keep.callbacks import mean_of
 from dmmlkd_ext.training.keep.divergence import shorten
 
 _MOST_CLASSES = 12
 """Classes up to which each one's accuracy is shown."""
-_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
 
 
 def summarize_run(folder: Path) -> str:
@@ -103,17 +103,6 @@ def read_seconds(path: Path) -> dict[str, float]:
                 except (KeyError, TypeError, ValueError) as error:
                     raise ValueError(f"{path} is damaged: a line has no run and seconds, got {row}") from error
     return total
-
-
-def quantity(value: float, unit: str) -> str:
-    """Return a number with three digits and the prefix of its unit.
-
-    Example:
-        >>> quantity(12345.0, "J"), quantity(0.5, "s"), quantity(0.0, "bit")
-        ('12.3 kJ', '500 ms', '0 bit')
-    """
-    factor, prefix = next(((factor, prefix) for factor, prefix in _PREFIXES if abs(value) >= factor), (1.0, ""))
-    return f"{value / factor:.3g} {prefix}{unit}"
 
 
 def _numbers(values: Sequence[float | None] | None) -> list[float]:
